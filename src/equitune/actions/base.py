@@ -1,0 +1,223 @@
+"""The abstract action of a finite group, and what all actions share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune.groups import Embedding, FiniteGroup
+
+__all__ = ["Action", "TrivialAction"]
+
+Elements = Sequence[int]
+"""Some elements of a group, in the order in which a stack holds them."""
+
+
+class Action(ABC):
+    """How a finite group acts on a batch of shape (B, ...): a left action, (gh)x = g(hx).
+
+    An action is a value: it is immutable, compares, hashes and pickles, and belongs to no device.
+    It changes neither the dtype, the device nor the memory format of what it acts on, and
+    is differentiable. Subclasses say what one element does; the rest follows.
+
+    Attributes:
+        group: The group that acts.
+    """
+
+    group: FiniteGroup
+
+    @abstractmethod
+    def transform(self, x: Any, g: int | Tensor) -> Any:
+        """The transformed batch, rho(g) x.
+
+        Args:
+            x: A batch of shape (B, ...).
+            g: One element for the whole batch, or an int64 tensor of shape (B,) that gives each
+                sample its own element.
+
+        Raises:
+            ValueError: If the action cannot act on the shape of ``x``, or ``g`` is no element.
+            TypeError: If ``x`` or ``g`` is of the wrong type.
+        """
+
+    @abstractmethod
+    def restrict(self, embedding: Embedding) -> Action:
+        """The same action, of a subgroup only."""
+
+    @abstractmethod
+    def _state(self) -> tuple[object, ...]:
+        """What the value consists of, for comparing and hashing."""
+
+    def orbit(self, x: Any, elements: Elements | None = None) -> Any:
+        """The orbit stack of shape (|G|, B, ...): entry g is rho(g) x.
+
+        Args:
+            x: A batch of shape (B, ...).
+            elements: Only these elements, in this order. Default all.
+
+        Raises:
+            ValueError: If the copies do not all have one shape (see :meth:`shape_classes`).
+        """
+        elements = self._elements(elements)
+        # Concatenated and not stacked: this keeps the memory format, and the model's batch is a view.
+        copies = torch.cat([self.transform(x, g) for g in elements])
+        return copies.unflatten(0, (len(elements), x.shape[0]))
+
+    def inverse_orbit(self, y: Any, elements: Elements | None = None) -> Any:
+        """Undoes the action on a stack of shape (|G|, B, ...): entry g becomes rho(g)^-1 y[g].
+
+        Args:
+            y: A stack, whose entry i belongs to ``elements[i]``.
+            elements: The elements that the entries belong to. Default all.
+        """
+        elements = self._elements(elements)
+        self._check_stack(y, elements)
+        return torch.stack(
+            [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
+        )
+
+    def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
+        """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
+        return (tuple(self.group.elements),)
+
+    def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
+        """The tensors of a structure with the action of each; here one tensor."""
+        return [(self, _require_tensor(x, name, self))]
+
+    def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
+        """Puts tensors in the places of a structure that :meth:`flatten` took them from."""
+        (leaf,) = leaves
+        return leaf
+
+    def _extent(self) -> dict[int, int | None]:
+        """The dims that are acted on and their sizes (None: any), to probe products with."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be a factor of a ProductAction; "
+            "build the products first and put them into the structure"
+        )
+
+    def _elements(self, elements: Elements | None) -> Elements:
+        return self.group.elements if elements is None else elements
+
+    def _check_stack(self, y: Tensor, elements: Elements) -> None:
+        if y.shape[0] != len(elements):
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}; its first dimension must be the {len(elements)} "
+                "elements of the group"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._state() == other._state()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._state()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(group of order {self.group.order})"
+
+    def __copy__(self) -> Action:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Action:
+        return self
+
+
+@final
+class TrivialAction(Action):
+    """The action that moves nothing: rho(g) x = x, of any dtype and shape.
+
+    As an output action it means invariance.
+
+    Example:
+        >>> import torch
+        >>> from equitune import TrivialAction, c4
+        >>> TrivialAction(c4()).orbit(torch.zeros(2, 5)).shape
+        torch.Size([4, 2, 5])
+    """
+
+    def __init__(self, group: FiniteGroup) -> None:
+        self.group = group
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        _require_tensor(x, "x", self)
+        check_elements(g, x, self.group)
+        return x
+
+    def orbit(self, x: Tensor, elements: Elements | None = None) -> Tensor:
+        return x.unsqueeze(0).expand(len(self._elements(elements)), *x.shape)
+
+    def inverse_orbit(self, y: Tensor, elements: Elements | None = None) -> Tensor:
+        self._check_stack(y, self._elements(elements))
+        return y
+
+    def restrict(self, embedding: Embedding) -> TrivialAction:
+        require_group(self, embedding)
+        return TrivialAction(embedding.subgroup)
+
+    def _extent(self) -> dict[int, int | None]:
+        return {}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self.group,)
+
+
+def check_elements(g: int | Tensor, x: Tensor, group: FiniteGroup) -> None:
+    """Refuses a ``g`` that is neither an element of the group nor one per sample of ``x``."""
+    if isinstance(g, int):
+        group.check_element(g)
+        return
+    if not isinstance(g, Tensor):
+        raise TypeError(f"g is a {type(g).__name__}; give an int or an int64 tensor of shape (B,)")
+    if g.dtype != torch.int64:
+        raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
+    if g.shape != x.shape[:1]:
+        raise ValueError(
+            f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
+            "give one element per sample"
+        )
+    # Looking at values costs a synchronisation on accelerators and cannot be traced.
+    if g.device.type == "cpu" and not torch.compiler.is_compiling() and g.numel():
+        group.check_element(int(g.min()))
+        group.check_element(int(g.max()))
+
+
+def require_group(action: Action, embedding: Embedding) -> None:
+    """Refuses an embedding into another group than the one that acts."""
+    if embedding.group != action.group:
+        raise ValueError(
+            f"the embedding is one into a group of order {embedding.group.order}, but the action "
+            f"is one of a group of order {action.group.order}; "
+            "make the embedding with action.group.subgroup(...)"
+        )
+
+
+def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> int:
+    """The dimension ``dim`` of a batch counted from the front; refuses what cannot be acted on."""
+    position = dim if dim >= 0 else x.dim() + dim
+    if not 1 <= position < x.dim():
+        raise ValueError(
+            f"{type(action).__name__} acts on dim {dim}, but x has shape {tuple(x.shape)}, whose "
+            "first dimension is the batch; check dim, and that x has a batch dimension"
+        )
+    if size is not None and x.shape[position] != size:
+        raise ValueError(
+            f"{type(action).__name__} acts on {size} entries along dim {dim}, but x has shape "
+            f"{tuple(x.shape)}, {x.shape[position]} along that dim"
+        )
+    return position
+
+
+def _require_tensor(x: object, name: str, action: Action) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, but {type(action).__name__} acts on one tensor; "
+            "for dicts, tuples, dataclasses and model outputs give a "
+            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined"
+        )
+    if x.dim() == 0:
+        raise ValueError(f"{name} is a scalar; actions act on batches of shape (B, ...)")
+    return x

@@ -1,0 +1,137 @@
+"""Pure functions on orbit stacks of shape (|G|, B, ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equitune.actions import Action
+
+__all__ = ["orbit", "reynolds", "select_minimum", "weighted_mean", "weighted_reynolds"]
+
+
+def orbit(x: Any, action: Action) -> Any:
+    """The orbit stack of a batch: entry g is rho(g) x.
+
+    Args:
+        x: A batch of shape (B, ...), or a structure of batches.
+        action: How the group acts on it.
+
+    Returns:
+        A stack of shape (|G|, B, ...), or the structure of stacks.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.functional import orbit
+        >>> orbit(torch.rand(2, 3, 8, 8), ImageAction(c4())).shape
+        torch.Size([4, 2, 3, 8, 8])
+    """
+    return action.orbit(x)
+
+
+def reynolds(outputs: Any, action: Action) -> Any:
+    """The Reynolds operator, the mean over g of rho(g)^-1 outputs[g] (first paper, equation 3).
+
+    Args:
+        outputs: The raw outputs M(gx), a stack of shape (|G|, B, ...) or a structure of stacks.
+        action: How the group acts on one output.
+
+    Returns:
+        The mean, of shape (B, ...), or the structure of means.
+
+    Raises:
+        TypeError: If the outputs are integers, which have no mean.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.functional import orbit, reynolds
+        >>> x, action = torch.rand(2, 3, 8, 8), ImageAction(c4())
+        >>> torch.allclose(reynolds(orbit(x, action), action), x)
+        True
+    """
+    return weighted_reynolds(outputs, None, action)
+
+
+def weighted_reynolds(outputs: Any, weights: Tensor | None, action: Action) -> Any:
+    """The weighted Reynolds operator, the sum over g of w_g rho(g)^-1 outputs[g].
+
+    With weights lambda(gx) / sum_h lambda(hx) this is equation 4 of the second paper.
+
+    Args:
+        outputs: The raw outputs M(gx), a stack of shape (|G|, B, ...) or a structure of stacks.
+        weights: (|G|, B), with the sum 1 over the group; None for equal weights.
+        action: How the group acts on one output.
+
+    Returns:
+        The sum, of shape (B, ...), or the structure of sums.
+
+    Raises:
+        ValueError: If the weights are not of shape (|G|, B).
+        TypeError: If the outputs are integers, which have no mean.
+    """
+    leaves = action.flatten(outputs, "outputs")
+    means = [weighted_mean(leaf_action.inverse_orbit(y), weights) for leaf_action, y in leaves]
+    return action.unflatten(outputs, means)
+
+
+def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of a stack over its first dimension, in the precision of the wider operand.
+
+    Args:
+        stack: (|G|, B, ...), floating-point or complex.
+        weights: (|G|, B), or None for equal weights. An entry of weight 0 does not count, even
+            where it is infinite.
+
+    Returns:
+        (B, ...), in the dtype of ``stack``.
+    """
+    if not (stack.is_floating_point() or stack.is_complex()):
+        raise TypeError(
+            f"outputs of dtype {stack.dtype} cannot be averaged over the group; return "
+            "floating-point scores and take the decision afterwards, or mark the field with Drop()"
+        )
+    if weights is None:
+        return stack.mean(dim=0)
+    if weights.shape != stack.shape[:2]:
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)} for a stack of shape {tuple(stack.shape)}; "
+            f"give one weight per element and sample, {tuple(stack.shape[:2])}"
+        )
+    factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
+    terms = torch.where(factors == 0, 0, factors * stack)
+    return terms.sum(dim=0).to(stack.dtype)
+
+
+def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
+    """The weights that select the minimum over the group; ties share the weight equally.
+
+    An input with a symmetry of its own has several minimisers, and its output is equivariant only
+    if all of them count.
+
+    Args:
+        scores: (|G|, B) proxy losses.
+        tolerance: Scores within ``tolerance * |minimum|`` of the minimum count as equal to it.
+
+    Returns:
+        The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
+
+    Raises:
+        ValueError: If ``tolerance`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from equitune.functional import select_minimum
+        >>> select_minimum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
+        [[0.5, 0.0], [0.5, 1.0]]
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; give 0 or more")
+    minimum = scores.amin(dim=0, keepdim=True)
+    # The first condition is for minima that are infinite or zero.
+    ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())
+    chosen = ties.to(scores.dtype)
+    return chosen / chosen.sum(dim=0, keepdim=True)

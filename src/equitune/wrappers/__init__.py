@@ -1,0 +1,17 @@
+"""One forward machinery, and the weightings on top of it."""
+
+from equitune.wrappers.average import EquiTune, RegularFeatures
+from equitune.wrappers.equizero import EquiZero
+from equitune.wrappers.lambda_equitune import LambdaEquiTune, OrbitWeightNet
+from equitune.wrappers.orbit import Explanation, OrbitModule, Symmetrizer
+
+__all__ = [
+    "EquiTune",
+    "EquiZero",
+    "Explanation",
+    "LambdaEquiTune",
+    "OrbitModule",
+    "OrbitWeightNet",
+    "RegularFeatures",
+    "Symmetrizer",
+]

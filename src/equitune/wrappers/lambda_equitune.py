@@ -1,0 +1,134 @@
+"""Learned weights: LambdaEquiTune."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import Action
+from equitune.wrappers.orbit import OrbitPass, Symmetrizer, in_group_order
+from equitune.wrappers.tap import Tap
+
+__all__ = ["LambdaEquiTune", "OrbitWeightNet"]
+
+
+class OrbitWeightNet(nn.Module, ABC):
+    """A weight network that sees the whole orbit at once.
+
+    For the wrapper to be equivariant it has to be equivariant to permutations of the first
+    dimension, as attention without positions is.
+    """
+
+    @abstractmethod
+    def forward(self, stack: Tensor) -> Tensor:
+        """One logit per copy.
+
+        Args:
+            stack: (|G|, B, ...), what ``weight_input`` names, entry g of the copy gx.
+
+        Returns:
+            The logits, (|G|, B).
+        """
+
+
+@final
+class LambdaEquiTune(Symmetrizer):
+    """Weights learned by a network, lambda-equitune (second paper, equation 4).
+
+    f(x) = sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), where log lambda is what the weight
+    network returns: the weights are the softmax of its logits over the group.
+
+    Args:
+        backbone: The module M.
+        input_action: How the group acts on the first argument of the backbone, or a mapping from
+            argument names to actions.
+        output_action: How it acts on the output; None means one invariant tensor.
+        weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
+            logit each, (N,) or (N, 1); or an :class:`OrbitWeightNet`.
+        weight_input: What the network sees: ``"input"``, the copies gx of the first moved tensor
+            (the paper's lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or
+            the dotted name of a submodule of the backbone, whose activation is then read in the
+            pass that runs anyway.
+        chunk_size: The most copies in one pass of the backbone; None for no limit.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: As :class:`EquiTune`, and if no submodule has the name ``weight_input``. Calls
+            raise it if the weight network returns another shape.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, LambdaEquiTune, c4
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> weight_net = torch.nn.Linear(10, 1)
+        >>> model = LambdaEquiTune(
+        ...     backbone, ImageAction(c4()), weight_net=weight_net, weight_input="output"
+        ... )
+        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.shape
+        torch.Size([4, 2])
+    """
+
+    weight_net: nn.Module
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        weight_net: nn.Module,
+        weight_input: str = "input",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size)
+        if not isinstance(weight_net, nn.Module):
+            raise TypeError(
+                f"weight_net is a {type(weight_net).__name__}; give a torch.nn.Module that returns "
+                "one logit per copy"
+            )
+        if not isinstance(weight_input, str):
+            raise TypeError(
+                f"weight_input is a {type(weight_input).__name__}; give 'input', 'output' or the "
+                "dotted name of a submodule of the backbone"
+            )
+        self.weight_net = weight_net
+        self.weight_input = weight_input
+        if weight_input not in ("input", "output"):
+            self._tap = Tap(backbone, weight_input)
+
+    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+        seen = [self._seen(p) for p in passes]
+        if isinstance(self.weight_net, OrbitWeightNet):
+            stack = in_group_order(seen, passes, f"weight_input {self.weight_input!r}")
+            logits = self.weight_net(stack)
+            self._check_logits(logits, stack, (stack.shape[:2],))
+        else:
+            logits = in_group_order([self._score(s) for s in seen], passes, "weight_net")
+        # In float32 or higher, whatever autocast or the backbone work in.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.softmax(dim=0), logits
+
+    def _seen(self, orbit: OrbitPass) -> Tensor:
+        if self.weight_input == "input":
+            return orbit.inputs[0]
+        if orbit.tapped is not None:
+            return orbit.tapped
+        return orbit.outputs[0][1]
+
+    def _score(self, stack: Tensor) -> Tensor:
+        copies = stack.flatten(0, 1)
+        logits = self.weight_net(copies)
+        self._check_logits(logits, copies, (copies.shape[:1], (copies.shape[0], 1)))
+        return logits.reshape(stack.shape[:2])
+
+    def _check_logits(self, logits: Tensor, seen: Tensor, shapes: tuple[object, ...]) -> None:
+        if not isinstance(logits, Tensor) or logits.shape not in shapes:
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
+                f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"  # type: ignore[call-overload]
+            )

@@ -1,0 +1,308 @@
+"""The one forward machinery: build the orbit, run the backbone, undo the output action."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import Action, TrivialAction
+from equitune.functional import weighted_mean
+from equitune.wrappers.calls import InputActions, MovedCall
+from equitune.wrappers.tap import Tap
+
+__all__ = ["Explanation", "OrbitModule", "OrbitPass", "Symmetrizer"]
+
+
+@final
+@dataclass
+class OrbitPass:
+    """What the backbone read and returned for the elements whose copies have one shape.
+
+    Attributes:
+        elements: The elements, in the order of the stacks.
+        inputs: The copies of the moved tensors, stacks of shape (|elements|, B, ...).
+        template: An output of the backbone, for its structure.
+        outputs: The tensors of the raw outputs M(gx), with the action of each, as such stacks.
+        tapped: The tapped activation, as such a stack.
+    """
+
+    elements: tuple[int, ...]
+    inputs: list[Tensor]
+    template: Any
+    outputs: list[tuple[Action, Tensor]]
+    tapped: Tensor | None
+
+
+@final
+@dataclass
+class Explanation:
+    """How a wrapper came to its output.
+
+    Attributes:
+        output: What ``forward`` returns.
+        weights: (|G|, B), the weight of each copy; their sum over the group is 1.
+        scores: (|G|, B), what the weights were made from: the logits of lambda, the proxy
+            losses of EquiZero; None for EquiTune.
+        elements: (B,) int64, the element with the largest weight, the first of several.
+    """
+
+    output: Any
+    weights: Tensor
+    scores: Tensor | None
+    elements: Tensor
+
+
+class OrbitModule(nn.Module, ABC):
+    """Runs a backbone on the whole orbit of its input and undoes the output action.
+
+    Subclasses say how the copies g^-1 M(gx) are combined.
+
+    Args:
+        backbone: The module M. It is registered and never modified.
+        input_action: How the group acts on the first argument of the backbone, or a mapping from
+            argument names to actions.
+        output_action: How it acts on the output; None means that the output is one tensor that
+            shall be invariant. Structured outputs need a ``TreeAction``.
+        chunk_size: The most copies in one pass of the backbone; None for no limit. While the
+            backbone trains, a piece holds whole orbits, at least one, so that batch statistics
+            are those of whole orbits; they are then those of the piece and not of the batch.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the actions are of different groups, or ``chunk_size`` is below 1.
+    """
+
+    backbone: nn.Module
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise TypeError(f"backbone is a {type(backbone).__name__}; give a torch.nn.Module")
+        self._inputs = InputActions(backbone, input_action)
+        self.group = self._inputs.group
+        self.input_action = input_action
+        self.output_action = _check_output_action(output_action, self._inputs)
+        self.chunk_size = _check_chunk_size(chunk_size)
+        self.backbone = backbone
+        self._tap: Tap | None = None
+        # The parameters to give their gradients back to; None while nothing is frozen.
+        self._thawed: tuple[str, ...] | None = None
+
+    # The first argument is by itself, so that torch.export takes dynamic_shapes=({0: batch},).
+    @abstractmethod
+    def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+        """Calls the symmetrised backbone with the backbone's own arguments."""
+
+    def unwrap(self) -> nn.Module:
+        """The backbone itself, its weights and flags as they are.
+
+        A plain checkpoint loads through ``model.unwrap().load_state_dict(...)``.
+        """
+        return self.backbone
+
+    def freeze_backbone(self) -> Self:
+        """Keeps the backbone in eval mode, also under ``train()``, and its weights fixed.
+
+        Returns:
+            The wrapper itself.
+        """
+        if self._thawed is None:
+            named = self.backbone.named_parameters()
+            self._thawed = tuple(name for name, p in named if p.requires_grad)
+        self.backbone.requires_grad_(False).eval()
+        return self
+
+    def unfreeze_backbone(self) -> Self:
+        """Undoes :meth:`freeze_backbone`: what had gradients before has them again.
+
+        Returns:
+            The wrapper itself.
+        """
+        for name in self._thawed or ():
+            self.backbone.get_parameter(name).requires_grad_(True)
+        self._thawed = None
+        self.backbone.train(self.training)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self._thawed is not None:
+            self.backbone.eval()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"group of order {self.group.order}, chunk_size={self.chunk_size}"
+
+    def _bind(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MovedCall:
+        return self._inputs.bind(() if x is None and not args else (x, *args), kwargs)
+
+    def _run_orbit(self, call: MovedCall) -> list[OrbitPass]:
+        """Runs the backbone on all copies: one batch per shape."""
+        if self.chunk_size is not None and torch.compiler.is_exporting():
+            raise ValueError(
+                f"chunk_size is {self.chunk_size}, but the number of pieces cannot depend on a "
+                "dynamic batch in torch.export; export with chunk_size=None"
+            )
+        return [self._run_elements(call, elements) for elements in call.shape_classes()]
+
+    def _run_elements(self, call: MovedCall, elements: tuple[int, ...]) -> OrbitPass:
+        stacks = call.orbits(elements)
+        pieces, join = self._split(stacks, len(elements), call.batch_size)
+        ran = [self._run_piece(call, piece) for piece in pieces]
+        template, first, tapped = ran[0]
+        outputs = [
+            (action, join([leaves[k][1] for _, leaves, _ in ran]))
+            for k, (action, _) in enumerate(first)
+        ]
+        return OrbitPass(
+            elements,
+            stacks,
+            template,
+            outputs,
+            None if tapped is None else join([t for _, _, t in ran if t is not None]),
+        )
+
+    def _run_piece(
+        self, call: MovedCall, copies: list[Tensor]
+    ) -> tuple[Any, list[tuple[Action, Tensor]], Tensor | None]:
+        tapped = None
+        if self._tap is None:
+            output = call.run(self.backbone, copies)
+        else:
+            self._tap.open()
+            try:
+                output = call.run(self.backbone, copies)
+            finally:
+                seen = self._tap.close()
+            tapped = self._tap.only(seen)
+        leaves = self.output_action.flatten(output, "the backbone's output")
+        for tensor in [leaf for _, leaf in leaves] + ([] if tapped is None else [tapped]):
+            if tensor.shape[:1] != copies[0].shape[:1]:
+                raise ValueError(
+                    f"the backbone returned a tensor of shape {tuple(tensor.shape)} for a batch of "
+                    f"{copies[0].shape[0]}; its first dimension must be the batch (give Drop() to "
+                    "a field that has none, such as a loss)"
+                )
+        return output, leaves, tapped
+
+    def _split(
+        self, stacks: list[Tensor], rows: int, batch_size: int
+    ) -> tuple[list[list[Tensor]], Callable[[list[Tensor]], Tensor]]:
+        """The flat batches to run, and how to join what comes back to stacks (rows, B, ...)."""
+        size = self.chunk_size
+        if size is None or rows * batch_size <= size:
+            return [[s.flatten(0, 1) for s in stacks]], lambda ys: _unflat(ys[0], rows, batch_size)
+        if self.backbone.training:
+            samples = max(1, size // rows)
+            split = [s.split(samples, dim=1) for s in stacks]
+            flat = [[s.flatten(0, 1) for s in piece] for piece in zip(*split, strict=True)]
+            return flat, lambda ys: torch.cat([_unflat(y, rows, y.shape[0] // rows) for y in ys], 1)
+        split = [s.flatten(0, 1).split(size) for s in stacks]
+        pieces = [list(piece) for piece in zip(*split, strict=True)]
+        return pieces, lambda ys: _unflat(torch.cat(ys), rows, batch_size)
+
+    def _combine_copies(
+        self, passes: list[OrbitPass], combine: Callable[[Tensor], Tensor]
+    ) -> Any:
+        """Undoes the output action, combines the copies of each tensor, restores the structure."""
+        combined = []
+        for k, (action, _) in enumerate(passes[0].outputs):
+            parts = [action.inverse_orbit(p.outputs[k][1], p.elements) for p in passes]
+            combined.append(combine(in_group_order(parts, passes, "the output")))
+        return self.output_action.unflatten(passes[0].template, combined)
+
+
+class Symmetrizer(OrbitModule):
+    """A weighted Reynolds operator over the orbit: f(x) = sum_g w_g(x) g^-1 M(gx).
+
+    Subclasses say how they weigh.
+    """
+
+    def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+        return self._evaluate(self._bind(x, args, kwargs))[0]
+
+    def explain(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Explanation:
+        """Calls the wrapper as ``forward`` does, and says how it came to its output.
+
+        Returns:
+            The output, with the weights, scores and elements of each sample.
+        """
+        call = self._bind(x, args, kwargs)
+        output, weights, scores = self._evaluate(call)
+        if weights is None:
+            order, device = self.group.order, call.leaves[0][1].device
+            weights = torch.full((order, call.batch_size), 1 / order, device=device)
+        return Explanation(output, weights, scores, weights.argmax(dim=0))
+
+    @abstractmethod
+    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+        """The weights (|G|, B), or None for equal ones, and the scores that they come from."""
+
+    def _combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+        """The combination of the copies g^-1 M(gx), (|G|, B, ...) to (B, ...)."""
+        return weighted_mean(stack, weights)
+
+    def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
+        passes = self._run_orbit(call)
+        weights, scores = self._weigh(passes)
+        output = self._combine_copies(passes, lambda stack: self._combine(stack, weights))
+        return output, weights, scores
+
+
+def in_group_order(parts: Sequence[Tensor], passes: list[OrbitPass], name: str) -> Tensor:
+    """Joins the stacks of several passes to one of shape (|G|, B, ...)."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].shape[1:] != parts[1].shape[1:]:
+        raise ValueError(
+            f"{name} has copies of the shapes {tuple(parts[0].shape[1:])} and "
+            f"{tuple(parts[1].shape[1:])}, because the images are not square, and they cannot be "
+            "combined; check that output_action is the action of the output"
+        )
+    rows = {g: part[i] for part, p in zip(parts, passes, strict=True)
+            for i, g in enumerate(p.elements)}  # fmt: skip
+    return torch.stack([rows[g] for g in sorted(rows)])
+
+
+def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
+    return y.unflatten(0, (rows, batch_size))
+
+
+def _check_output_action(action: Action | None, inputs: InputActions) -> Action:
+    if action is None:
+        return TrivialAction(inputs.group)
+    if not isinstance(action, Action):
+        raise TypeError(
+            f"output_action is a {type(action).__name__}; give an action, or None for one "
+            "invariant tensor"
+        )
+    if action.group != inputs.group:
+        raise ValueError(
+            f"output_action is one of a group of order {action.group.order} {action.group.names}, "
+            f"but input_action is one of a group of order {inputs.group.order} "
+            f"{inputs.group.names}; give two actions of one group"
+        )
+    return action
+
+
+def _check_chunk_size(chunk_size: int | None) -> int | None:
+    if chunk_size is None:
+        return None
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"chunk_size is {chunk_size!r}; give a whole number, or None")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; give 1 or more, or None for no limit")
+    return chunk_size
