@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from equitune.actions.table import Table
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Action", "TrivialAction"]
@@ -92,6 +93,17 @@ class Action(ABC):
         """Puts tensors in the places of a structure that :meth:`flatten` took them from."""
         (leaf,) = leaves
         return leaf
+
+    def prepare(self, device: torch.device) -> None:
+        """Makes the constant tables on a device now, so that compiled code need not."""
+        for part in self._parts():
+            if isinstance(part, Table):
+                part.on(device)
+            elif isinstance(part, Action):
+                part.prepare(device)
+
+    def _parts(self) -> Iterable[object]:
+        return vars(self).values()
 
     def _extent(self) -> dict[int, int | None]:
         """The dims that are acted on and their sizes (None: any), to probe products with."""

@@ -142,6 +142,10 @@ class RegularFeatureAction(Action):
         each = g if isinstance(g, int) else g.repeat_interleave(moved.shape[1])
         return self.fiber.transform(moved.flatten(0, 1), each).unflatten(0, moved.shape[:2])
 
+    def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
+        dimension(x, 1, self, self.group.order)
+        return self.fiber.shape_classes(x[:, 0])
+
     def restrict(self, embedding: Embedding) -> RegularFeatureAction:
         restricted = object.__new__(RegularFeatureAction)
         restricted.group = embedding.subgroup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
@@ -130,6 +130,9 @@ class TreeAction(Action):
                     f"it, such as TrivialAction(group), or {key!r}: Drop() if it cannot be combined"
                 )
             yield key, value, None if value is None else action
+
+    def _parts(self) -> Iterable[object]:
+        return self.actions.values()
 
     def _state(self) -> tuple[object, ...]:
         return tuple(self.actions.items())

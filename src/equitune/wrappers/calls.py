@@ -82,6 +82,10 @@ class InputActions:
                 "ImageAction(d4()), or a mapping from argument names to actions"
             )
 
+    def actions(self) -> list[Action]:
+        """All actions on arguments."""
+        return [*(self._by_name or {}).values(), *([self._first] if self._first else [])]
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MovedCall:
         """Finds the action of every tensor in a call; refuses a tensor without one."""
         moved: dict[Key, Action] = {}

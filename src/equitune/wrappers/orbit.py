@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class OrbitModule(nn.Module, ABC):
         self._tap: Tap | None = None
         # The parameters to give their gradients back to; None while nothing is frozen.
         self._thawed: tuple[str, ...] | None = None
+        self._prepare_actions()
 
     # The first argument is by itself, so that torch.export takes dynamic_shapes=({0: batch},).
     @abstractmethod
@@ -145,6 +147,18 @@ class OrbitModule(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}, chunk_size={self.chunk_size}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._prepare_actions()
+        return self
+
+    def _prepare_actions(self) -> None:
+        """Puts the actions' tables where the backbone is."""
+        tensors = itertools.chain(self.backbone.parameters(), self.backbone.buffers())
+        device = next((t.device for t in tensors), torch.device("cpu"))
+        for action in [*self._inputs.actions(), self.output_action]:
+            action.prepare(device)
 
     def _bind(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MovedCall:
         return self._inputs.bind(() if x is None and not args else (x, *args), kwargs)

@@ -1,0 +1,176 @@
+"""Groups: constructors, products, subgroups, cosets, and one near-group for each axiom."""
+
+import itertools
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equitune import (
+    Embedding,
+    FiniteGroup,
+    c4,
+    cyclic,
+    d4,
+    dihedral,
+    generate_permutations,
+    symmetric,
+    trivial,
+)
+
+GROUPS = {
+    "trivial": (trivial(), 1, True),
+    "cyclic(2)": (cyclic(2), 2, True),
+    "cyclic(3)": (cyclic(3), 3, True),
+    "c4": (c4(), 4, True),
+    "klein": (dihedral(2), 4, True),
+    "dihedral(1)": (dihedral(1), 2, True),
+    "d4": (d4(), 8, False),
+    "symmetric(3)": (symmetric(3), 6, False),
+    "symmetric(4)": (symmetric(4), 24, False),
+    "dihedral(5)": (dihedral(5), 10, False),
+    "c4 x cyclic(2)": (c4() * cyclic(2), 8, True),
+    "symmetric(3) x cyclic(3)": (symmetric(3) * cyclic(3), 18, False),
+}
+
+permutations = st.integers(1, 4).flatmap(
+    lambda n: st.lists(st.permutations(range(n)), min_size=1, max_size=2)
+)
+
+
+@pytest.mark.parametrize(("group", "order", "abelian"), GROUPS.values(), ids=GROUPS)
+def test_the_named_groups(group, order, abelian):
+    assert group.order == order == len(group.names) == len(set(group.names))
+    assert group.is_abelian is abelian
+    assert group.identity == 0
+    for g, h, k in itertools.product(group.elements, repeat=3):
+        assert group.compose(group.compose(g, h), k) == group.compose(g, group.compose(h, k))
+    for g in group.elements:
+        assert group.compose(g, group.inverse(g)) == 0 == group.compose(group.inverse(g), g)
+    assert group.subgroup(group.generators).subgroup == group
+
+
+@pytest.mark.parametrize(("group", "order", "abelian"), GROUPS.values(), ids=GROUPS)
+def test_groups_are_values(group, order, abelian):
+    clone = pickle.loads(pickle.dumps(group))
+    assert clone == group
+    assert hash(clone) == hash(group)
+    assert clone.names == group.names
+    with pytest.raises(AttributeError):
+        group.cayley_table = ()
+
+
+def test_names_do_not_count():
+    assert FiniteGroup([[0]], ["one"]) == trivial()
+    assert c4() == cyclic(4)
+    assert c4() != dihedral(2)
+
+
+def test_dihedral_relations():
+    group = dihedral(5)
+    r, s = 1, 5
+    assert group.compose(s, s) == 0
+    assert group.compose(group.compose(s, r), s) == group.inverse(r)
+    assert group.compose(s, r) == 6
+    assert group.names[:2] == ("e", "r")
+    assert group.names[5:7] == ("s", "s r")
+
+
+@given(permutations)
+def test_generated_groups(generators):
+    elements = generate_permutations(generators)
+    group = FiniteGroup.from_generators(generators)
+    assert group.order == len(elements)
+    for g, h in itertools.product(group.elements, repeat=2):
+        product = tuple(elements[g][i] for i in elements[h])
+        assert elements[group.compose(g, h)] == product
+
+
+@given(permutations, st.data())
+def test_subgroups_and_cosets(generators, data):
+    group = FiniteGroup.from_generators(generators)
+    chosen = data.draw(st.lists(st.sampled_from(group.elements), max_size=2))
+    embedding = group.subgroup(chosen)
+    members = set(embedding.elements)
+    assert members >= {0, *chosen}
+    assert group.order % len(members) == 0
+    for g, h in itertools.product(members, repeat=2):
+        assert group.compose(g, h) in members
+    for cosets, product in (
+        (group.left_cosets(embedding), lambda g, h: group.compose(g, h)),
+        (group.right_cosets(embedding), lambda g, h: group.compose(h, g)),
+    ):
+        assert sorted(itertools.chain(*cosets)) == list(group.elements)
+        for coset in cosets:
+            assert set(coset) == {product(coset[0], h) for h in members}
+    transversal = group.right_transversal(embedding)
+    assert len(transversal) * len(members) == group.order
+
+
+def test_left_and_right_cosets_differ():
+    group = symmetric(3)
+    embedding = group.subgroup([1])
+    assert group.left_cosets(embedding) != group.right_cosets(embedding)
+
+
+def test_direct_products_are_componentwise():
+    left, right = symmetric(3), cyclic(4)
+    product = left.direct_product(right)
+    for a, b, c, d in itertools.product(left.elements, right.elements, repeat=2):
+        found = product.compose(a * 4 + b, c * 4 + d)
+        assert found == left.compose(a, c) * 4 + right.compose(b, d)
+
+
+QUASIGROUP = [[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]]
+
+BAD_TABLES = {
+    "empty": ([], "cayley_table is empty"),
+    "not square": ([[0, 1], [1]], "row 1 has 1 entries"),
+    "not closed": ([[0, 1], [1, 2]], "closure fails: the product of 1 and 1 is 2"),
+    "negative": ([[0, -1], [1, 0]], "closure fails: the product of 0 and 1 is -1"),
+    "no identity": ([[1, 0], [0, 1]], r"element 0 is not the identity: 0\*0 is 1"),
+    "no inverse": ([[0, 1], [1, 1]], "element 1 has no inverse"),
+    "not associative": (QUASIGROUP, r"associativity fails: \(\d\*\d\)\*\d is \d, but \d\*\(\d"),
+}
+
+
+@pytest.mark.parametrize(("table", "message"), BAD_TABLES.values(), ids=BAD_TABLES)
+def test_near_groups_are_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        FiniteGroup(table)
+
+
+BAD_CALLS = {
+    "names": (lambda: FiniteGroup([[0]], ["a", "b"]), "names has 2 entries"),
+    "no permutation": (lambda: FiniteGroup.from_permutations([(0, 0)]), r"permutations\[0\]"),
+    "identity first": (lambda: FiniteGroup.from_permutations([(1, 0), (0, 1)]), "not the identity"),
+    "twice": (
+        lambda: FiniteGroup.from_permutations([(0, 1), (0, 1)]),
+        r"permutations\[0\] and permutations\[1\] are the same",
+    ),
+    "lengths": (lambda: FiniteGroup.from_permutations([(0, 1), (1, 2, 0)]), "moves 3 indices"),
+    # Rotations by 0 and 90 degrees only.
+    "not closed": (
+        lambda: FiniteGroup.from_permutations([(0, 1, 2, 3), (1, 2, 3, 0)]),
+        "product of element 1 and element 1",
+    ),
+    "no permutations": (lambda: FiniteGroup.from_permutations([]), "permutations is empty"),
+    "no generators": (lambda: generate_permutations([]), "generators is empty"),
+    "generator lengths": (lambda: generate_permutations([(0,), (1, 0)]), "same number"),
+    "size": (lambda: cyclic(0), r"cyclic\(0\)"),
+    "element": (lambda: c4().compose(0, 4), "4 is no element of a group of order 4"),
+    "negative element": (lambda: c4().inverse(-1), "-1 is no element"),
+    "subgroup": (lambda: c4().subgroup([7]), "7 is no element"),
+    "coset": (lambda: c4().left_cosets(d4().subgroup([1])), "group of order 8"),
+    "embedding size": (lambda: Embedding(cyclic(2), c4(), [0]), "elements has 1 entries"),
+    "embedding twice": (lambda: Embedding(cyclic(2), c4(), [0, 0]), "twice"),
+    "embedding": (lambda: Embedding(cyclic(2), c4(), [0, 1]), "images of 1 and 1"),
+    "embedding range": (lambda: Embedding(cyclic(2), c4(), [0, 9]), "9 is no element"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
