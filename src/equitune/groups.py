@@ -39,6 +39,10 @@ class FiniteGroup:
         cayley_table: ``cayley_table[g][h]`` is the element ``gh``; element 0 is the identity.
         names: One name per element, shown in tables and error messages. Default ``"0", "1", ...``.
 
+    Attributes:
+        inverses: ``inverses[g]`` is the inverse of ``g``.
+        generators: A short list of elements that generate the group, found greedily.
+
     Raises:
         ValueError: If the table is not square, or an axiom fails; the message names the elements.
 
@@ -51,6 +55,8 @@ class FiniteGroup:
 
     cayley_table: tuple[tuple[int, ...], ...]
     names: tuple[str, ...] = field(default=(), compare=False)
+    inverses: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    generators: tuple[int, ...] = field(init=False, compare=False, repr=False)
 
     def __init__(
         self, cayley_table: Iterable[Iterable[int]], names: Iterable[str] | None = None
@@ -64,10 +70,13 @@ class FiniteGroup:
                 "give one name per element"
             )
         _check_identity(table)
+        _check_inverses(table)
+        generators = _generators(table)
+        _check_associativity(table, generators)
         object.__setattr__(self, "cayley_table", table)
         object.__setattr__(self, "names", labels)
-        _check_inverses(table)
-        _check_associativity(table)
+        object.__setattr__(self, "inverses", tuple(row.index(0) for row in table))
+        object.__setattr__(self, "generators", generators)
 
     @classmethod
     def from_permutations(
@@ -157,16 +166,6 @@ class FiniteGroup:
     def elements(self) -> range:
         """The elements ``0 .. order - 1``."""
         return range(self.order)
-
-    @cached_property
-    def inverses(self) -> tuple[int, ...]:
-        """``inverses[g]`` is the inverse of ``g``."""
-        return tuple(row.index(0) for row in self.cayley_table)
-
-    @cached_property
-    def generators(self) -> tuple[int, ...]:
-        """A short list of elements that generate the group, found greedily."""
-        return _generators(self.cayley_table)
 
     @cached_property
     def is_abelian(self) -> bool:
@@ -444,9 +443,9 @@ def _check_inverses(table: Sequence[Sequence[int]]) -> None:
             raise ValueError(f"element {g} has no inverse: no h has {g}*h = h*{g} = 0")
 
 
-def _check_associativity(table: Sequence[Sequence[int]]) -> None:
+def _check_associativity(table: Sequence[Sequence[int]], generators: Sequence[int]) -> None:
     # Light's test: (xg)y = x(gy) for g in a generating set is enough.
-    for g in _generators(table):
+    for g in generators:
         for x, y in itertools.product(range(len(table)), repeat=2):
             left, right = table[table[x][g]][y], table[x][table[g][y]]
             if left != right:

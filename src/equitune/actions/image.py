@@ -196,6 +196,8 @@ class VectorFieldAction(Action):
                 f"x has shape {tuple(x.shape)}, {x.shape[channels]} channels along dim "
                 f"{self.channel_dim}; vectors have two components each"
             )
+        if not (x.is_floating_point() or x.is_complex() or x.dtype.is_signed):
+            raise TypeError(f"x has dtype {x.dtype}; vectors need a signed type")
         swaps, signs = self._swaps.on(x.device)[g], self._signs.on(x.device)[g].to(x.dtype)
         vectors = moved.unflatten(channels, (-1, 2))
         shape = [1] * vectors.dim()

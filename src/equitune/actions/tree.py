@@ -158,17 +158,17 @@ def common_classes(
     leaves: Sequence[tuple[Action, Tensor]], group: FiniteGroup
 ) -> tuple[tuple[int, ...], ...]:
     """The coarsest split of the elements in which the copies of every tensor have one shape."""
-    classes: list[tuple[int, ...]] = [tuple(group.elements)]
+    classes = [tuple(group.elements)]
     for action, leaf in leaves:
         finer = action.shape_classes(leaf)
         if len(finer) > 1:
-            classes = [
-                part
-                for members in classes
-                for other in finer
-                if (part := tuple(g for g in members if g in other))
-            ]
+            parts = [_common(members, other) for members in classes for other in finer]
+            classes = [part for part in parts if part]
     return tuple(classes)
+
+
+def _common(members: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([g for g in members if g in other])
 
 
 def children(x: Any) -> dict[Key, Any] | None:

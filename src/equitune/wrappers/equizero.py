@@ -90,15 +90,17 @@ class EquiZero(Symmetrizer):
         self.proxy_loss = proxy_loss
         self.gradient = gradient
         self.tie_tolerance = tie_tolerance
-        self.train(self.training)
+        self._hold_scorer()
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a proxy loss that is a module stays in eval mode."""
         super().train(mode)
-        proxy_loss = self._modules.get("proxy_loss")
-        if proxy_loss is not None:
-            proxy_loss.eval()
+        self._hold_scorer()
         return self
+
+    def _hold_scorer(self) -> None:
+        if isinstance(self.proxy_loss, nn.Module):
+            self.proxy_loss.eval()
 
     def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         # The choice is piecewise constant.

@@ -1,0 +1,395 @@
+"""Actions: conventions against other ways to compute them, hypothesis, and near-actions refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from cases import ORDERS, SHIFTS, corners, rotations
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equitune import (
+    Drop,
+    EquiTune,
+    FiniteGroup,
+    ImageAction,
+    MatrixAction,
+    PermutationAction,
+    ProductAction,
+    RegularAction,
+    RegularFeatureAction,
+    TokenAction,
+    TreeAction,
+    TrivialAction,
+    VectorFieldAction,
+    c4,
+    cyclic,
+    d4,
+    dihedral,
+    generate_permutations,
+    symmetric,
+)
+from equitune.testing import assert_action, assert_equivariant
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+
+
+@st.composite
+def permutation_actions(draw):
+    n = draw(st.integers(1, 4))
+    generators = draw(st.lists(st.permutations(range(n)), min_size=1, max_size=2))
+    rows = generate_permutations(generators)
+    return PermutationAction(FiniteGroup.from_permutations(rows), rows)
+
+
+@st.composite
+def image_actions(draw):
+    embedding = d4().subgroup(draw(st.lists(st.integers(0, 7), max_size=2)))
+    return ImageAction(d4()).restrict(embedding)
+
+
+@st.composite
+def vocabularies(draw):
+    size = draw(st.integers(2, 12))
+    length = draw(st.integers(1, min(4, size)))
+    tokens = draw(st.permutations(range(size)))
+    count = draw(st.integers(1, size // length))
+    cycles = [tokens[k * length : (k + 1) * length] for k in range(count)]
+    return TokenAction.cyclic_swaps(size, cycles)
+
+
+@given(permutation_actions(), st.integers(1, 5), st.integers(0, 2), st.sampled_from(DTYPES))
+def test_permutations(action, batch, before, dtype):
+    n = len(action.permutations[0])
+    x = torch.randint(0, 2, (batch, *[2] * before, n)).to(dtype)
+    assert_action(action, x)
+    for g, row in enumerate(action.permutations):
+        moved = action.transform(x, g)
+        assert moved.dtype == dtype
+        for i, target in enumerate(row):
+            assert torch.equal(moved[..., target], x[..., i])
+
+
+@given(image_actions(), st.tuples(*[st.integers(1, 5)] * 4), st.sampled_from(DTYPES))
+def test_images(action, shape, dtype):
+    x = torch.arange(int(np.prod(shape))).view(shape).to(dtype)
+    assert_action(action, x)
+
+
+@given(image_actions(), st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
+def test_vector_fields(action, shape):
+    batch, height, width = shape
+    field = VectorFieldAction(action.group, action.elements)
+    assert_action(field, torch.randn(batch, 4, height, width, dtype=torch.float64))
+
+
+@given(vocabularies(), st.tuples(st.integers(1, 4), st.integers(1, 5)), st.data())
+def test_tokens(action, shape, data):
+    ids = st.sampled_from([*range(action.vocabulary_size), -100])
+    count = shape[0] * shape[1]
+    x = torch.tensor(data.draw(st.lists(ids, min_size=count, max_size=count))).view(shape)
+    assert_action(action, x)
+    logits = torch.randn(shape[0], action.vocabulary_size)
+    assert_action(action.on_logits(), logits)
+    # The score of id i is, after g, the score of the id that i becomes.
+    for g in action.group.elements:
+        moved = action.on_logits().transform(logits, g)
+        for i in range(action.vocabulary_size):
+            target = action.transform(torch.tensor([[i]]), g).item()
+            assert torch.equal(moved[:, target], logits[:, i])
+
+
+@given(permutation_actions(), image_actions())
+def test_products(first, second):
+    first = PermutationAction(first.group, first.permutations, dim=-3)
+    product = ProductAction(first, second)
+    assert product.group == first.group * second.group
+    assert_action(product, torch.randn(3, len(first.permutations[0]), 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6)], ids=str)
+def test_d4_is_what_numpy_says(shape):
+    x = torch.randn(2, 3, *shape)
+    action = ImageAction(d4())
+    for k in range(4):
+        turned = np.rot90(x.numpy(), k, axes=(-2, -1))
+        assert np.array_equal(action.transform(x, k).numpy(), turned)
+        assert np.array_equal(action.transform(x, 4 + k).numpy(), turned[..., ::-1])
+
+
+def test_the_named_flips():
+    x = torch.arange(6).view(1, 2, 3)
+    for action, expected in (
+        (ImageAction.horizontal_flip(), [[2, 1, 0], [5, 4, 3]]),
+        (ImageAction.vertical_flip(), [[3, 4, 5], [0, 1, 2]]),
+        (ImageAction.rotation_180(), [[5, 4, 3], [2, 1, 0]]),
+    ):
+        assert action.group == cyclic(2)
+        assert action.transform(x, 1).tolist() == [expected]
+    three = (ImageAction.horizontal_flip(), ImageAction.vertical_flip(), ImageAction.rotation_180())
+    assert len(set(three)) == 3
+
+
+def test_channels_last_dims():
+    x = torch.randn(2, 4, 6, 3)
+    action = ImageAction(d4(), dims=(-3, -2))
+    usual = ImageAction(d4())
+    for g in d4().elements:
+        expected = usual.transform(x.permute(0, 3, 1, 2), g).permute(0, 2, 3, 1)
+        assert torch.equal(action.transform(x, g), expected)
+    assert action != usual
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_the_memory_format_is_preserved(each):
+    x = torch.randn(8, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    for action in (ImageAction(d4()), VectorFieldAction(d4())):
+        if isinstance(action, VectorFieldAction):
+            x = torch.randn(8, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+        for g in [torch.arange(8)] if each else action.group.elements:
+            moved = action.transform(x, g)
+            assert moved.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_of_images_are_vector_fields():
+    def gradient(images):
+        return torch.cat(torch.gradient(images, dim=(-2, -1)), dim=1)
+
+    images = torch.randn(8, 1, 7, 7, dtype=torch.float64)
+    field = VectorFieldAction(d4(), components=(-2, -1))
+    assert_equivariant(gradient, images, ImageAction(d4()), field)
+    with pytest.raises(AssertionError):
+        assert_equivariant(gradient, images, ImageAction(d4()), VectorFieldAction(d4()))
+
+
+def test_optical_flow_points_to_the_right():
+    flow = torch.zeros(1, 2, 3, 3)
+    flow[:, 0, 1, 2] = 1.0
+    action = VectorFieldAction(d4())
+    upwards = action.transform(flow, 1)
+    assert upwards[0, :, 0, 1].tolist() == [0.0, -1.0]
+    assert action.transform(flow, 4)[0, :, 1, 0].tolist() == [-1.0, 0.0]
+
+
+def test_regular_conventions():
+    group = symmetric(3)
+    x = torch.randn(4, 6)
+    regular, features = RegularAction(group), RegularFeatureAction(TrivialAction(group))
+    for h, g in itertools.product(group.elements, repeat=2):
+        assert torch.equal(regular.transform(x, h)[:, group.compose(h, g)], x[:, g])
+        assert torch.equal(features.transform(x, h)[:, g], x[:, group.compose(g, h)])
+
+
+def test_matrices_multiply_in_float32_at_least():
+    action = rotations(3)
+    x = torch.randn(5, 2).to(torch.bfloat16)
+    precise = action.transform(x.double(), 1).to(torch.bfloat16)
+    torch.testing.assert_close(action.transform(x, 1), precise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = x.float()
+        assert torch.equal(action.transform(y, 1), rotations(3).transform(y, 1))
+        assert action.transform(y, 1).dtype == torch.float32
+
+
+def test_products_of_commuting_swaps_on_one_dimension():
+    left = PermutationAction(cyclic(2), [(0, 1, 2, 3), (1, 0, 3, 2)])
+    right = PermutationAction(cyclic(2), [(0, 1, 2, 3), (2, 3, 0, 1)])
+    assert_action(ProductAction(left, right), torch.randn(5, 4))
+    gender = TokenAction.cyclic_swaps(9, [(1, 2), (3, 4)])
+    colour = TokenAction.cyclic_swaps(9, [(5, 6, 7)])
+    assert_action(ProductAction(gender, colour), torch.randint(0, 9, (6, 4)))
+
+
+def test_right_cosets_are_enough_for_a_model_that_respects_a_subgroup():
+    group = d4()
+    action = ImageAction(group)
+    embedding = group.subgroup([4])
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)).double()
+    flips = EquiTune(backbone, action.restrict(embedding))
+    x = torch.randn(5, 1, 6, 6, dtype=torch.float64)
+    copies = torch.stack([flips(action.transform(x, g)) for g in group.elements])
+    for coset in group.right_cosets(embedding):
+        for g in coset:
+            torch.testing.assert_close(copies[g], copies[coset[0]])
+    mean = copies[list(group.right_transversal(embedding))].mean(0)
+    torch.testing.assert_close(mean, EquiTune(backbone, action)(x))
+    left = [coset[0] for coset in group.left_cosets(embedding)]
+    right = group.right_cosets(embedding)
+    assert any(sum(g in coset for g in left) != 1 for coset in right) or left == list(
+        group.right_transversal(embedding)
+    )
+
+
+S3 = symmetric(3)
+
+NEAR_ACTIONS = {
+    "no permutation": (lambda: PermutationAction(cyclic(2), [(0, 1), (0, 0)]), r"permutations\[1\]"),
+    "identity moves": (lambda: PermutationAction(cyclic(2), [(1, 0), (0, 1)]), r"permutations\[0\]"),
+    "order 3 for 2": (
+        lambda: PermutationAction(cyclic(2), [(0, 1, 2), (1, 2, 0)]),
+        "element 1 after element 1",
+    ),
+    # The inverses: an action from the right.
+    "right action": (
+        lambda: PermutationAction(S3, [np.argsort(p).tolist() for p in sorted(ORDERS)]),
+        "no action: element",
+    ),
+    "rows": (lambda: PermutationAction(cyclic(3), SHIFTS[:2]), r"shape \(2, 3\)"),
+    "ragged": (lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]), "no table of integers"),
+    "batch": (lambda: PermutationAction(cyclic(3), SHIFTS, dim=0), "dim is 0, the batch"),
+    "regular batch": (lambda: RegularAction(cyclic(3), dim=0), "dim is 0"),
+    "matrix batch": (lambda: MatrixAction(cyclic(1), [[[1.0]]], dim=0), "dim is 0"),
+    "matrices": (
+        lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
+        r"matrices\[1\] @ matrices\[1\]",
+    ),
+    "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "no representation"),
+    "matrix identity": (lambda: MatrixAction(cyclic(2), [[[2.0]], [[1.0]]]), r"matrices\[0\]"),
+    "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
+    "float32 matrices": (
+        lambda: MatrixAction(cyclic(3), rotations(3)._matrices.host.float()),
+        "give the matrices in float64",
+    ),
+    "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
+    "no default for a product": (lambda: ImageAction(c4() * cyclic(2)), "elements is missing"),
+    "rotate 0/90": (lambda: ImageAction(cyclic(2), [0, 1]), "element 1 after element 1 performs r"),
+    "not d4": (lambda: ImageAction(cyclic(2), [0, 8]), r"elements\[1\] is 8"),
+    "image elements": (lambda: ImageAction(c4(), [0, 1]), "elements has 2 entries"),
+    "dims": (lambda: ImageAction(c4(), dims=(-1, -1)), "dims is"),
+    "mixed dims": (lambda: ImageAction(c4(), dims=(2, -1)), "dims is"),
+    "components": (lambda: VectorFieldAction(c4(), components=(-1, -3)), "components is"),
+    "channel": (lambda: VectorFieldAction(c4(), channel_dim=-1), "channel_dim is -1"),
+    "ignore_index": (
+        lambda: TokenAction(cyclic(2), [(0, 1), (1, 0)], ignore_index=1),
+        "ignore_index is 1",
+    ),
+    "cycle lengths": (lambda: TokenAction.cyclic_swaps(9, [(1, 2), (3, 4, 5)]), r"lengths \[2, 3\]"),
+    "no cycles": (lambda: TokenAction.cyclic_swaps(9, []), "lengths"),
+    "shared token": (lambda: TokenAction.cyclic_swaps(9, [(1, 2), (2, 3)]), "token 2 twice"),
+    "outside": (lambda: TokenAction.cyclic_swaps(9, [(1, 9)]), "token 9"),
+    "not commuting": (
+        lambda: ProductAction(
+            PermutationAction(cyclic(2), [(0, 1, 2), (1, 0, 2)]), PermutationAction(cyclic(3), SHIFTS)
+        ),
+        "do not commute: element 1 of the first and element 1",
+    ),
+    "images": (
+        lambda: ProductAction(ImageAction(c4()), ImageAction.horizontal_flip()),
+        "do not commute",
+    ),
+    "sizes": (
+        lambda: ProductAction(PermutationAction(cyclic(3), SHIFTS), corners(5)),
+        "acts on 3 entries and the second on 5",
+    ),
+    "mixed ends": (
+        lambda: ProductAction(PermutationAction(cyclic(3), SHIFTS, dim=1), ImageAction(c4())),
+        "different ends",
+    ),
+    "vocabularies": (
+        lambda: ProductAction(
+            TokenAction.cyclic_swaps(4, [(1, 2)]), TokenAction.cyclic_swaps(5, [(1, 2)])
+        ),
+        "vocabularies of 4 and 5",
+    ),
+    "tree of groups": (
+        lambda: TreeAction({"a": TrivialAction(c4()), "b": TrivialAction(d4())}),
+        "different groups: 'a' has one of order 4",
+    ),
+    "empty tree": (lambda: TreeAction({}), "no action is given"),
+    "only drops": (lambda: TreeAction({"a": Drop()}), "no action is given"),
+    "restrict": (lambda: ImageAction(c4()).restrict(d4().subgroup([1])), "group of order 8"),
+    "restrict trivial": (lambda: TrivialAction(c4()).restrict(d4().subgroup([1])), "order 8"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), NEAR_ACTIONS.values(), ids=NEAR_ACTIONS)
+def test_near_actions_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+X = torch.randn(2, 3, 4, 6)
+
+BAD_CALLS = {
+    "size": (lambda: PermutationAction(cyclic(3), SHIFTS).transform(X, 1), "3 entries along dim -1"),
+    "matrix size": (lambda: rotations(3).transform(X, 1), "2 entries along dim -1"),
+    "rank": (lambda: ImageAction(c4()).transform(torch.zeros(4, 4), 1), "first dimension is the batch"),
+    "channels": (lambda: VectorFieldAction(c4()).transform(X, 1), "two components"),
+    "element": (lambda: ImageAction(c4()).transform(X, 4), "4 is no element"),
+    "elements": (
+        lambda: ImageAction(c4()).transform(X, torch.tensor([0, 7])),
+        "7 is no element of a group of order 4",
+    ),
+    "one each": (lambda: ImageAction(c4()).transform(X, torch.tensor([0])), "one element per sample"),
+    "two shapes": (
+        lambda: ImageAction(c4()).transform(X, torch.tensor([0, 1])),
+        "samples would get two shapes",
+    ),
+    "stack of two shapes": (lambda: ImageAction(c4()).orbit(X), "shape_classes"),
+    "stack": (lambda: ImageAction(c4()).inverse_orbit(X), "must be the 4 elements"),
+    "trivial stack": (lambda: TrivialAction(c4()).inverse_orbit(X), "must be the 4 elements"),
+    "scalar": (lambda: TrivialAction(c4()).flatten(torch.tensor(1.0)), "scalar"),
+    "id": (
+        lambda: TokenAction.cyclic_swaps(4, [(1, 2)]).transform(torch.tensor([[0, 4]]), 1),
+        "the id 4, but the vocabulary of this TokenAction has 4 ids",
+    ),
+    "negative id": (
+        lambda: TokenAction.cyclic_swaps(4, [(1, 2)]).transform(torch.tensor([[-1]]), 1),
+        "the id -1",
+    ),
+    "no ignored id": (
+        lambda: TokenAction.cyclic_swaps(4, [(1, 2)], ignore_index=None).transform(
+            torch.tensor([[-100]]), 1
+        ),
+        "the id -100",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+BAD_TYPES = {
+    "float tokens": (
+        lambda: TokenAction.cyclic_swaps(4, [(1, 2)]).transform(torch.zeros(1, 4), 1),
+        "on_logits",
+    ),
+    "integer vectors": (lambda: rotations(3).transform(torch.zeros(1, 2).long(), 1), "floating"),
+    "unsigned vectors": (
+        lambda: VectorFieldAction(c4()).transform(torch.zeros(1, 2, 3, 3).byte(), 1),
+        "signed",
+    ),
+    "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "give integers"),
+    "complex matrices": (lambda: MatrixAction(cyclic(1), [[[1j]]]), "complex"),
+    "g": (lambda: ImageAction(c4()).transform(X, "r"), "g is a str"),
+    "g dtype": (lambda: ImageAction(c4()).transform(X, torch.zeros(2)), "int64"),
+    "x": (lambda: ImageAction(c4()).flatten([X]), "TreeAction"),
+    "entry": (lambda: TreeAction({"a": "image"}), r"actions\['a'\] is a str"),
+    "factor": (lambda: ProductAction(ImageAction(c4()), 3), "second is a int"),
+    "tree factor": (
+        lambda: ProductAction(ImageAction(c4()), TreeAction([TrivialAction(c4())])),
+        "cannot be a factor",
+    ),
+    "no structure": (lambda: TreeAction([TrivialAction(c4())]).transform(3, 1), "is a int"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_TYPES.values(), ids=BAD_TYPES)
+def test_bad_types_are_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_large_vocabularies_are_checked_quickly():
+    action = TokenAction.cyclic_swaps(50_000, [(10, 20, 30), (49_998, 5, 49_999)])
+    assert action.transform(torch.tensor([[49_999, 7]]), 1).tolist() == [[49_998, 7]]
+    assert hash(action.on_logits()) == hash(action.on_logits())
+
+
+def test_polygons_are_dihedral():
+    assert corners(5).group == dihedral(5)
+    assert_action(corners(5), torch.randn(11, 5))
