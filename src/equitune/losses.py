@@ -54,10 +54,9 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     """
     shifted, surprise = _shifted(logits, dim)
     log_probabilities = shifted - surprise
-    terms = log_probabilities.exp() * log_probabilities
-    # 0 log 0 is 0.
-    terms = terms.masked_fill(log_probabilities == -float("inf"), 0.0)
-    return _mean_of_rest(-terms.sum(dim))
+    # 0 log 0 is 0; masked before the product, so that its gradient is finite too.
+    finite = log_probabilities.masked_fill(log_probabilities == -float("inf"), 0.0)
+    return _mean_of_rest(-(log_probabilities.exp() * finite).sum(dim))
 
 
 def negative_similarity(similarities: Tensor, dim: int = -1) -> Tensor:
