@@ -1,14 +1,14 @@
 """EquiZero in bfloat16: no prediction may change under rotation (ResNet-20, 512 test images, c4).
 
-    EQUITUNE_DATA=... python benchmarks/bfloat16_consistency.py
+EQUITUNE_DATA=... python benchmarks/bfloat16_consistency.py
 """
 
 from __future__ import annotations
 
-import record
 import torch
-from cifar10 import data_folder, load_images, load_resnet
 
+import record
+from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiZero, ImageAction, c4
 from equitune.losses import negative_max_probability
 
@@ -27,8 +27,8 @@ def main() -> None:
     symmetric = sum(images.rot90(k, (-2, -1)) for k in range(4)) / 4
     numbers = {}
     for name, inputs in (("photographs", images), ("symmetric inputs", symmetric)):
-        inputs = inputs.to(torch.bfloat16)
-        turned = [model(inputs.rot90(k, (-2, -1)).contiguous()).float() for k in range(4)]
+        x = inputs.to(torch.bfloat16)
+        turned = [model(x.rot90(k, (-2, -1)).contiguous()).float() for k in range(4)]
         logits = torch.stack(turned)
         numbers[name] = {
             "images": COUNT,

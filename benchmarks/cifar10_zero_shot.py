@@ -12,14 +12,14 @@ import argparse
 import time
 from dataclasses import asdict
 
-import record
 import torch
-from cifar10 import data_folder, load_images, load_resnet, orientation_net
-from experiment import measure, train_weight_net
 from torch import nn
 
+import record
+from cifar10 import data_folder, load_images, load_resnet, orientation_net
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import entropy, negative_max_probability
+from experiment import measure, train_weight_net
 
 NAME, SEED = "cifar10_zero_shot", 0
 COMMAND = "python benchmarks/cifar10_zero_shot.py"

@@ -1,6 +1,6 @@
 """What `import equitune` takes beyond `import torch`: median over fresh interpreters, in turns.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def main() -> None:
             [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
         )
         taken.append(float(done.stdout))
-    row = {"median_seconds": round(statistics.median(taken), 4), "worst_seconds": round(max(taken), 4)}
+    row = {
+        "median_seconds": round(statistics.median(taken), 4),
+        "worst_seconds": round(max(taken), 4),
+    }
     print(f"import equitune, beyond import torch: {row}")
     record.save(NAME, "python benchmarks/import_time.py", SEED, {"rounds": ROUNDS, **row})
 

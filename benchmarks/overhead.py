@@ -3,7 +3,7 @@
 Everything runs in turns, and the ratio is taken within each round: median over rounds. The plain
 model gets |G| * B ready-made images, in one batch or in the same pieces as the wrapper.
 
-    python benchmarks/overhead.py [--rounds 15]
+    python benchmarks/overhead.py [--rounds 11]
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import statistics
 import time
 from collections.abc import Callable
 
-import record
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4, d4
+import record
+from equitune import EquiTune, EquiZero, FiniteGroup, ImageAction, LambdaEquiTune, c4, d4
 from equitune.losses import negative_max_probability
 
 NAME, SEED = "overhead", 0
@@ -41,51 +41,65 @@ def in_pieces(model: nn.Module, copies: Tensor, size: int | None) -> Callable[[]
     return lambda: [model(piece) for piece in copies.split(size or len(copies))]
 
 
+def contestants(
+    group: FiniteGroup, size: int | None, memory_format: torch.memory_format
+) -> dict[str, Callable[[], object]]:
+    """The plain model on ready-made copies, and the wrappers on the batch."""
+    backbone = resnet18().eval().to(memory_format=memory_format)
+    action = ImageAction(group)
+    x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=memory_format)
+    copies = action.orbit(x).flatten(0, 1)
+    weight_net = nn.Sequential(nn.Flatten(), nn.Linear(512, 100), nn.ReLU(), nn.Linear(100, 1))
+    average = EquiTune(backbone, action, chunk_size=size)
+    best = EquiZero(backbone, action, proxy_loss=negative_max_probability, chunk_size=size)
+    learned = LambdaEquiTune(
+        backbone, action, weight_net=weight_net, weight_input="avgpool", chunk_size=size
+    )
+    runs = {
+        "plain": in_pieces(backbone, copies, size),
+        "EquiTune": lambda: average(x),
+        "EquiZero": lambda: best(x),
+        "LambdaEquiTune, tapped": lambda: learned(x),
+    }
+    if size is not None:
+        runs["plain, one batch"] = in_pieces(backbone, copies.contiguous(), None)
+    return runs
+
+
+def ratios_to_plain(
+    runs: dict[str, Callable[[], object]], rounds: int, title: str
+) -> dict[str, float]:
+    """The median over rounds of the time relative to the plain model in the same round."""
+    names = list(runs)
+    for run in runs.values():
+        run()
+    ratios: dict[str, list[float]] = {name: [] for name in names if name != "plain"}
+    for number in tqdm(range(rounds), desc=title, unit="round", leave=False):
+        # The order turns, so that no model always follows the same one.
+        start = number % len(names)
+        measured = {name: seconds(runs[name]) for name in names[start:] + names[:start]}
+        for name, values in ratios.items():
+            values.append(measured[name] / measured["plain"])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
     torch.manual_seed(SEED)
-    rows = {}
+    rows: dict[str, float] = {}
     for group_name, group in (("c4", c4()), ("d4", d4())):
         for setting, (size, memory_format) in SETTINGS.items():
-            backbone = resnet18().eval().to(memory_format=memory_format)
-            action = ImageAction(group)
-            x = torch.randn(BATCH, 3, SIDE, SIDE).contiguous(memory_format=memory_format)
-            copies = action.orbit(x).flatten(0, 1)
-            weight_net = nn.Sequential(nn.Flatten(), nn.Linear(512, 100), nn.ReLU(), nn.Linear(100, 1))
-            wrappers = {
-                "EquiTune": EquiTune(backbone, action, chunk_size=size),
-                "EquiZero": EquiZero(
-                    backbone, action, proxy_loss=negative_max_probability, chunk_size=size
-                ),
-                "LambdaEquiTune, tapped": LambdaEquiTune(
-                    backbone, action, weight_net=weight_net, weight_input="avgpool", chunk_size=size
-                ),
-            }
-            runs = {"plain": in_pieces(backbone, copies, size)}
-            runs |= {name: (lambda m=model: m(x)) for name, model in wrappers.items()}
-            if size is not None:
-                runs["plain, one batch"] = in_pieces(backbone, copies.contiguous(), None)
-            for run in runs.values():
-                run()
-            ratios: dict[str, list[float]] = {name: [] for name in runs}
-            bar = tqdm(range(rounds), desc=f"{group_name}, {setting}", unit="round", leave=False)
-            for number in bar:
-                # The order turns, so that no model always follows the same one.
-                names = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
-                measured = {name: seconds(runs[name]) for name in names}
-                for name, value in measured.items():
-                    ratios[name].append(value / measured["plain"])
-            for name in runs:
-                if name != "plain":
-                    rows[f"{group_name}, {setting}, {name}"] = round(statistics.median(ratios[name]), 3)
-                    print(f"{group_name}, {setting:<27} {name:<24} {rows[f'{group_name}, {setting}, {name}']:.3f}")
-            record.save(
-                NAME, "python benchmarks/overhead.py", SEED,
-                {"model": f"resnet18, {BATCH} x 3 x {SIDE} x {SIDE}", "rounds": rounds, "rows": rows},
-            )  # fmt: skip
+            title = f"{group_name}, {setting}"
+            runs = contestants(group, size, memory_format)
+            for name, ratio in ratios_to_plain(runs, rounds, title).items():
+                rows[f"{title}, {name}"] = round(ratio, 3)
+                print(f"{title}, {name:<24} {ratio:.3f}")
+            shape = f"resnet18, {BATCH} x 3 x {SIDE} x {SIDE}"
+            numbers = {"model": shape, "rounds": rounds, "rows": rows}
+            record.save(NAME, "python benchmarks/overhead.py", SEED, numbers)
 
 
 if __name__ == "__main__":

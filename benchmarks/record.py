@@ -35,7 +35,7 @@ def save(name: str, command: str, seed: int, numbers: dict[str, Any]) -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {platform.machine()}",
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         **numbers,
     }
     RESULTS.mkdir(exist_ok=True)

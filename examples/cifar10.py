@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from pathlib import Path
 
@@ -31,11 +32,14 @@ def data_folder() -> Path | None:
 def load_images(folder: Path, split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
     """The first images of a split, normalised, (N, 3, 32, 32) float32, and their labels, (N,)."""
     archive = np.load(folder / "cifar10" / f"{split}.npz")
-    raw, offsets = archive["jpeg"].tobytes(), archive["offsets"][: None if count is None else count + 1]
+    raw, offsets = (
+        archive["jpeg"].tobytes(),
+        archive["offsets"][: None if count is None else count + 1],
+    )
     pixels = np.stack(
         [
             np.asarray(Image.open(io.BytesIO(raw[start:stop])).convert("RGB"))
-            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, stop in itertools.pairwise(offsets)
         ]
     )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -78,8 +82,12 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*[_Block(16, 16, 1) for _ in range(blocks)])
-        self.layer2 = nn.Sequential(_Block(16, 32, 2), *[_Block(32, 32, 1) for _ in range(blocks - 1)])
-        self.layer3 = nn.Sequential(_Block(32, 64, 2), *[_Block(64, 64, 1) for _ in range(blocks - 1)])
+        self.layer2 = nn.Sequential(
+            _Block(16, 32, 2), *[_Block(32, 32, 1) for _ in range(blocks - 1)]
+        )
+        self.layer3 = nn.Sequential(
+            _Block(32, 64, 2), *[_Block(64, 64, 1) for _ in range(blocks - 1)]
+        )
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:

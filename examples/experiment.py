@@ -33,7 +33,9 @@ def train_weight_net(
     of the identity under the weights, because the images are known to be upright.
     """
     model.freeze_backbone().train()
-    optimizer = torch.optim.AdamW(model.weight_net.parameters(), lr=learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.weight_net.parameters(), lr=learning_rate, weight_decay=1e-2
+    )
     steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +70,7 @@ class Measured:
 def measure(
     model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 250, name: str = ""
 ) -> Measured:
-    """Accuracies, the share of images whose prediction a rotation changes, and the largest error."""
+    """Accuracies, the share of images whose prediction changes, and the largest error."""
     answers: list[Tensor] = []
     worst = 0.0
     for batch in tqdm(images.split(batch_size), desc=name, unit="batch", leave=False):
@@ -96,5 +98,3 @@ def relative_times(
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {name: median / medians[baseline] for name, median in medians.items()}
-
-

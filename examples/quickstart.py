@@ -11,18 +11,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import cifar10
 import matplotlib
 import torch
-from experiment import Measured, measure, relative_times, train_weight_net
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import negative_max_probability
+from experiment import Measured, measure, relative_times, train_weight_net
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -110,7 +110,9 @@ def table(measured: dict[str, Measured], times: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def draw(models: dict[str, nn.Module], images: Tensor, shown: Tensor, names: list[str], path: Path) -> None:
+def draw(
+    models: dict[str, nn.Module], images: Tensor, shown: Tensor, names: list[str], path: Path
+) -> None:
     """Each image in its four rotations, with what the models say and the weights of the copies."""
     wrappers = {name: model for name, model in models.items() if name != "plain"}
     columns = 4 + len(wrappers)

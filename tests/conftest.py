@@ -1,4 +1,4 @@
-"""Fixed seeds, and hypothesis profiles: `ci` is fixed and short, `long` is behind make test-long."""
+"""Fixed seeds, and hypothesis profiles: `ci` is fixed and short, `long` for make test-long."""
 
 import os
 

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cases import ORDERS, SHIFTS, corners, rotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import ORDERS, SHIFTS, corners, rotations
 from equitune import (
     Drop,
     EquiTune,
@@ -224,8 +224,14 @@ def test_right_cosets_are_enough_for_a_model_that_respects_a_subgroup():
 S3 = symmetric(3)
 
 NEAR_ACTIONS = {
-    "no permutation": (lambda: PermutationAction(cyclic(2), [(0, 1), (0, 0)]), r"permutations\[1\]"),
-    "identity moves": (lambda: PermutationAction(cyclic(2), [(1, 0), (0, 1)]), r"permutations\[0\]"),
+    "no permutation": (
+        lambda: PermutationAction(cyclic(2), [(0, 1), (0, 0)]),
+        r"permutations\[1\]",
+    ),
+    "identity moves": (
+        lambda: PermutationAction(cyclic(2), [(1, 0), (0, 1)]),
+        r"permutations\[0\]",
+    ),
     "order 3 for 2": (
         lambda: PermutationAction(cyclic(2), [(0, 1, 2), (1, 2, 0)]),
         "element 1 after element 1",
@@ -264,13 +270,17 @@ NEAR_ACTIONS = {
         lambda: TokenAction(cyclic(2), [(0, 1), (1, 0)], ignore_index=1),
         "ignore_index is 1",
     ),
-    "cycle lengths": (lambda: TokenAction.cyclic_swaps(9, [(1, 2), (3, 4, 5)]), r"lengths \[2, 3\]"),
+    "cycle lengths": (
+        lambda: TokenAction.cyclic_swaps(9, [(1, 2), (3, 4, 5)]),
+        r"lengths \[2, 3\]",
+    ),
     "no cycles": (lambda: TokenAction.cyclic_swaps(9, []), "lengths"),
     "shared token": (lambda: TokenAction.cyclic_swaps(9, [(1, 2), (2, 3)]), "token 2 twice"),
     "outside": (lambda: TokenAction.cyclic_swaps(9, [(1, 9)]), "token 9"),
     "not commuting": (
         lambda: ProductAction(
-            PermutationAction(cyclic(2), [(0, 1, 2), (1, 0, 2)]), PermutationAction(cyclic(3), SHIFTS)
+            PermutationAction(cyclic(2), [(0, 1, 2), (1, 0, 2)]),
+            PermutationAction(cyclic(3), SHIFTS),
         ),
         "do not commute: element 1 of the first and element 1",
     ),
@@ -312,16 +322,25 @@ def test_near_actions_are_refused(make, message):
 X = torch.randn(2, 3, 4, 6)
 
 BAD_CALLS = {
-    "size": (lambda: PermutationAction(cyclic(3), SHIFTS).transform(X, 1), "3 entries along dim -1"),
+    "size": (
+        lambda: PermutationAction(cyclic(3), SHIFTS).transform(X, 1),
+        "3 entries along dim -1",
+    ),
     "matrix size": (lambda: rotations(3).transform(X, 1), "2 entries along dim -1"),
-    "rank": (lambda: ImageAction(c4()).transform(torch.zeros(4, 4), 1), "first dimension is the batch"),
+    "rank": (
+        lambda: ImageAction(c4()).transform(torch.zeros(4, 4), 1),
+        "first dimension is the batch",
+    ),
     "channels": (lambda: VectorFieldAction(c4()).transform(X, 1), "two components"),
     "element": (lambda: ImageAction(c4()).transform(X, 4), "4 is no element"),
     "elements": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 7])),
         "7 is no element of a group of order 4",
     ),
-    "one each": (lambda: ImageAction(c4()).transform(X, torch.tensor([0])), "one element per sample"),
+    "one each": (
+        lambda: ImageAction(c4()).transform(X, torch.tensor([0])),
+        "one element per sample",
+    ),
     "two shapes": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 1])),
         "samples would get two shapes",

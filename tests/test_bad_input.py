@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import AnyWeightNet, Attention, ConvNet, TokenModel
 from torch import nn
 
+from cases import AnyWeightNet, Attention, ConvNet, TokenModel
 from equitune import (
     EquiTune,
     EquiZero,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import ConvNet
 from torch import nn
 
+from cases import ConvNet
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import entropy
 from equitune.testing import assert_equivariant
@@ -70,7 +70,5 @@ def test_structured_outputs_are_joined():
     x = torch.randn(5, 3, 6, 8, dtype=torch.float64)
     model = ConvNet(3, 4, dense=True).double().eval()
     whole = EquiZero(model, ACTION, ACTION, proxy_loss=lambda y: entropy(y, dim=2))
-    pieces = EquiZero(
-        model, ACTION, ACTION, proxy_loss=lambda y: entropy(y, dim=2), chunk_size=7
-    )
+    pieces = EquiZero(model, ACTION, ACTION, proxy_loss=lambda y: entropy(y, dim=2), chunk_size=7)
     torch.testing.assert_close(pieces(x), whole(x))

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from cases import TOKENS, WRAPPERS, Attention, ConvNet, Mlp, TokenModel, corners, rotations
 from torch import nn
 
+from cases import TOKENS, WRAPPERS, Attention, ConvNet, Mlp, TokenModel, corners, rotations
 from equitune import EquiTune, ImageAction, LambdaEquiTune, RegularFeatures, c4, d4
 
 IMAGE = ImageAction(d4())
@@ -31,7 +31,12 @@ MODELS = {
     ),
 }
 
-ROWS = [(m, b) for m in MODELS for b in BACKBONES if (m, b) != ("LambdaEquiTune with attention", "non-square")]
+ROWS = [
+    (m, b)
+    for m in MODELS
+    for b in BACKBONES
+    if (m, b) != ("LambdaEquiTune with attention", "non-square")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -91,5 +96,5 @@ def test_exports_with_a_dynamic_batch(name, backbone):
 
 def test_export_refuses_pieces():
     model = EquiTune(ConvNet(3, 4, False), ImageAction(c4()), chunk_size=4).eval()
-    with pytest.raises(ValueError, match="chunk_size is 4.*export with chunk_size=None"):
+    with pytest.raises(ValueError, match=r"chunk_size is 4.*export with chunk_size=None"):
         torch.export.export(model, (torch.randn(3, 3, 6, 6),))

@@ -3,11 +3,11 @@
 import copy
 import pickle
 
-import cases
 import pytest
 import torch
-from cases import CASES, DTYPES, WRAPPERS
 
+import cases
+from cases import CASES, DTYPES, WRAPPERS
 from equitune import RegularFeatureAction, RegularFeatures, TreeAction, TrivialAction
 from equitune.testing import assert_action, assert_equivariant
 from equitune.wrappers import LambdaEquiTune

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import ConvNet
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cases import ConvNet
 from equitune import (
     Drop,
     EquiTune,
@@ -167,7 +167,11 @@ def test_causal_language_models(name):
 def test_tree_actions_say_what_does_not_fit():
     x = torch.randn(2, 3, 6, 6)
     for build, action, message in (
-        (lambda a, b: {"logits": a, "map": b}, TreeAction({"map": IMAGE}), "field 'logits' without"),
+        (
+            lambda a, b: {"logits": a, "map": b},
+            TreeAction({"map": IMAGE}),
+            "field 'logits' without",
+        ),
         (lambda a, b: {"map": b}, TreeAction(FIELDS), "an action for 'logits'"),
         (lambda a, b: (a, b), TreeAction([NOTHING]), "field 1 without an action"),
         (lambda a, b: {"logits": a, "cache": [a]}, TreeAction({"logits": NOTHING}), "'cache'"),
@@ -179,7 +183,11 @@ def test_tree_actions_say_what_does_not_fit():
     for build, action, message in (
         (lambda a, b: {"logits": a}, None, "TreeAction"),
         (lambda a, b: a, TreeAction({"logits": NOTHING}), "one action for a tensor"),
-        (lambda a, b: {"logits": a.argmax(-1)}, TreeAction({"logits": NOTHING}), "cannot be averaged"),
+        (
+            lambda a, b: {"logits": a.argmax(-1)},
+            TreeAction({"logits": NOTHING}),
+            "cannot be averaged",
+        ),
     ):
         with pytest.raises(TypeError, match=message):
             EquiTune(Structured(build), IMAGE, action)(x)

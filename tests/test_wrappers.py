@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 import torch
-from cases import AnyWeightNet, ConvNet, TokenModel, corners, proxy, rotations
 from torch import nn
 from torch.nn import functional as F
 
+from cases import AnyWeightNet, ConvNet, TokenModel, corners, proxy, rotations
 from equitune import (
     EquiTune,
     EquiZero,

@@ -201,9 +201,7 @@ class FiniteGroup:
             >>> embedding.subgroup.names, embedding.elements
             (('e', 'r', 'r^2', 'r^3'), (0, 1, 2, 3))
         """
-        members = sorted(
-            _closure(self.cayley_table, [self.check_element(g) for g in generators])
-        )
+        members = sorted(_closure(self.cayley_table, [self.check_element(g) for g in generators]))
         index = {g: i for i, g in enumerate(members)}
         table = [[index[self.cayley_table[g][h]] for h in members] for g in members]
         names = [self.names[g] for g in members]
@@ -244,10 +242,7 @@ class FiniteGroup:
         """
         pairs = list(itertools.product(self.elements, other.elements))
         table = [
-            [
-                self.cayley_table[g][k] * other.order + other.cayley_table[h][m]
-                for k, m in pairs
-            ]
+            [self.cayley_table[g][k] * other.order + other.cayley_table[h][m] for k, m in pairs]
             for g, h in pairs
         ]
         names = [f"({self.names[g]}, {other.names[h]})" for g, h in pairs]
@@ -280,9 +275,7 @@ class Embedding:
     group: FiniteGroup
     elements: tuple[int, ...]
 
-    def __init__(
-        self, subgroup: FiniteGroup, group: FiniteGroup, elements: Iterable[int]
-    ) -> None:
+    def __init__(self, subgroup: FiniteGroup, group: FiniteGroup, elements: Iterable[int]) -> None:
         images = tuple(elements)
         if len(images) != subgroup.order:
             raise ValueError(

@@ -98,7 +98,7 @@ def negative_max_q_value(q_values: Tensor, dim: int = -1) -> Tensor:
 
 
 def _shifted(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """y - y_max, and -log of the largest probability, exact also where that is close to 1."""
+    """Y - y_max, and -log of the largest probability, exact also where that is close to 1."""
     peak, place = logits.max(dim, keepdim=True)
     shifted = logits - peak
     # Without the largest term, which is 1 and would swallow small ones.

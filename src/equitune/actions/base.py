@@ -64,7 +64,7 @@ class Action(ABC):
             ValueError: If the copies do not all have one shape (see :meth:`shape_classes`).
         """
         elements = self._elements(elements)
-        # Concatenated and not stacked: this keeps the memory format, and the model's batch is a view.
+        # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
         copies = torch.cat([self.transform(x, g) for g in elements])
         return copies.unflatten(0, (len(elements), x.shape[0]))
 
@@ -123,7 +123,7 @@ class Action(ABC):
             )
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._state() == other._state()  # type: ignore[attr-defined]
+        return isinstance(other, type(self)) and self._state() == other._state()
 
     def __hash__(self) -> int:
         return hash((type(self), self._state()))

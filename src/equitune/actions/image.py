@@ -101,7 +101,8 @@ class ImageAction(Action):
                 "is not square, and do not fit into one stack; ask for orbit(x, elements) for "
                 "each of shape_classes(x)"
             )
-        return super().orbit(x, elements)
+        stack: Tensor = super().orbit(x, elements)
+        return stack
 
     def restrict(self, embedding: Embedding) -> ImageAction:
         require_group(self, embedding)

@@ -52,7 +52,9 @@ class MatrixAction(Action):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         check_elements(g, x, self.group)
         if not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(f"x has dtype {x.dtype}; MatrixAction multiplies floating-point numbers")
+            raise TypeError(
+                f"x has dtype {x.dtype}; MatrixAction multiplies floating-point numbers"
+            )
         dim = dimension(x, self.dim, self, self._matrices.host.shape[1])
         precise = torch.promote_types(x.dtype, torch.float32)
         matrix = self._matrices.on(x.device)[g].to(precise)
@@ -101,11 +103,11 @@ def _check_matrices(group: FiniteGroup, matrices: Any) -> Tensor:
     for g in group.generators:
         for h in group.elements:
             product = group.compose(g, h)
-            error = (table[g] @ table[h] - table[product]).abs().max()
-            if not error <= tolerance:
+            gap = (table[g] @ table[h] - table[product]).abs().max()
+            if not gap <= tolerance:
                 raise ValueError(
                     f"matrices is no representation: matrices[{g}] @ matrices[{h}] differs from "
-                    f"matrices[{product}], the matrix of their product, by {float(error):.3g}; "
+                    f"matrices[{product}], the matrix of their product, by {float(gap):.3g}; "
                     "give the matrices in float64"
                 )
     return table

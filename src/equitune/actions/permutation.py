@@ -140,7 +140,9 @@ class RegularFeatureAction(Action):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         moved = self._places.transform(x, g)
         each = g if isinstance(g, int) else g.repeat_interleave(moved.shape[1])
-        return self.fiber.transform(moved.flatten(0, 1), each).unflatten(0, moved.shape[:2])
+        result: Tensor = self.fiber.transform(moved.flatten(0, 1), each)
+        stack: Tensor = result.unflatten(0, moved.shape[:2])
+        return stack
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         dimension(x, 1, self, self.group.order)
@@ -220,7 +222,9 @@ class TokenAction(Action):
         tokens = [token for cycle in cycles for token in cycle]
         for token in tokens:
             if not 0 <= token < vocabulary_size:
-                raise ValueError(f"cycles name token {token}, but vocabulary_size is {vocabulary_size}")
+                raise ValueError(
+                    f"cycles name token {token}, but vocabulary_size is {vocabulary_size}"
+                )
             if tokens.count(token) > 1:
                 raise ValueError(f"cycles name token {token} twice; the swap must be one-to-one")
         permutations = torch.arange(vocabulary_size, device="cpu").repeat(length, 1)
@@ -310,9 +314,7 @@ def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor
                 f"{_shown(table[g])}"
             )
     if not torch.equal(table[0], identity):
-        raise ValueError(
-            f"permutations[0] is {_shown(table[0])}, but element 0 is the identity and moves nothing"
-        )
+        raise ValueError(f"permutations[0] is {_shown(table[0])}, but element 0 is the identity")
     # Products with generators decide: every element is a product of them.
     for g in group.generators:
         for h in group.elements:

@@ -34,8 +34,8 @@ class Table:
         copy = self._copies.get(device)
         if copy is None:
             copy = self._host.to(device)
-            # What a tracer makes here is no real tensor and must not outlive the trace. (To hand the
-            # tracer a constant instead would be wrong: its graphs are shared between modules.)
+            # What a tracer makes here is no real tensor and must not outlive the trace. (To give
+            # the tracer a constant would be wrong: modules share its graphs.)
             if type(copy) is Tensor and not torch.compiler.is_compiling():
                 self._copies[device] = copy
         return copy

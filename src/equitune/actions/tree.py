@@ -51,12 +51,9 @@ class TreeAction(Action):
         (torch.Size([1, 3, 2]), None)
     """
 
-    def __init__(
-        self, actions: Mapping[str, Action | Drop] | Sequence[Action | Drop]
-    ) -> None:
-        entries: dict[Key, Action | Drop] = (
-            dict(actions) if isinstance(actions, Mapping) else dict(enumerate(actions))
-        )
+    def __init__(self, actions: Mapping[str, Action | Drop] | Sequence[Action | Drop]) -> None:
+        entries: dict[Key, Action | Drop] = {}
+        entries.update(actions if isinstance(actions, Mapping) else enumerate(actions))
         for key, action in entries.items():
             if not isinstance(action, Action | Drop):
                 raise TypeError(
@@ -123,13 +120,13 @@ class TreeAction(Action):
                     f"{type(x).__name__} with the fields {list(fields)}"
                 )
         for key, value in fields.items():
-            action = self.actions.get(key)
-            if action is None and holds_tensor(value):
+            found = self.actions.get(key)
+            if found is None and holds_tensor(value):
                 raise ValueError(
                     f"{name} has a field {key!r} without an action; give the TreeAction one for "
                     f"it, such as TrivialAction(group), or {key!r}: Drop() if it cannot be combined"
                 )
-            yield key, value, None if value is None else action
+            yield key, value, None if value is None else found
 
     def _parts(self) -> Iterable[object]:
         return self.actions.values()
@@ -192,8 +189,8 @@ def holds_tensor(x: Any) -> bool:
 
 
 def _replace(x: Any, values: dict[Key, Any]) -> Any:
-    if dataclasses.is_dataclass(x):
-        return type(x)(**values)
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return type(x)(**{str(key): value for key, value in values.items()})
     if isinstance(x, Mapping):
         if type(x) is dict:
             return values

@@ -3,7 +3,7 @@
 from equitune.wrappers.average import EquiTune, RegularFeatures
 from equitune.wrappers.equizero import EquiZero
 from equitune.wrappers.lambda_equitune import LambdaEquiTune, OrbitWeightNet
-from equitune.wrappers.orbit import Explanation, OrbitModule, Symmetrizer
+from equitune.wrappers.orbit import Explanation, OrbitModule, OrbitPass, Symmetrizer
 
 __all__ = [
     "EquiTune",
@@ -11,6 +11,7 @@ __all__ = [
     "Explanation",
     "LambdaEquiTune",
     "OrbitModule",
+    "OrbitPass",
     "OrbitWeightNet",
     "RegularFeatures",
     "Symmetrizer",

@@ -37,7 +37,7 @@ class EquiTune(Symmetrizer):
         True
     """
 
-    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         return None, None
 
 

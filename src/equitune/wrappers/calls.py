@@ -37,7 +37,7 @@ class MovedCall:
         return common_classes(self.leaves, self.group)
 
     def orbits(self, elements: Sequence[int]) -> list[Tensor]:
-        """The stacks (|elements|, B, ...) of all moved tensors."""
+        """The stacks (E, B, ...) of all moved tensors."""
         return [action.orbit(leaf, elements) for action, leaf in self.leaves]
 
     def run(self, backbone: nn.Module, copies: Sequence[Tensor]) -> Any:
@@ -91,7 +91,9 @@ class InputActions:
         moved: dict[Key, Action] = {}
         leaves: list[tuple[Action, Tensor]] = []
         first = self._first_key(args, kwargs)
-        for key, value in [*enumerate(args), *kwargs.items()]:
+        arguments: dict[Key, Any] = dict(enumerate(args))
+        arguments.update(kwargs)
+        for key, value in arguments.items():
             name = self._name_of(key)
             action = self._first if key == first else None
             if self._by_name is not None:

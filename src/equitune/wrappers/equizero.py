@@ -24,7 +24,7 @@ TIE_TOLERANCES = {
     torch.float16: 5e-3,
     torch.bfloat16: 3e-2,
 }
-"""By the dtype of the raw outputs: above the noise of computing them at another place of a batch."""
+"""By the dtype of the raw outputs: above the noise of another place in the batch."""
 
 
 @final
@@ -102,7 +102,7 @@ class EquiZero(Symmetrizer):
         if isinstance(self.proxy_loss, nn.Module):
             self.proxy_loss.eval()
 
-    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         # The choice is piecewise constant.
         with torch.no_grad():
             scores = in_group_order([self._score(p) for p in passes], passes, "proxy_loss")
@@ -123,18 +123,18 @@ class EquiZero(Symmetrizer):
             )
         return _at_least_float32(losses)
 
-    def _combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
         selected = weighted_mean(stack, weights)
         if self.gradient == "selected":
             return selected
         if self.gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
             return selected.detach()
         estimator = weighted_mean(stack, None) if self.gradient == "equitune" else stack[0]
-        return _StraightThrough.apply(selected, estimator)  # type: ignore[no-any-return,no-untyped-call]
+        return _StraightThrough.apply(selected, estimator)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The value of one tensor with the gradient of another, bit-exact also where one is infinite."""
+    """The value of one tensor with the gradient of another; exact also where one is infinite."""
 
     generate_vmap_rule = True
 

@@ -100,7 +100,7 @@ class LambdaEquiTune(Symmetrizer):
         if weight_input not in ("input", "output"):
             self._tap = Tap(backbone, weight_input)
 
-    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
         if isinstance(self.weight_net, OrbitWeightNet):
             stack = in_group_order(seen, passes, f"weight_input {self.weight_input!r}")
@@ -121,14 +121,16 @@ class LambdaEquiTune(Symmetrizer):
 
     def _score(self, stack: Tensor) -> Tensor:
         copies = stack.flatten(0, 1)
-        logits = self.weight_net(copies)
+        logits: Tensor = self.weight_net(copies)
         self._check_logits(logits, copies, (copies.shape[:1], (copies.shape[0], 1)))
         return logits.reshape(stack.shape[:2])
 
-    def _check_logits(self, logits: Tensor, seen: Tensor, shapes: tuple[object, ...]) -> None:
+    def _check_logits(
+        self, logits: Tensor, seen: Tensor, shapes: tuple[tuple[int, ...], ...]
+    ) -> None:
         if not isinstance(logits, Tensor) or logits.shape not in shapes:
             given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
-                f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"  # type: ignore[call-overload]
+                f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"
             )

@@ -26,7 +26,7 @@ class OrbitPass:
 
     Attributes:
         elements: The elements, in the order of the stacks.
-        inputs: The copies of the moved tensors, stacks of shape (|elements|, B, ...).
+        inputs: The copies of the moved tensors, stacks of shape (E, B, ...).
         template: An output of the backbone, for its structure.
         outputs: The tensors of the raw outputs M(gx), with the action of each, as such stacks.
         tapped: The tapped activation, as such a stack.
@@ -149,7 +149,7 @@ class OrbitModule(nn.Module, ABC):
         return f"group of order {self.group.order}, chunk_size={self.chunk_size}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._prepare_actions()
         return self
 
@@ -228,9 +228,7 @@ class OrbitModule(nn.Module, ABC):
         pieces = [list(piece) for piece in zip(*split, strict=True)]
         return pieces, lambda ys: _unflat(torch.cat(ys), rows, batch_size)
 
-    def _combine_copies(
-        self, passes: list[OrbitPass], combine: Callable[[Tensor], Tensor]
-    ) -> Any:
+    def _combine_copies(self, passes: list[OrbitPass], combine: Callable[[Tensor], Tensor]) -> Any:
         """Undoes the output action, combines the copies of each tensor, restores the structure."""
         combined = []
         for k, (action, _) in enumerate(passes[0].outputs):
@@ -262,17 +260,17 @@ class Symmetrizer(OrbitModule):
         return Explanation(output, weights, scores, weights.argmax(dim=0))
 
     @abstractmethod
-    def _weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         """The weights (|G|, B), or None for equal ones, and the scores that they come from."""
 
-    def _combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
         """The combination of the copies g^-1 M(gx), (|G|, B, ...) to (B, ...)."""
         return weighted_mean(stack, weights)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
         passes = self._run_orbit(call)
-        weights, scores = self._weigh(passes)
-        output = self._combine_copies(passes, lambda stack: self._combine(stack, weights))
+        weights, scores = self.weigh(passes)
+        output = self._combine_copies(passes, lambda stack: self.combine(stack, weights))
         return output, weights, scores
 
 
@@ -292,7 +290,8 @@ def in_group_order(parts: Sequence[Tensor], passes: list[OrbitPass], name: str) 
 
 
 def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
-    return y.unflatten(0, (rows, batch_size))
+    stack: Tensor = y.unflatten(0, (rows, batch_size))
+    return stack
 
 
 def _check_output_action(action: Action | None, inputs: InputActions) -> Action:

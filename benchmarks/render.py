@@ -1,0 +1,86 @@
+"""Writes the tables of README.md and docs/results.md from results/*.json.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import record
+
+PAGES = (record.ROOT / "README.md", record.ROOT / "docs" / "results.md")
+PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+
+
+def source(results: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    versions = results["versions"]
+    return (
+        f"\n`{results['command']}`, seed {results['seed']}, torch {versions['torch']}, "
+        f"{results['machine']}.\n"
+    )
+
+
+def cifar10_zero_shot(results: dict[str, Any]) -> str:
+    body = [
+        [
+            name,
+            f"{r['upright']:.1%}",
+            f"{r['rotated']:.1%}",
+            f"{r['changed']:.1%}",
+            f"{r['error']:.0e}",
+        ]
+        for name, r in results["rows"].items()
+    ]
+    head = [f"{results['test_images']:,} test images", "upright", "rotated", "changed", "error"]
+    return rows(head, body) + source(results)
+
+
+def bfloat16_consistency(results: dict[str, Any]) -> str:
+    body = [
+        [f"{r['images']} {name}", str(r["changed_predictions"]),
+         f"{r['largest_logit_difference']:.2g}", f"{r['largest_logit']:.3g}"]
+        for name, r in results["rows"].items()
+    ]  # fmt: skip
+    head = ["", "predictions that change", "largest difference of logits", "largest logit"]
+    return rows(head, body) + source(results)
+
+
+def overhead(results: dict[str, Any]) -> str:
+    body = [[name, f"{ratio:.2f}"] for name, ratio in results["rows"].items()]
+    return rows([results["model"], "ratio"], body) + source(results)
+
+
+def import_time(results: dict[str, Any]) -> str:
+    body = [[f"{results['median_seconds']:.3f} s", f"{results['worst_seconds']:.3f} s"]]
+    head = ["`import equitune`, beyond `import torch`: median", "worst"]
+    return rows(head, body) + source(results)
+
+
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    f.__name__: f for f in (cifar10_zero_shot, bfloat16_consistency, overhead, import_time)
+}
+
+
+def rendered(text: str) -> str:
+    """A page with its tables made anew."""
+    return PLACE.sub(lambda m: m[1] + RENDERERS[m[2]](record.load(m[2])) + m[3], text)
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))
+        print(f"rendered {page.relative_to(record.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The package as a whole: what it imports, its layers, its sizes, its public names."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import equitune
+
+SOURCE = Path(equitune.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = ("groups", "actions", "functional", "wrappers", "losses", "weights", "testing")
+# Below the wrappers, the later layers are beside each other.
+RANK = {
+    "groups": 0,
+    "actions": 1,
+    "functional": 2,
+    "wrappers": 3,
+    "losses": 4,
+    "weights": 4,
+    "testing": 4,
+}
+
+
+def test_the_core_needs_torch_alone():
+    program = (
+        "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
+        "equitune.losses, equitune.weights; new = set(sys.modules) - before; "
+        "print(sorted({name.split('.')[0] for name in new}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    extras = {"torchvision", "transformers", "numpy", "matplotlib", "hypothesis", "sklearn", "tqdm"}
+    assert "equitune" in done.stdout
+    assert not extras & set(ast.literal_eval(done.stdout))
+
+
+def layer_of(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_downwards(path):
+    own = path.relative_to(SOURCE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("equitune."):
+            other = layer_of(node.module)
+            assert other == own or RANK[other] < RANK[own], f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_short_and_have_no_user_facing_asserts(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    tree = ast.parse(text)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert ast.get_docstring(tree)
+
+
+def test_the_core_can_be_read_in_one_sitting():
+    """About 1,000 lines, of code: docstrings and blank lines aside."""
+    lines = 0
+    for path in FILES:
+        if path.relative_to(SOURCE).parts[0].removesuffix(".py") in LAYERS[:4]:
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+                if isinstance(node, kinds) and ast.get_docstring(node):
+                    node.body.pop(0)
+            lines += ast.unparse(tree).count("\n")
+    assert lines <= 1250
+
+
+def test_public_names_exist_and_are_documented():
+    modules = [m.name for m in pkgutil.walk_packages([str(SOURCE)], "equitune.")]
+    assert {f"equitune.{layer}" for layer in LAYERS} <= set(modules)
+    for name in ["equitune", *modules]:
+        module = importlib.import_module(name)
+        assert len(set(module.__all__)) == len(module.__all__)
+        for public in module.__all__:
+            assert (getattr(module, public).__doc__ or "").strip(), f"{name}.{public}"
+
+
+def test_the_repository_speaks_of_the_project_alone():
+    root = SOURCE.parents[1]
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=root, capture_output=True, text=True, check=False
+    )
+    tracked = [root / name for name in done.stdout.splitlines()] or FILES
+    # Written in parts, so that this file does not name them either.
+    banned = ["/" + "work/", "/" + "tmp/w", "py" + "pi.org", "python" + "hosted", "npm" + "js"]
+    for path in tracked:
+        if (
+            path.suffix in {".py", ".md", ".toml", ".json", ".rst", ".cff", ".yaml", ""}
+            and path.is_file()
+        ):
+            text = path.read_text()
+            assert not [word for word in banned if word in text], path
