@@ -1,8 +1,4 @@
-"""Finite groups as frozen values over a Cayley table.
-
-Elements are the integers ``0 .. order - 1`` and ``0`` is the identity. ``compose(g, h)`` is the
-product ``gh``: first ``h``, then ``g``. Nothing here touches a tensor.
-"""
+"""The group as a value, and embeddings of groups."""
 
 from __future__ import annotations
 
@@ -12,19 +8,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
-__all__ = [
-    "Embedding",
-    "FiniteGroup",
-    "c4",
-    "cyclic",
-    "d4",
-    "dihedral",
-    "generate_permutations",
-    "symmetric",
-    "trivial",
-]
+from equitune.groups.axioms import (
+    check_associativity,
+    check_closure,
+    check_identity,
+    check_inverses,
+    find_generators,
+    generated,
+)
+from equitune.groups.permutations import (
+    Permutation,
+    as_permutation,
+    generate_permutations,
+    multiply,
+)
 
-Permutation = tuple[int, ...]
+__all__ = ["Embedding", "FiniteGroup"]
 
 
 @final
@@ -63,16 +62,16 @@ class FiniteGroup:
     ) -> None:
         table = tuple(tuple(int(entry) for entry in row) for row in cayley_table)
         labels = tuple(names) if names is not None else tuple(map(str, range(len(table))))
-        _check_closure(table)
+        check_closure(table)
         if len(labels) != len(table):
             raise ValueError(
                 f"names has {len(labels)} entries for a group of order {len(table)}; "
                 "give one name per element"
             )
-        _check_identity(table)
-        _check_inverses(table)
-        generators = _generators(table)
-        _check_associativity(table, generators)
+        check_identity(table)
+        check_inverses(table)
+        generators = find_generators(table)
+        check_associativity(table, generators)
         object.__setattr__(self, "cayley_table", table)
         object.__setattr__(self, "names", labels)
         object.__setattr__(self, "inverses", tuple(row.index(0) for row in table))
@@ -98,7 +97,7 @@ class FiniteGroup:
             >>> FiniteGroup.from_permutations([(0, 1, 2), (1, 2, 0), (2, 0, 1)]) == cyclic(3)
             True
         """
-        perms = [_as_permutation(p, f"permutations[{g}]") for g, p in enumerate(permutations)]
+        perms = [as_permutation(p, f"permutations[{g}]") for g, p in enumerate(permutations)]
         if not perms:
             raise ValueError("permutations is empty; give at least the identity")
         if perms[0] != tuple(range(len(perms[0]))):
@@ -122,7 +121,7 @@ class FiniteGroup:
         for g, left in enumerate(perms):
             row = []
             for h, right in enumerate(perms):
-                product = _multiply(left, right)
+                product = multiply(left, right)
                 if product not in index:
                     raise ValueError(
                         f"permutations is not closed: the product of element {g} and element {h} "
@@ -201,7 +200,7 @@ class FiniteGroup:
             >>> embedding.subgroup.names, embedding.elements
             (('e', 'r', 'r^2', 'r^3'), (0, 1, 2, 3))
         """
-        members = sorted(_closure(self.cayley_table, [self.check_element(g) for g in generators]))
+        members = sorted(generated(self.cayley_table, [self.check_element(g) for g in generators]))
         index = {g: i for i, g in enumerate(members)}
         table = [[index[self.cayley_table[g][h]] for h in members] for g in members]
         names = [self.names[g] for g in members]
@@ -296,174 +295,3 @@ class Embedding:
         object.__setattr__(self, "subgroup", subgroup)
         object.__setattr__(self, "group", group)
         object.__setattr__(self, "elements", images)
-
-
-def trivial() -> FiniteGroup:
-    """The group with one element."""
-    return FiniteGroup([[0]], ["e"])
-
-
-def cyclic(n: int) -> FiniteGroup:
-    """The cyclic group of order ``n``: element ``k`` is the k-th power of the generator 1."""
-    _check_size("cyclic", n)
-    table = [[(g + h) % n for h in range(n)] for g in range(n)]
-    return FiniteGroup(table, [_power("r", k) for k in range(n)])
-
-
-def dihedral(n: int) -> FiniteGroup:
-    """The dihedral group of order ``2n``, the symmetries of a regular n-gon.
-
-    Elements ``0 .. n-1`` are the rotations ``r^k``, elements ``n .. 2n-1`` the reflections
-    ``s r^k``: first the rotation, then the reflection ``s``; ``s r s = r^-1``.
-    """
-    _check_size("dihedral", n)
-
-    def product(g: int, h: int) -> int:
-        # (s^a r^k)(s^b r^m) = s^(a+b) r^(m + k), with k negated when it passes an s.
-        (a, k), (b, m) = divmod(g, n), divmod(h, n)
-        return (a ^ b) * n + (m - k if b else m + k) % n
-
-    names = [_power("r", k) for k in range(n)]
-    names += ["s" if k == 0 else f"s {_power('r', k)}" for k in range(n)]
-    return FiniteGroup([[product(g, h) for h in range(2 * n)] for g in range(2 * n)], names)
-
-
-def symmetric(n: int) -> FiniteGroup:
-    """The group of all permutations of ``n`` things, in lexicographic order (order ``n!``)."""
-    _check_size("symmetric", n)
-    permutations = list(itertools.permutations(range(n)))
-    return FiniteGroup.from_permutations(permutations, ["".join(map(str, p)) for p in permutations])
-
-
-def c4() -> FiniteGroup:
-    """The rotations by multiples of 90 degrees, counter-clockwise: ``cyclic(4)``."""
-    return cyclic(4)
-
-
-def d4() -> FiniteGroup:
-    """The symmetries of the square, ``dihedral(4)``: ``r^0 .. r^3``, then ``s r^0 .. s r^3``.
-
-    ``r`` is the rotation by 90 degrees counter-clockwise, as in ``torch.rot90``; ``s`` is the
-    horizontal flip (left and right change places), done after the rotation.
-    """
-    return dihedral(4)
-
-
-def generate_permutations(generators: Iterable[Sequence[int]]) -> tuple[Permutation, ...]:
-    """All products of some permutations, the identity first, in breadth-first order.
-
-    Args:
-        generators: Permutations of the same indices; ``p[i]`` is where index ``i`` is sent.
-
-    Returns:
-        The permutations of the generated group, ready for ``PermutationAction`` and
-        ``FiniteGroup.from_permutations``.
-
-    Example:
-        >>> from equitune import generate_permutations
-        >>> generate_permutations([(1, 2, 0)])
-        ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    """
-    perms = [_as_permutation(p, f"generators[{k}]") for k, p in enumerate(generators)]
-    if not perms:
-        raise ValueError("generators is empty; give at least one permutation")
-    if len({len(p) for p in perms}) > 1:
-        raise ValueError(
-            f"generators move {[len(p) for p in perms]} indices; all must move the same number"
-        )
-    found = {tuple(range(len(perms[0]))): None}
-    queue = list(found)
-    for current in queue:
-        for generator in perms:
-            product = _multiply(generator, current)
-            if product not in found:
-                found[product] = None
-                queue.append(product)
-    return tuple(found)
-
-
-def _power(symbol: str, k: int) -> str:
-    return "e" if k == 0 else symbol if k == 1 else f"{symbol}^{k}"
-
-
-def _check_size(name: str, n: int) -> None:
-    if n < 1:
-        raise ValueError(f"{name}({n}): n must be at least 1")
-
-
-def _as_permutation(values: Sequence[int], name: str) -> Permutation:
-    permutation = tuple(int(value) for value in values)
-    if sorted(permutation) != list(range(len(permutation))):
-        raise ValueError(
-            f"{name} is {permutation}, which is no permutation of 0 to {len(permutation) - 1}"
-        )
-    return permutation
-
-
-def _multiply(left: Permutation, right: Permutation) -> Permutation:
-    return tuple(left[image] for image in right)
-
-
-def _check_closure(table: Sequence[Sequence[int]]) -> None:
-    if not table:
-        raise ValueError("cayley_table is empty; the smallest group has the table [[0]]")
-    for g, row in enumerate(table):
-        if len(row) != len(table):
-            raise ValueError(
-                f"cayley_table is not square: row {g} has {len(row)} entries, "
-                f"the table {len(table)} rows"
-            )
-        for h, product in enumerate(row):
-            if not 0 <= product < len(table):
-                raise ValueError(
-                    f"closure fails: the product of {g} and {h} is {product}, "
-                    f"but the elements are 0 to {len(table) - 1}"
-                )
-
-
-def _check_identity(table: Sequence[Sequence[int]]) -> None:
-    for g in range(len(table)):
-        if table[0][g] != g or table[g][0] != g:
-            raise ValueError(
-                f"element 0 is not the identity: 0*{g} is {table[0][g]} and {g}*0 is "
-                f"{table[g][0]}; order the elements so that the identity comes first"
-            )
-
-
-def _check_inverses(table: Sequence[Sequence[int]]) -> None:
-    for g, row in enumerate(table):
-        if not any(row[h] == 0 and table[h][g] == 0 for h in range(len(table))):
-            raise ValueError(f"element {g} has no inverse: no h has {g}*h = h*{g} = 0")
-
-
-def _check_associativity(table: Sequence[Sequence[int]], generators: Sequence[int]) -> None:
-    # Light's test: (xg)y = x(gy) for g in a generating set is enough.
-    for g in generators:
-        for x, y in itertools.product(range(len(table)), repeat=2):
-            left, right = table[table[x][g]][y], table[x][table[g][y]]
-            if left != right:
-                raise ValueError(
-                    f"associativity fails: ({x}*{g})*{y} is {left}, but {x}*({g}*{y}) is {right}"
-                )
-
-
-def _generators(table: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    found: list[int] = []
-    reached = {0}
-    for g in range(len(table)):
-        if g not in reached:
-            found.append(g)
-            reached = _closure(table, found)
-    return tuple(found)
-
-
-def _closure(table: Sequence[Sequence[int]], generators: Sequence[int]) -> set[int]:
-    reached = {0, *generators}
-    queue = list(reached)
-    for x in queue:
-        for g in generators:
-            for product in (table[x][g], table[g][x]):
-                if product not in reached:
-                    reached.add(product)
-                    queue.append(product)
-    return reached
