@@ -110,32 +110,47 @@ def table(measured: dict[str, Measured], times: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def draw(
-    models: dict[str, nn.Module], images: Tensor, shown: Tensor, names: list[str], path: Path
-) -> None:
+@dataclass
+class Shown:
+    """Test images to draw: what the models see, what people see, and the labels."""
+
+    images: Tensor
+    pictures: Tensor
+    labels: list[int]
+    names: list[str]
+
+
+def draw(models: dict[str, nn.Module], shown: Shown, path: Path) -> None:
     """Each image in its four rotations, with what the models say and the weights of the copies."""
     wrappers = {name: model for name, model in models.items() if name != "plain"}
-    columns = 4 + len(wrappers)
+    columns, count = 4 + len(wrappers), len(shown.labels)
     figure, axes = plt.subplots(
-        len(images), columns, figsize=(1.9 * columns, 2.5 * len(images)), layout="constrained"
+        count, columns, figsize=(1.9 * columns, 2.5 * count), layout="constrained"
     )
-    with torch.inference_mode():
-        for row, (image, picture) in zip(axes, zip(images, shown, strict=True), strict=True):
-            turned = torch.stack([image.rot90(k, (-2, -1)) for k in range(4)])
+    for row, image, picture, label in zip(
+        axes, shown.images, shown.pictures, shown.labels, strict=True
+    ):
+        turned = torch.stack([image.rot90(k, (-2, -1)) for k in range(4)])
+        with torch.inference_mode():
             said = {name: model(turned).argmax(-1).tolist() for name, model in models.items()}
-            for k in range(4):
-                row[k].imshow(picture.rot90(k, (0, 1)).numpy(), cmap="gray_r")
-                row[k].set_axis_off()
-                lines = [f"{90 * k} degrees"]
-                lines += [f"{name}: {names[answers[k]]}" for name, answers in said.items()]
-                row[k].set_title("\n".join(lines), fontsize=7)
-            for axis, (name, model) in zip(row[4:], wrappers.items(), strict=True):
-                axis.bar(range(4), model.explain(image.unsqueeze(0)).weights[:, 0].numpy())
-                axis.set_xticks(range(4), ["0", "90", "180", "270"], fontsize=7)
-                axis.set_yticks([0, 1], ["0", "1"], fontsize=7)
-                axis.set_ylim(0, 1.05)
-                axis.set_title(f"weights of the copies\n{name}", fontsize=7)
-    figure.savefig(path, dpi=110)
+            weights = {
+                name: model.explain(turned[:1]).weights[:, 0] for name, model in wrappers.items()
+            }
+        for k, axis in enumerate(row[:4]):
+            axis.imshow(picture.rot90(k, (0, 1)).numpy(), cmap="gray_r")
+            axis.set_axis_off()
+            lines = [f"{shown.names[label]}, turned by {90 * k} degrees"]
+            for name, answers in said.items():
+                mark = "\N{CHECK MARK}" if answers[k] == label else "\N{BALLOT X}"
+                lines.append(f"{mark} {name}: {shown.names[answers[k]]}")
+            axis.set_title("\n".join(lines), fontsize=7, loc="left")
+        for axis, (name, values) in zip(row[4:], weights.items(), strict=True):
+            axis.bar(range(4), values.numpy())
+            axis.set_xticks(range(4), ["0", "90", "180", "270"], fontsize=7)
+            axis.set_yticks([0, 1], ["0", "1"], fontsize=7)
+            axis.set_ylim(0, 1.05)
+            axis.set_title(f"{name}:\nweights of the copies", fontsize=7)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
@@ -182,8 +197,8 @@ def on_digits(epochs: int, lambda_epochs: int, path: Path) -> dict[str, Measured
         )
     order = (weighted.int() - average.int()).argsort(descending=True, stable=True)
     chosen = torch.cat([order[:3], order[-3:-1]])
-    images = data.test_images[chosen]
-    draw(models, images, images[:, 0], [str(k) for k in range(9)], path)
+    images, labels = data.test_images[chosen], data.test_labels[chosen].tolist()
+    draw(models, Shown(images, images[:, 0], labels, [str(k) for k in range(9)]), path)
     print(f"The picture is in {path}.")
     check(measured)
     return measured
@@ -202,9 +217,14 @@ def on_cifar10(folder: Path, images: int, lambda_images: int, epochs: int, path:
     print(f"\nCIFAR-10, ResNet-20, {images} test images in all four rotations, lambda trained on")
     print(f"{lambda_images} upright images (benchmarks/cifar10_zero_shot.py has the whole):\n")
     print(table(measured, times))
-    shown = test_images * torch.tensor(cifar10.STD).view(3, 1, 1)
-    shown = (shown + torch.tensor(cifar10.MEAN).view(3, 1, 1)).clamp(0, 1).permute(0, 2, 3, 1)
-    draw(models, test_images[:5], shown[:5], list(cifar10.CLASSES), path)
+    pictures = test_images[:5] * torch.tensor(cifar10.STD).view(3, 1, 1)
+    pictures = (pictures + torch.tensor(cifar10.MEAN).view(3, 1, 1)).clamp(0, 1)
+    labels = test_labels[:5].tolist()
+    draw(
+        models,
+        Shown(test_images[:5], pictures.permute(0, 2, 3, 1), labels, list(cifar10.CLASSES)),
+        path,
+    )
     print(f"\nThe picture is in {path}.")
     check(measured)
 
