@@ -410,6 +410,26 @@ def test_tables_of_matrices_are_not_cast():
     assert_equivariant(model, torch.randn(5, 2).double(), action, action)
 
 
+def test_actions_made_in_inference_mode_can_train():
+    with torch.inference_mode():
+        action = rotations(3)
+        mirrored = corners(5)
+    for each, size in ((action, 2), (mirrored, 5)):
+        model = EquiTune(nn.Linear(size, size), each, each)
+        x = torch.randn(3, size, requires_grad=True)
+        model(x).square().sum().backward()
+        assert x.grad is not None
+
+
+def test_tables_are_made_once_per_device():
+    action = corners(5)
+    table = action._sources
+    assert table.on(torch.device("cpu")) is table.host
+    EquiTune(nn.Linear(5, 5), action, action).to("meta")
+    assert table.on(torch.device("meta")) is table.on(torch.device("meta"))
+    assert pickle.loads(pickle.dumps(table))._copies == {}
+
+
 def test_empty_batches(wrapper):
     assert wrapper(backbone(), ACTION, ACTION).double()(batch()[:0]).shape[0] == 0
 

@@ -19,7 +19,9 @@ class Table:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._host = values.detach().to("cpu", copy=True).contiguous()
+        # Tensors made in inference mode could not be used in training afterwards.
+        with torch.inference_mode(False):
+            self._host = values.detach().to("cpu", copy=True).contiguous()
         self._copies: dict[torch.device, Tensor] = {}
 
     @property
@@ -31,13 +33,16 @@ class Table:
         """The values on a device."""
         if device.type == "cpu":
             return self._host
-        copy = self._copies.get(device)
-        if copy is None:
+        if device in self._copies:
+            return self._copies[device]
+        # What a tracer makes here is no real tensor and must not outlive the trace. (To give the
+        # tracer a constant would be wrong: modules share its graphs.)
+        if torch.compiler.is_compiling():
+            return self._host.to(device)
+        with torch.inference_mode(False):
             copy = self._host.to(device)
-            # What a tracer makes here is no real tensor and must not outlive the trace. (To give
-            # the tracer a constant would be wrong: modules share its graphs.)
-            if type(copy) is Tensor and not torch.compiler.is_compiling():
-                self._copies[device] = copy
+        if type(copy) is Tensor:
+            self._copies[device] = copy
         return copy
 
     def rows(self, indices: tuple[int, ...]) -> Table:
