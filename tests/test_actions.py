@@ -32,6 +32,7 @@ from equitune import (
 )
 from equitune.testing import assert_action, assert_equivariant
 
+S3 = symmetric(3)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
 
@@ -201,6 +202,33 @@ def test_products_of_commuting_swaps_on_one_dimension():
     assert_action(ProductAction(gender, colour), torch.randint(0, 9, (6, 4)))
 
 
+def test_restricted_regular_features():
+    action = RegularFeatureAction(RegularAction(S3)).restrict(S3.subgroup([1]))
+    assert_action(action, torch.randn(4, 6, 6))
+    model = EquiTune(torch.nn.Flatten(), action, None)
+    assert model(torch.randn(2, 6, 6)).shape == (2, 36)
+
+
+def test_products_of_two_pairs_of_dims():
+    first, second = ImageAction(c4(), dims=(-2, -1)), ImageAction(c4(), dims=(-4, -3))
+    assert_action(ProductAction(first, second), torch.randn(2, 2, 3, 4, 5))
+
+
+def test_products_of_any_fitting_kinds():
+    shift = [[(i + 2 * k) % 6 for i in range(6)] for k in range(3)]
+    vectors = ProductAction(VectorFieldAction(c4()), PermutationAction(cyclic(3), shift, dim=-3))
+    assert_action(vectors, torch.randn(13, 6, 3, 4))
+    swap = TokenAction.cyclic_swaps(9, [(1, 2)])
+    assert_action(ProductAction(swap, RegularAction(cyclic(3), dim=1)), torch.randint(0, 9, (7, 3)))
+
+
+def test_the_order_of_fields_does_not_matter():
+    a, b = ImageAction(c4()), TrivialAction(c4())
+    assert TreeAction({"a": a, "b": b}) == TreeAction({"b": b, "a": a})
+    assert hash(TreeAction({"a": a, "b": b})) == hash(TreeAction({"b": b, "a": a}))
+    assert TreeAction({"a": a, "b": b}) != TreeAction({"a": b, "b": a})
+
+
 def test_right_cosets_are_enough_for_a_model_that_respects_a_subgroup():
     group = d4()
     action = ImageAction(group)
@@ -221,7 +249,12 @@ def test_right_cosets_are_enough_for_a_model_that_respects_a_subgroup():
     )
 
 
-S3 = symmetric(3)
+def mirror(normal):
+    """The reflection at the plane with a normal vector."""
+    n = torch.tensor(normal, dtype=torch.float64)
+    matrix = torch.eye(3, dtype=torch.float64) - 2 * torch.outer(n, n) / (n @ n)
+    return MatrixAction(cyclic(2), torch.stack([torch.eye(3, dtype=torch.float64), matrix]))
+
 
 NEAR_ACTIONS = {
     "no permutation": (
@@ -308,6 +341,16 @@ NEAR_ACTIONS = {
     ),
     "empty tree": (lambda: TreeAction({}), "no action is given"),
     "only drops": (lambda: TreeAction({"a": Drop()}), "no action is given"),
+    "mirrors": (
+        # They agree on (0, 1, 2), so that no single vector tells that they do not commute.
+        lambda: ProductAction(mirror([1.0, 0.0, 0.0]), mirror([1.0, 2.0, -1.0])),
+        "do not commute",
+    ),
+    "channels are rows": (
+        lambda: VectorFieldAction(c4(), channel_dim=2).transform(torch.zeros(1, 2, 4, 4), 1),
+        "which is height or width",
+    ),
+    "image dims": (lambda: ImageAction(c4(), dims=(-1,)), "dims is"),
     "restrict": (lambda: ImageAction(c4()).restrict(d4().subgroup([1])), "group of order 8"),
     "restrict trivial": (lambda: TrivialAction(c4()).restrict(d4().subgroup([1])), "order 8"),
 }
@@ -393,6 +436,15 @@ BAD_TYPES = {
         lambda: ProductAction(ImageAction(c4()), TreeAction([TrivialAction(c4())])),
         "cannot be a factor",
     ),
+    "a constructor": (lambda: ImageAction(c4), r"such as c4\(\)"),
+    "trivial": (lambda: TrivialAction(c4), r"such as c4\(\)"),
+    "permutation": (lambda: PermutationAction(3, SHIFTS), "group is a int"),
+    "regular": (lambda: RegularAction(None), "group is a NoneType"),
+    "matrix": (lambda: MatrixAction(c4, [[[1.0]]]), r"such as c4\(\)"),
+    "fiber": (lambda: RegularFeatureAction(c4()), "fiber is a FiniteGroup"),
+    "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "dim is 'a'"),
+    "structure": (lambda: ImageAction(c4()).transform({"x": X}, 1), "TreeAction"),
+    "float elements": (lambda: ImageAction(cyclic(2), [0, 4.7]), "float"),
     "no structure": (lambda: TreeAction([TrivialAction(c4())]).transform(3, 1), "is a int"),
 }
 

@@ -156,3 +156,11 @@ def test_order_two_cannot_see_a_missing_inverse():
         )
 
     assert_equivariant(without_inverse, torch.randn(5, 2), swap, swap)
+
+
+def test_complex_outputs_are_allowed_rounding():
+    model = equivariant().double()
+    x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    assert_equivariant(lambda x: torch.complex(model(x), 2 * model(x)), x, C4, C4)
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: torch.complex(model(x), x), x, C4)

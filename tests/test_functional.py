@@ -122,3 +122,10 @@ def test_losses_average_over_positions(loss, plain):
     logits = torch.randn(4, 3, 7, 10)
     torch.testing.assert_close(loss(logits), loss(logits.flatten(1, 2)).view(4, 3, 7).mean(-1))
     torch.testing.assert_close(loss(logits.movedim(-1, 2), dim=2), loss(logits))
+
+
+@pytest.mark.parametrize(("loss", "plain"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("dim", [0, 1, -3, -2, 3])
+def test_losses_do_not_mix_samples(loss, plain, dim):
+    with pytest.raises(ValueError, match=f"dim is {dim} for a stack of shape"):
+        loss(torch.zeros(4, 3, 5), dim=dim)

@@ -174,3 +174,18 @@ BAD_CALLS = {
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+BAD_TYPES = {
+    "float table": lambda: FiniteGroup([[0, 1.7], [1.2, 0]]),
+    "float permutations": lambda: FiniteGroup.from_permutations([(0.4, 1), (1.9, 0)]),
+    "float size": lambda: cyclic(2.5),
+    "product": lambda: c4() * 2,
+    "coset": lambda: c4().left_cosets([0, 2]),
+}
+
+
+@pytest.mark.parametrize("call", BAD_TYPES.values(), ids=BAD_TYPES)
+def test_bad_types_are_refused(call):
+    with pytest.raises(TypeError):
+        call()

@@ -1,6 +1,7 @@
 """What the wrappers compute, against the formulas written out, and how they behave as modules."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -19,6 +20,7 @@ from equitune import (
     TokenAction,
     TrivialAction,
     d4,
+    trivial,
 )
 from equitune.losses import entropy
 from equitune.testing import assert_equivariant
@@ -448,3 +450,93 @@ def test_training_improves_the_loss(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+class InPlace(nn.Module):
+    """Writes into everything that it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(36, 4)
+
+    def forward(self, x, mask=None):
+        if mask is not None:
+            mask.fill_(7.0)
+        return self.linear(x.mul_(2.0).relu_().flatten(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("chunk_size", [None, 2, 8])
+@pytest.mark.parametrize("action", [ACTION, TrivialAction(d4()), TrivialAction(trivial())])
+def test_backbones_that_work_in_place(action, chunk_size, batch_size):
+    x, mask = torch.randn(batch_size, 1, 6, 6), torch.ones(batch_size, 3)
+    before = x.clone(), mask.clone()
+    actions = {"x": action, "mask": TrivialAction(action.group)}
+    net = AnyWeightNet()
+    model = LambdaEquiTune(InPlace(), actions, weight_net=net, chunk_size=chunk_size).eval()
+    told = model.explain(x, mask)
+    assert torch.equal(x, before[0])
+    assert torch.equal(mask, before[1])
+    logits = torch.stack([net(action.transform(x, g))[:, 0] for g in action.group.elements])
+    torch.testing.assert_close(told.scores, logits)
+    EquiTune(InPlace(), actions, chunk_size=chunk_size)(
+        x.clone().requires_grad_(), mask
+    ).sum().backward()
+
+
+def test_the_order_of_keywords_does_not_matter():
+    action = corners(5)
+    model = LambdaEquiTune(
+        nn.Bilinear(5, 5, 2), {"input2": action, "input1": action}, weight_net=AnyWeightNet()
+    )
+    a, b = torch.randn(3, 5), torch.randn(3, 5)
+    assert torch.equal(model(input1=a, input2=b), model(input2=b, input1=a))
+    assert torch.equal(model(a, b), model(a, input2=b))
+
+
+def test_one_training_module_is_enough_for_whole_orbits():
+    model = backbone()
+    model.features[1].train()
+    x = batch()
+    assert_equivariant(EquiTune(model, ACTION, ACTION, chunk_size=3).double(), x, ACTION, ACTION)
+
+
+def test_a_frozen_weight_network_stays_in_eval_mode():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 1), nn.Dropout(0.5)).double()
+    model = LambdaEquiTune(backbone(), ACTION, weight_net=net).train()
+    assert net.training
+    net.requires_grad_(False)
+    assert not model.train().weight_net.training
+
+
+def test_no_hook_outlives_its_wrapper():
+    model = backbone()
+    for _ in range(3):
+        wrapped = LambdaEquiTune(
+            model, ACTION, weight_net=AnyWeightNet().double(), weight_input="features"
+        )
+        wrapped(batch())
+    assert len(model.features._forward_hooks) == 1
+    del wrapped
+    gc.collect()
+    assert not model.features._forward_hooks
+
+
+def test_wrappers_of_wrappers():
+    action = corners(5)
+    inner = EquiTune(nn.Bilinear(5, 5, 5), {"input1": action, "input2": action}, action)
+    outer = EquiZero(inner, {"input1": action, "input2": action}, action, proxy_loss=proxy)
+    a, b = torch.randn(3, 5), torch.randn(3, 5)
+    torch.testing.assert_close(outer(a, b), inner(a, b))
+
+
+def test_unfreezing_after_a_layer_was_replaced():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    wrapped = EquiTune(model, ACTION).freeze_backbone()
+    model[1] = nn.Identity()
+    wrapped.unfreeze_backbone()
+    assert wrapped(torch.randn(2, 1, 6, 6)).shape == (2, 36)
+
+
+def test_equal_weights_have_the_dtype_of_the_output():
+    assert EquiTune(backbone(), ACTION).explain(batch()).weights.dtype == torch.float64

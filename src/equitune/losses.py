@@ -19,10 +19,13 @@ def negative_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         logits: (|G|, B, ..., C, ...), floating-point.
-        dim: The dimension of the C classes.
+        dim: The dimension of the C classes, in the stack.
 
     Returns:
         The losses, (|G|, B); 0 is certainty.
+
+    Raises:
+        ValueError: If ``dim`` is one of the first two dimensions, the group and the batch.
 
     Example:
         >>> import torch
@@ -41,10 +44,13 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         logits: (|G|, B, ..., C, ...), floating-point.
-        dim: The dimension of the C classes.
+        dim: The dimension of the C classes, in the stack.
 
     Returns:
         The losses, (|G|, B); 0 is certainty.
+
+    Raises:
+        ValueError: If ``dim`` is one of the first two dimensions, the group and the batch.
 
     Example:
         >>> import math, torch
@@ -69,13 +75,16 @@ def negative_similarity(similarities: Tensor, dim: int = -1) -> Tensor:
     Returns:
         The losses, (|G|, B).
 
+    Raises:
+        ValueError: If ``dim`` is one of the first two dimensions, the group and the batch.
+
     Example:
         >>> import torch
         >>> from equitune.losses import negative_similarity
         >>> negative_similarity(torch.tensor([[[0.1, 0.3]], [[0.2, 0.25]]])).tolist()
         [[-0.30000001192092896], [-0.25]]
     """
-    return _mean_of_rest(-similarities.amax(dim))
+    return _mean_of_rest(-similarities.amax(_checked(similarities, dim)))
 
 
 def negative_max_q_value(q_values: Tensor, dim: int = -1) -> Tensor:
@@ -88,22 +97,35 @@ def negative_max_q_value(q_values: Tensor, dim: int = -1) -> Tensor:
     Returns:
         The losses, (|G|, B).
 
+    Raises:
+        ValueError: If ``dim`` is one of the first two dimensions, the group and the batch.
+
     Example:
         >>> import torch
         >>> from equitune.losses import negative_max_q_value
         >>> negative_max_q_value(torch.tensor([[[1.0, 3.0]], [[2.0, 2.5]]])).tolist()
         [[-3.0], [-2.5]]
     """
-    return _mean_of_rest(-q_values.amax(dim))
+    return _mean_of_rest(-q_values.amax(_checked(q_values, dim)))
 
 
 def _shifted(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Y - y_max, and -log of the largest probability, exact also where that is close to 1."""
-    peak, place = logits.max(dim, keepdim=True)
+    peak, place = logits.max(_checked(logits, dim), keepdim=True)
     shifted = logits - peak
     # Without the largest term, which is 1 and would swallow small ones.
     others = shifted.scatter(dim, place, -float("inf"))
     return shifted, others.exp().sum(dim, keepdim=True).log1p()
+
+
+def _checked(stack: Tensor, dim: int) -> int:
+    position = dim if dim >= 0 else stack.dim() + dim
+    if not 2 <= position < stack.dim():
+        raise ValueError(
+            f"dim is {dim} for a stack of shape {tuple(stack.shape)}, (|G|, B, ...); give a "
+            "dimension behind these two, in the stack; for outputs (B, C, H, W) it is 2 or -3"
+        )
+    return dim
 
 
 def _mean_of_rest(losses: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _compare(
                 f"not equivariant: fn(gx) has shape {tuple(one.shape)} and g fn(x) has shape "
                 f"{tuple(other.shape)} for element {g}; check output_action"
             )
-        relative = RELATIVE_TOLERANCES.get(one.dtype, 0.0) if rtol is None else rtol
+        relative = RELATIVE_TOLERANCES.get(one.real.dtype, 0.0) if rtol is None else rtol
         if one.numel() == 0:
             continue
         exact = one.to(torch.float64 if not one.is_complex() else torch.complex128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, final
@@ -94,6 +95,28 @@ class Action(ABC):
         (leaf,) = leaves
         return leaf
 
+    def check(self, x: Tensor, g: int | Tensor) -> None:
+        """Refuses what is no tensor, and a ``g`` that is no element, nor one per sample."""
+        _require_tensor(x, "x", self)
+        if isinstance(g, int):
+            self.group.check_element(g)
+            return
+        if not isinstance(g, Tensor):
+            raise TypeError(
+                f"g is a {type(g).__name__}; give an int or an int64 tensor of shape (B,)"
+            )
+        if g.dtype != torch.int64:
+            raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
+        if g.shape != x.shape[:1]:
+            raise ValueError(
+                f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
+                "give one element per sample"
+            )
+        # Looking at values costs a synchronisation on accelerators and cannot be traced.
+        if g.device.type == "cpu" and not torch.compiler.is_compiling() and g.numel():
+            self.group.check_element(int(g.min()))
+            self.group.check_element(int(g.max()))
+
     def prepare(self, device: torch.device) -> None:
         """Makes the constant tables on a device now, so that compiled code need not."""
         for part in self._parts():
@@ -113,7 +136,11 @@ class Action(ABC):
         )
 
     def _elements(self, elements: Elements | None) -> Elements:
-        return self.group.elements if elements is None else elements
+        if elements is None:
+            return self.group.elements
+        for g in elements:
+            self.group.check_element(g)
+        return elements
 
     def _check_stack(self, y: Tensor, elements: Elements) -> None:
         if y.shape[0] != len(elements):
@@ -152,22 +179,18 @@ class TrivialAction(Action):
     """
 
     def __init__(self, group: FiniteGroup) -> None:
-        self.group = group
+        self.group = require_group(group)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        _require_tensor(x, "x", self)
-        check_elements(g, x, self.group)
+        self.check(x, g)
         return x
-
-    def orbit(self, x: Tensor, elements: Elements | None = None) -> Tensor:
-        return x.unsqueeze(0).expand(len(self._elements(elements)), *x.shape)
 
     def inverse_orbit(self, y: Tensor, elements: Elements | None = None) -> Tensor:
         self._check_stack(y, self._elements(elements))
         return y
 
     def restrict(self, embedding: Embedding) -> TrivialAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         return TrivialAction(embedding.subgroup)
 
     def _extent(self) -> dict[int, int | None]:
@@ -177,27 +200,15 @@ class TrivialAction(Action):
         return (self.group,)
 
 
-def check_elements(g: int | Tensor, x: Tensor, group: FiniteGroup) -> None:
-    """Refuses a ``g`` that is neither an element of the group nor one per sample of ``x``."""
-    if isinstance(g, int):
-        group.check_element(g)
-        return
-    if not isinstance(g, Tensor):
-        raise TypeError(f"g is a {type(g).__name__}; give an int or an int64 tensor of shape (B,)")
-    if g.dtype != torch.int64:
-        raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
-    if g.shape != x.shape[:1]:
-        raise ValueError(
-            f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
-            "give one element per sample"
-        )
-    # Looking at values costs a synchronisation on accelerators and cannot be traced.
-    if g.device.type == "cpu" and not torch.compiler.is_compiling() and g.numel():
-        group.check_element(int(g.min()))
-        group.check_element(int(g.max()))
+def require_group(group: object) -> FiniteGroup:
+    """Refuses what is no group, such as a constructor that was not called."""
+    if not isinstance(group, FiniteGroup):
+        called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
+        raise TypeError(f"group is a {type(group).__name__}; give a FiniteGroup such as {called}")
+    return group
 
 
-def require_group(action: Action, embedding: Embedding) -> None:
+def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
     if embedding.group != action.group:
         raise ValueError(

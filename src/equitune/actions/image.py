@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, check_elements, dimension, require_group
+from equitune.actions.base import Action, dimension, require_embedding, require_group
 from equitune.actions.table import Table
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
 
@@ -51,7 +52,7 @@ class ImageAction(Action):
         elements: Sequence[int] | None = None,
         dims: tuple[int, int] = (-2, -1),
     ) -> None:
-        self.group = group
+        self.group = require_group(group)
         self.elements = _check_d4_elements(group, elements)
         self.dims = _check_dims(dims)
         self._d4 = Table(torch.tensor(self.elements, device="cpu"))
@@ -72,7 +73,7 @@ class ImageAction(Action):
         return cls(cyclic(2), (0, ROTATION_180), dims)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        check_elements(g, x, self.group)
+        self.check(x, g)
         height, width = self._axes(x)
         if isinstance(g, int):
             reflected, quarters = divmod(self.elements[g], 4)
@@ -105,7 +106,7 @@ class ImageAction(Action):
         return stack
 
     def restrict(self, embedding: Embedding) -> ImageAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         return ImageAction(
             embedding.subgroup, [self.elements[g] for g in embedding.elements], self.dims
         )
@@ -192,6 +193,11 @@ class VectorFieldAction(Action):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         moved = self._pixels.transform(x, g)
         channels = dimension(x, self.channel_dim, self)
+        if channels in [dimension(x, dim, self) for dim in self._pixels.dims]:
+            raise ValueError(
+                f"channel_dim is {self.channel_dim}, which is height or width of x of shape "
+                f"{tuple(x.shape)}"
+            )
         if x.shape[channels] % 2:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, {x.shape[channels]} channels along dim "
@@ -232,7 +238,7 @@ class VectorFieldAction(Action):
         return (1 - source[1], 1 - source[0]), (sign[1], sign[0])
 
     def _extent(self) -> dict[int, int | None]:
-        return {**self._pixels._extent(), self.channel_dim: 2}
+        return {**self._pixels._extent(), self.channel_dim: None}
 
     def _state(self) -> tuple[object, ...]:
         return (self._pixels, self.channel_dim, self.components)
@@ -246,6 +252,8 @@ def _in_format_of(x: Tensor, moved: Tensor) -> Tensor:
 
 
 def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
+    if len(dims) != 2:
+        raise ValueError(f"dims is {dims}; give the dimensions of height and width")
     height, width = dims
     if 0 in dims or height == width or (height < 0) != (width < 0):
         raise ValueError(
@@ -265,7 +273,7 @@ def _check_d4_elements(group: FiniteGroup, elements: Sequence[int] | None) -> tu
                 "d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
             )
         return tuple(group.elements)
-    performed = tuple(int(element) for element in elements)
+    performed = tuple(map(operator.index, elements))
     if len(performed) != group.order:
         raise ValueError(
             f"elements has {len(performed)} entries for a group of order {group.order}; give the "

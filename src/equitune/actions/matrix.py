@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, check_elements, dimension, require_group
+from equitune.actions.base import Action, dimension, require_embedding, require_group
 from equitune.actions.table import Table
 from equitune.groups import Embedding, FiniteGroup
 
@@ -50,7 +50,7 @@ class MatrixAction(Action):
         self._matrices = Table(_check_matrices(group, matrices))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        check_elements(g, x, self.group)
+        self.check(x, g)
         if not (x.is_floating_point() or x.is_complex()):
             raise TypeError(
                 f"x has dtype {x.dtype}; MatrixAction multiplies floating-point numbers"
@@ -67,7 +67,7 @@ class MatrixAction(Action):
         return moved.movedim(-1, dim).to(x.dtype)
 
     def restrict(self, embedding: Embedding) -> MatrixAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         return MatrixAction(
             embedding.subgroup, self._matrices.rows(embedding.elements).host, self.dim
         )
@@ -80,6 +80,7 @@ class MatrixAction(Action):
 
 
 def _check_matrices(group: FiniteGroup, matrices: Any) -> Tensor:
+    require_group(group)
     try:
         table = torch.as_tensor(matrices, device="cpu").detach()
     except (TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, check_elements, dimension, require_group
+from equitune.actions.base import Action, dimension, require_embedding, require_group
 from equitune.actions.table import Table
 from equitune.groups import Embedding, FiniteGroup, cyclic
 
@@ -25,6 +25,8 @@ class IndexAction(Action):
     dim: int
 
     def _set(self, group: FiniteGroup, permutations: Tensor, dim: int) -> None:
+        if not isinstance(dim, int):
+            raise TypeError(f"dim is {dim!r}; give an int")
         if dim == 0:
             raise ValueError("dim is 0, the batch; give the dimension that the group permutes")
         self.group = group
@@ -38,7 +40,7 @@ class IndexAction(Action):
         return tuple(map(tuple, self._sources.host.argsort(dim=1).tolist()))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        check_elements(g, x, self.group)
+        self.check(x, g)
         dim = dimension(x, self.dim, self, self._sources.host.shape[1])
         sources = self._sources.on(x.device)
         if isinstance(g, int):
@@ -48,7 +50,7 @@ class IndexAction(Action):
         return x.gather(dim, sources[g].view(shape).expand_as(x))
 
     def restrict(self, embedding: Embedding) -> PermutationAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         rows = [self.permutations[g] for g in embedding.elements]
         return PermutationAction(embedding.subgroup, rows, self.dim)
 
@@ -104,7 +106,7 @@ class RegularAction(IndexAction):
     """
 
     def __init__(self, group: FiniteGroup, dim: int = -1) -> None:
-        self._set(group, torch.tensor(group.cayley_table, device="cpu"), dim)
+        self._set(group, torch.tensor(require_group(group).cayley_table, device="cpu"), dim)
 
 
 @final
@@ -126,6 +128,11 @@ class RegularFeatureAction(Action):
     """
 
     def __init__(self, fiber: Action) -> None:
+        if not isinstance(fiber, Action):
+            raise TypeError(
+                f"fiber is a {type(fiber).__name__}; give the action on one entry, such as "
+                "TrivialAction(group)"
+            )
         self.group = fiber.group
         self.fiber = fiber
         inverses = fiber.group.inverses
@@ -145,7 +152,7 @@ class RegularFeatureAction(Action):
         return stack
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        dimension(x, 1, self, self.group.order)
+        dimension(x, 1, self, len(self._places.permutations[0]))
         return self.fiber.shape_classes(x[:, 0])
 
     def restrict(self, embedding: Embedding) -> RegularFeatureAction:
@@ -250,7 +257,7 @@ class TokenAction(Action):
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self._check_ids(x)
-        check_elements(g, x, self.group)
+        self.check(x, g)
         targets = self._targets.on(x.device)
         ids = x.long()
         kept = None if self.ignore_index is None else ids == self.ignore_index
@@ -263,7 +270,7 @@ class TokenAction(Action):
         return moved if kept is None else torch.where(kept, x, moved)
 
     def restrict(self, embedding: Embedding) -> TokenAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         rows = self._targets.rows(embedding.elements).host
         return TokenAction(embedding.subgroup, rows, self.ignore_index)
 
@@ -286,7 +293,7 @@ class TokenAction(Action):
             )
 
     def _extent(self) -> dict[int, int | None]:
-        return {-1: None}
+        return {}
 
     def _state(self) -> tuple[object, ...]:
         return (self.group, self._targets, self.ignore_index)
@@ -294,6 +301,7 @@ class TokenAction(Action):
 
 def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor:
     """The (|G|, n) table of permutations; refuses one that is no action of the group."""
+    require_group(group)
     try:
         table = torch.as_tensor(permutations, device="cpu")
     except (TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, check_elements, require_group
+from equitune.actions.base import Action, require_embedding
 from equitune.actions.permutation import TokenAction
 from equitune.actions.table import Table
 from equitune.groups import Embedding
@@ -55,21 +55,20 @@ class ProductAction(Action):
         self._table = Table(torch.tensor(pairs, device="cpu").T)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        check_elements(g, x, self.group)
+        self.check(x, g)
         a, b = self._pairs[g] if isinstance(g, int) else self._table.on(x.device)[:, g].unbind()
         moved: Tensor = self.first.transform(self.second.transform(x, b), a)
         return moved
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        classes: dict[int, list[int]] = {}
+        classes: dict[tuple[int, int], list[int]] = {}
         first, second = _class_numbers(self.first, x), _class_numbers(self.second, x)
         for g, (a, b) in enumerate(self._pairs):
-            # Height and width are exchanged if one factor does it, and are not if both do.
-            classes.setdefault(first[a] ^ second[b], []).append(g)
+            classes.setdefault((first[a], second[b]), []).append(g)
         return tuple(map(tuple, classes.values()))
 
     def restrict(self, embedding: Embedding) -> ProductAction:
-        require_group(self, embedding)
+        require_embedding(self, embedding)
         restricted = object.__new__(ProductAction)
         restricted.group = embedding.subgroup
         restricted.first, restricted.second = self.first, self.second
@@ -114,7 +113,7 @@ def _check_commuting(first: Action, second: Action) -> None:
             except ValueError as error:
                 raise ValueError(f"the two actions do not fit one tensor: {error}") from error
             if one.shape != other.shape or not torch.allclose(
-                one.double(), other.double(), rtol=0, atol=TOLERANCE * probe.numel()
+                one.double(), other.double(), rtol=0, atol=TOLERANCE * float(1 + one.abs().max())
             ):
                 raise ValueError(
                     f"the two actions do not commute: element {a} of the first and element {b} of "
@@ -124,7 +123,7 @@ def _check_commuting(first: Action, second: Action) -> None:
 
 
 def _probe(first: Action, second: Action) -> Tensor:
-    """A batch of one sample, whose entries all differ, that both actions can act on."""
+    """A batch that both actions can act on: all ids, or random numbers, which all differ."""
     sizes = _merged(first, second)
     if any(dim > 0 for dim in sizes) and any(dim < 0 for dim in sizes):
         raise ValueError(
@@ -134,9 +133,13 @@ def _probe(first: Action, second: Action) -> Tensor:
     tokens = [a.vocabulary_size for a in (first, second) if isinstance(a, TokenAction)]
     if len(set(tokens)) > 1:
         raise ValueError(f"the two actions have vocabularies of {tokens[0]} and {tokens[1]} ids")
-    free = tokens[0] if tokens else 3
+    # An even number, for the components of vectors.
+    free = tokens[0] if tokens else 4
+    sizes = sizes or {-1: None}
     depth = max((abs(dim) for dim in sizes), default=1)
     dims = range(1, depth + 1) if any(dim > 0 for dim in sizes) else range(-depth, 0)
-    shape = [1, *(sizes.get(dim, 1) or free for dim in dims)]
-    entries = torch.arange(torch.Size(shape).numel(), device="cpu").view(shape)
-    return entries % tokens[0] if tokens else entries.double()
+    shape = [1 if tokens else 3, *(sizes.get(dim, 1) or free for dim in dims)]
+    if tokens:
+        return torch.arange(torch.Size(shape).numel(), device="cpu").view(shape) % tokens[0]
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

@@ -60,8 +60,13 @@ class TreeAction(Action):
                     f"actions[{key!r}] is a {type(action).__name__}; give an action, or Drop() "
                     "for a field that cannot be combined"
                 )
-        self.actions = entries
+        self._actions = entries
         self.group = common_group({str(k): a for k, a in entries.items() if isinstance(a, Action)})
+
+    @property
+    def actions(self) -> dict[Key, Action | Drop]:
+        """The action of each field."""
+        return dict(self._actions)
 
     def transform(self, x: Any, g: int | Tensor) -> Any:
         return self.unflatten(x, [action.transform(leaf, g) for action, leaf in self.flatten(x)])
@@ -99,7 +104,7 @@ class TreeAction(Action):
     def restrict(self, embedding: Embedding) -> TreeAction:
         restricted = {
             key: action.restrict(embedding) if isinstance(action, Action) else action
-            for key, action in self.actions.items()
+            for key, action in self._actions.items()
         }
         if all(isinstance(key, int) for key in restricted):
             return TreeAction(list(restricted.values()))
@@ -111,16 +116,16 @@ class TreeAction(Action):
         if fields is None:
             raise TypeError(
                 f"{name} is a {type(x).__name__}, but its TreeAction has the fields "
-                f"{list(self.actions)}; give one action for a tensor"
+                f"{list(self._actions)}; give one action for a tensor"
             )
-        for key, action in self.actions.items():
+        for key, action in self._actions.items():
             if key not in fields and isinstance(action, Action):
                 raise ValueError(
                     f"the TreeAction has an action for {key!r}, but {name} is a "
                     f"{type(x).__name__} with the fields {list(fields)}"
                 )
         for key, value in fields.items():
-            found = self.actions.get(key)
+            found = self._actions.get(key)
             if found is None and holds_tensor(value):
                 raise ValueError(
                     f"{name} has a field {key!r} without an action; give the TreeAction one for "
@@ -129,10 +134,10 @@ class TreeAction(Action):
             yield key, value, None if value is None else found
 
     def _parts(self) -> Iterable[object]:
-        return self.actions.values()
+        return self._actions.values()
 
     def _state(self) -> tuple[object, ...]:
-        return tuple(self.actions.items())
+        return (frozenset(self._actions.items()),)
 
 
 def common_group(actions: Mapping[str, Action]) -> FiniteGroup:
@@ -190,7 +195,8 @@ def holds_tensor(x: Any) -> bool:
 
 def _replace(x: Any, values: dict[Key, Any]) -> Any:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        return type(x)(**{str(key): value for key, value in values.items()})
+        given = [f.name for f in dataclasses.fields(x) if f.init]
+        return type(x)(**{name: values[name] for name in given})
     if isinstance(x, Mapping):
         if type(x) is dict:
             return values

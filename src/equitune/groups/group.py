@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,7 +61,7 @@ class FiniteGroup:
     def __init__(
         self, cayley_table: Iterable[Iterable[int]], names: Iterable[str] | None = None
     ) -> None:
-        table = tuple(tuple(int(entry) for entry in row) for row in cayley_table)
+        table = tuple(tuple(map(operator.index, row)) for row in cayley_table)
         labels = tuple(names) if names is not None else tuple(map(str, range(len(table))))
         check_closure(table)
         if len(labels) != len(table):
@@ -149,7 +150,7 @@ class FiniteGroup:
         return f"FiniteGroup(order={self.order}, names={self.names})"
 
     def __mul__(self, other: FiniteGroup) -> FiniteGroup:
-        return self.direct_product(other)
+        return self.direct_product(other) if isinstance(other, FiniteGroup) else NotImplemented
 
     @property
     def order(self) -> int:
@@ -248,6 +249,11 @@ class FiniteGroup:
         return FiniteGroup(table, names)
 
     def _members(self, embedding: Embedding) -> tuple[int, ...]:
+        if not isinstance(embedding, Embedding):
+            raise TypeError(
+                f"embedding is a {type(embedding).__name__}; give that of a subgroup, such as "
+                "group.subgroup([1])"
+            )
         if embedding.group != self:
             raise ValueError(
                 f"the embedding is one into a group of order {embedding.group.order}, not into "

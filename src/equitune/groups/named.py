@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 
 from equitune.groups.group import FiniteGroup
 
@@ -65,5 +66,5 @@ def _power(symbol: str, k: int) -> str:
 
 
 def _check_size(name: str, n: int) -> None:
-    if n < 1:
+    if operator.index(n) < 1:
         raise ValueError(f"{name}({n}): n must be at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 
 __all__ = ["Permutation", "as_permutation", "generate_permutations", "multiply"]
@@ -45,7 +46,7 @@ def generate_permutations(generators: Iterable[Sequence[int]]) -> tuple[Permutat
 
 def as_permutation(values: Sequence[int], name: str) -> Permutation:
     """The values as a tuple; refuses what is no permutation."""
-    permutation = tuple(int(value) for value in values)
+    permutation = tuple(map(operator.index, values))
     if sorted(permutation) != list(range(len(permutation))):
         raise ValueError(
             f"{name} is {permutation}, which is no permutation of 0 to {len(permutation) - 1}"

@@ -57,7 +57,7 @@ class InputActions:
 
     def __init__(self, backbone: nn.Module, input_action: Action | Mapping[str, Action]) -> None:
         names, open_ended = _parameters(backbone)
-        self._names = names
+        self._names, self._open_ended = names, open_ended
         self._by_name: dict[str, Action] | None = None
         self._first: Action | None = None
         if isinstance(input_action, Action):
@@ -92,7 +92,9 @@ class InputActions:
         leaves: list[tuple[Action, Tensor]] = []
         first = self._first_key(args, kwargs)
         arguments: dict[Key, Any] = dict(enumerate(args))
-        arguments.update(kwargs)
+        # In the order of the signature, so that the order of keywords in a call does not matter.
+        order = {name: place for place, name in enumerate(self._names)}
+        arguments.update(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
         for key, value in arguments.items():
             name = self._name_of(key)
             action = self._first if key == first else None
@@ -137,6 +139,10 @@ class InputActions:
 
 def _parameters(backbone: nn.Module) -> tuple[tuple[str, ...], bool]:
     """The names of the parameters of forward, and whether it takes others as well."""
+    inner = getattr(backbone, "_inputs", None)
+    if isinstance(inner, InputActions):
+        # A wrapper around a wrapper takes the arguments of the innermost backbone.
+        return inner._names, inner._open_ended
     try:
         parameters = inspect.signature(backbone.forward).parameters.values()
     except (TypeError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,9 @@ class LambdaEquiTune(Symmetrizer):
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
             logit each, (N,) or (N, 1); or an :class:`OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies gx of the first moved tensor
-            (the paper's lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or
-            the dotted name of a submodule of the backbone, whose activation is then read in the
-            pass that runs anyway.
+            of the backbone's signature (the paper's lambda(gx)); ``"output"``, the first tensor of
+            the raw outputs M(gx); or the dotted name of a submodule of the backbone, whose
+            activation is then read in the pass that runs anyway.
         chunk_size: The most copies in one pass of the backbone; None for no limit.
 
     Raises:
@@ -99,6 +99,16 @@ class LambdaEquiTune(Symmetrizer):
         self.weight_input = weight_input
         if weight_input not in ("input", "output"):
             self._tap = Tap(backbone, weight_input)
+            self._tap.attach(self)
+        self.reads_inputs = weight_input == "input"
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a weight network whose weights are all fixed stays in eval mode."""
+        super().train(mode)
+        weights = list(self.weight_net.parameters())
+        if weights and not any(w.requires_grad for w in weights):
+            self.weight_net.eval()
+        return self
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]

@@ -26,7 +26,8 @@ class OrbitPass:
 
     Attributes:
         elements: The elements, in the order of the stacks.
-        inputs: The copies of the moved tensors, stacks of shape (E, B, ...).
+        inputs: The copies of the moved tensors, stacks of shape (E, B, ...) for E elements; none
+            unless the weighting declares ``reads_inputs``.
         template: An output of the backbone, for its structure.
         outputs: The tensors of the raw outputs M(gx), with the action of each, as such stacks.
         tapped: The tapped activation, as such a stack.
@@ -69,9 +70,9 @@ class OrbitModule(nn.Module, ABC):
             argument names to actions.
         output_action: How it acts on the output; None means that the output is one tensor that
             shall be invariant. Structured outputs need a ``TreeAction``.
-        chunk_size: The most copies in one pass of the backbone; None for no limit. While the
-            backbone trains, a piece holds whole orbits, at least one, so that batch statistics
-            are those of whole orbits; they are then those of the piece and not of the batch.
+        chunk_size: The most copies in one pass of the backbone; None for no limit. While a module
+            of the backbone trains, a piece holds whole orbits, at least one, so that batch
+            statistics are those of whole orbits, but of the piece and not of the batch.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -79,6 +80,8 @@ class OrbitModule(nn.Module, ABC):
     """
 
     backbone: nn.Module
+    reads_inputs: bool = False
+    """Whether the copies of the input are needed after the pass through the backbone."""
 
     def __init__(
         self,
@@ -108,9 +111,10 @@ class OrbitModule(nn.Module, ABC):
         """Calls the symmetrised backbone with the backbone's own arguments."""
 
     def unwrap(self) -> nn.Module:
-        """The backbone itself, its weights and flags as they are.
+        """The backbone itself, with the weights and flags that it has now.
 
-        A plain checkpoint loads through ``model.unwrap().load_state_dict(...)``.
+        A plain checkpoint loads through ``model.unwrap().load_state_dict(...)``. After
+        :meth:`freeze_backbone`, call :meth:`unfreeze_backbone` first to have the flags back.
         """
         return self.backbone
 
@@ -132,8 +136,10 @@ class OrbitModule(nn.Module, ABC):
         Returns:
             The wrapper itself.
         """
-        for name in self._thawed or ():
-            self.backbone.get_parameter(name).requires_grad_(True)
+        thawed = self._thawed or ()
+        for name, parameter in self.backbone.named_parameters():
+            if name in thawed:
+                parameter.requires_grad_(True)
         self._thawed = None
         self.backbone.train(self.training)
         return self
@@ -174,6 +180,8 @@ class OrbitModule(nn.Module, ABC):
 
     def _run_elements(self, call: MovedCall, elements: tuple[int, ...]) -> OrbitPass:
         stacks = call.orbits(elements)
+        # The backbone may work in place on what it gets.
+        inputs = [stack.clone() for stack in stacks] if self.reads_inputs else []
         pieces, join = self._split(stacks, len(elements), call.batch_size)
         ran = [self._run_piece(call, piece) for piece in pieces]
         template, first, tapped = ran[0]
@@ -183,7 +191,7 @@ class OrbitModule(nn.Module, ABC):
         ]
         return OrbitPass(
             elements,
-            stacks,
+            inputs,
             template,
             outputs,
             None if tapped is None else join([t for _, _, t in ran if t is not None]),
@@ -219,14 +227,21 @@ class OrbitModule(nn.Module, ABC):
         size = self.chunk_size
         if size is None or rows * batch_size <= size:
             return [[s.flatten(0, 1) for s in stacks]], lambda ys: _unflat(ys[0], rows, batch_size)
-        if self.backbone.training:
-            samples = max(1, size // rows)
-            split = [s.split(samples, dim=1) for s in stacks]
-            flat = [[s.flatten(0, 1) for s in piece] for piece in zip(*split, strict=True)]
-            return flat, lambda ys: torch.cat([_unflat(y, rows, y.shape[0] // rows) for y in ys], 1)
-        split = [s.flatten(0, 1).split(size) for s in stacks]
-        pieces = [list(piece) for piece in zip(*split, strict=True)]
-        return pieces, lambda ys: _unflat(torch.cat(ys), rows, batch_size)
+        # Copied, because a backbone that works in place would reach the other pieces.
+        if any(module.training for module in self.backbone.modules()):
+            step = max(1, size // rows)
+            whole = [
+                [s[:, i : i + step].flatten(0, 1).clone() for s in stacks]
+                for i in range(0, batch_size, step)
+            ]
+            return whole, lambda ys: torch.cat(
+                [_unflat(y, rows, y.shape[0] // rows) for y in ys], dim=1
+            )
+        flat = [s.flatten(0, 1) for s in stacks]
+        any_copies = [
+            [s[i : i + size].clone() for s in flat] for i in range(0, rows * batch_size, size)
+        ]
+        return any_copies, lambda ys: _unflat(torch.cat(ys), rows, batch_size)
 
     def _combine_copies(self, passes: list[OrbitPass], combine: Callable[[Tensor], Tensor]) -> Any:
         """Undoes the output action, combines the copies of each tensor, restores the structure."""
@@ -255,8 +270,8 @@ class Symmetrizer(OrbitModule):
         call = self._bind(x, args, kwargs)
         output, weights, scores = self._evaluate(call)
         if weights is None:
-            order, device = self.group.order, call.leaves[0][1].device
-            weights = torch.full((order, call.batch_size), 1 / order, device=device)
+            order, (_, leaf) = self.group.order, self.output_action.flatten(output)[0]
+            weights = leaf.new_full((order, call.batch_size), 1 / order, dtype=leaf.real.dtype)
         return Explanation(output, weights, scores, weights.argmax(dim=0))
 
     @abstractmethod

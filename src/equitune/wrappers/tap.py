@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ __all__ = ["Tap"]
 class Tap:
     """Copies what a submodule returns, while it is open; does nothing while it is closed.
 
-    It is one forward hook for the life of the backbone, because a hook that comes and goes with
+    It is one forward hook for the life of the wrapper, because a hook that comes and goes with
     each call cannot be traced by ``torch.compile``. The copy is what makes it safe against
     layers behind it that work in place.
 
@@ -29,7 +30,8 @@ class Tap:
     def __init__(self, backbone: nn.Module, name: str) -> None:
         modules = dict(backbone.named_modules(remove_duplicate=False))
         if name not in modules or name == "":
-            near = difflib.get_close_matches(name, modules, n=4, cutoff=0.3)
+            known = [known for known in modules if known]
+            near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
             raise ValueError(
                 f"weight_input is {name!r}, but the backbone has no submodule of that name; give "
                 f"'input', 'output' or the dotted name of a submodule, such as {near}"
@@ -37,7 +39,12 @@ class Tap:
         self.name = name
         self._open = False
         self._seen: list[Any] = []
-        modules[name].register_forward_hook(self)
+        self._module = modules[name]
+
+    def attach(self, owner: object) -> None:
+        """Puts the hook on the submodule, until the owner is gone."""
+        handle = self._module.register_forward_hook(self)
+        weakref.finalize(owner, handle.remove).atexit = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook."""
