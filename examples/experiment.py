@@ -52,7 +52,7 @@ def train_weight_net(
                 optimizer.step()
                 schedule.step()
                 bar.update()
-                bar.set_postfix(loss=f"{loss.item():.2f}")
+                bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     model.eval()
 
 

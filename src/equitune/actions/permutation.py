@@ -35,13 +35,18 @@ class IndexAction(Action):
         self._sources = Table(permutations.argsort(dim=1))
 
     @property
+    def size(self) -> int:
+        """The number of entries along the dimension."""
+        return int(self._sources.host.shape[1])
+
+    @property
     def permutations(self) -> tuple[tuple[int, ...], ...]:
         """``permutations[g][i]`` is where index i is sent."""
         return tuple(map(tuple, self._sources.host.argsort(dim=1).tolist()))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self.check(x, g)
-        dim = dimension(x, self.dim, self, self._sources.host.shape[1])
+        dim = dimension(x, self.dim, self, self.size)
         sources = self._sources.on(x.device)
         if isinstance(g, int):
             return x.index_select(dim, sources[g])
@@ -55,7 +60,7 @@ class IndexAction(Action):
         return PermutationAction(embedding.subgroup, rows, self.dim)
 
     def _extent(self) -> dict[int, int | None]:
-        return {self.dim: self._sources.host.shape[1]}
+        return {self.dim: self.size}
 
     def _state(self) -> tuple[object, ...]:
         return (self.group, self._sources, self.dim)
@@ -152,7 +157,7 @@ class RegularFeatureAction(Action):
         return stack
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        dimension(x, 1, self, len(self._places.permutations[0]))
+        dimension(x, 1, self, self._places.size)
         return self.fiber.shape_classes(x[:, 0])
 
     def restrict(self, embedding: Embedding) -> RegularFeatureAction:
