@@ -190,6 +190,11 @@ class VectorFieldAction(Action):
         self._swaps = Table(torch.tensor(swaps, device="cpu"))
         self._signs = Table(torch.tensor(signs, dtype=torch.int8, device="cpu"))
 
+    @property
+    def dims(self) -> tuple[int, int]:
+        """The dimensions of height and width."""
+        return self._pixels.dims
+
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         moved = self._pixels.transform(x, g)
         channels = dimension(x, self.channel_dim, self)

@@ -1,0 +1,34 @@
+"""Assertions for symmetric models, actions and groups, of any origin; they need torch only.
+
+``equitune.testing.strategies`` has the hypothesis strategies, and needs hypothesis.
+"""
+
+from equitune.testing.assertions import assert_equivariant, assert_invariant, equivariance_report
+from equitune.testing.axioms import assert_action, assert_group
+from equitune.testing.comparison import RELATIVE_TOLERANCES
+from equitune.testing.formulas import (
+    EquiTuneFormula,
+    EquiZeroFormula,
+    Formula,
+    LambdaEquiTuneFormula,
+    RegularFeaturesFormula,
+    assert_matches_formula,
+)
+from equitune.testing.report import ElementErrors, EquivarianceReport
+
+__all__ = [
+    "RELATIVE_TOLERANCES",
+    "ElementErrors",
+    "EquiTuneFormula",
+    "EquiZeroFormula",
+    "EquivarianceReport",
+    "Formula",
+    "LambdaEquiTuneFormula",
+    "RegularFeaturesFormula",
+    "assert_action",
+    "assert_equivariant",
+    "assert_group",
+    "assert_invariant",
+    "assert_matches_formula",
+    "equivariance_report",
+]

@@ -1,0 +1,143 @@
+"""Assertions that a function is equivariant or invariant, and the report behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from equitune.actions import Action
+from equitune.testing.comparison import Tolerance
+from equitune.testing.report import EquivarianceReport
+from equitune.testing.trial import run_trial
+
+__all__ = ["assert_equivariant", "assert_invariant", "equivariance_report"]
+
+
+def assert_equivariant(
+    fn: Callable[[Any], Any],
+    x: Any,
+    input_action: Action,
+    output_action: Action | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> None:
+    """Asserts that fn(gx) = g fn(x) for every element g, and for each sample with its own g.
+
+    The function is called |G| + 2 times, without gradients, in the mode that it is in. Two of the
+    calls have the same input, so that randomness is told from inequivariance.
+
+    Args:
+        fn: A function or module of one batch, or of one structure of batches; of any origin.
+        x: What to call it with, of shape (B, ...). Use at least two different samples, and
+            random ones: a sample that is symmetric itself shows less.
+        input_action: How the group acts on ``x``.
+        output_action: How it acts on what ``fn`` returns; None means invariance.
+        rtol: The largest allowed difference, relative to the largest entry of the output.
+            Default by its dtype: 1e-12 for float64, 1e-5 for float32, 1e-2 for float16, 5e-2 for
+            bfloat16, 0 for integers (``RELATIVE_TOLERANCES``).
+        atol: An absolute difference that is allowed on top.
+
+    Raises:
+        AssertionError: If ``fn`` is not equivariant; the message names the worst element and
+            sample with the error, the usual causes that it looks like, and the error of every
+            element. Also if ``fn`` is random, or returns NaN; the message then says that.
+        ValueError: If the actions are of different groups or do not fit, or if ``x`` is empty,
+            holds NaN, or is the same under every element so that no invariance can be seen.
+        TypeError: If the actions do not fit the structures.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.testing import assert_equivariant
+        >>> action = ImageAction(c4())
+        >>> assert_equivariant(torch.relu, torch.randn(2, 3, 8, 8), action, action)
+        >>> assert_equivariant(lambda x: x.flatten(1), torch.randn(2, 3, 8, 8), action)
+        Traceback (most recent call last):
+            ...
+        AssertionError: not equivariant: ...
+    """
+    __tracebackhide__ = True
+    trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
+    report = EquivarianceReport.of(trial)
+    if not report.passed:
+        raise AssertionError(report.message())
+
+
+def assert_invariant(
+    fn: Callable[[Any], Any],
+    x: Any,
+    input_action: Action,
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> None:
+    """Asserts that fn(gx) = fn(x) for every element g, and for each sample with its own g.
+
+    Args:
+        fn: A function or module of one batch, or of one structure of batches, that returns a
+            tensor or a structure of tensors.
+        x: As for :func:`assert_equivariant`.
+        input_action: How the group acts on ``x``.
+        rtol: As for :func:`assert_equivariant`.
+        atol: As for :func:`assert_equivariant`.
+
+    Raises:
+        AssertionError: If ``fn`` is not invariant, as for :func:`assert_equivariant`.
+        ValueError: As for :func:`assert_equivariant`.
+        TypeError: As for :func:`assert_equivariant`.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, d4
+        >>> from equitune.testing import assert_invariant
+        >>> assert_invariant(lambda x: x.mean((-2, -1)), torch.randn(2, 3, 8, 8), ImageAction(d4()))
+    """
+    __tracebackhide__ = True
+    trial = run_trial(fn, x, input_action, None, Tolerance(rtol, atol))
+    report = EquivarianceReport.of(trial, "invariant")
+    if not report.passed:
+        raise AssertionError(report.message())
+
+
+def equivariance_report(
+    fn: Callable[[Any], Any],
+    x: Any,
+    input_action: Action,
+    output_action: Action | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> EquivarianceReport:
+    """Measures how far fn(gx) is from g fn(x), element by element; fails for nothing.
+
+    Args:
+        fn: As for :func:`assert_equivariant`.
+        x: As for :func:`assert_equivariant`.
+        input_action: As for :func:`assert_equivariant`.
+        output_action: As for :func:`assert_equivariant`.
+        rtol: As for :func:`assert_equivariant`.
+        atol: As for :func:`assert_equivariant`.
+
+    Returns:
+        The report; ``print`` it for a table, take ``rows()`` for a data frame.
+
+    Raises:
+        ValueError: As for :func:`assert_equivariant`.
+        TypeError: As for :func:`assert_equivariant`.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.testing import equivariance_report
+        >>> report = equivariance_report(torch.sum, torch.ones(1), None)
+        Traceback (most recent call last):
+            ...
+        TypeError: input_action is a NoneType; ...
+        >>> halves = lambda x: x.unflatten(2, (2, -1)).sum((1, 3, 4))
+        >>> report = equivariance_report(halves, torch.randn(2, 3, 8, 8), ImageAction(c4()))
+        >>> report.passed, report.worst.passed, len(report.rows())
+        (False, False, 5)
+    """
+    trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
+    return EquivarianceReport.of(trial)

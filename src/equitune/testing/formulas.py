@@ -1,0 +1,297 @@
+"""The formulas of the wrappers, written out: one sample and one copy at a time, slow and literal.
+
+Equivariance alone does not tell argmin from argmax, or lambda from its reciprocal; these do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import Action, TrivialAction
+from equitune.testing.comparison import Gap, Tolerance
+from equitune.wrappers import (
+    EquiTune,
+    EquiZero,
+    LambdaEquiTune,
+    OrbitModule,
+    OrbitWeightNet,
+    RegularFeatures,
+)
+from equitune.wrappers.equizero import TIE_TOLERANCES
+
+__all__ = [
+    "EquiTuneFormula",
+    "EquiZeroFormula",
+    "Formula",
+    "LambdaEquiTuneFormula",
+    "RegularFeaturesFormula",
+    "assert_matches_formula",
+]
+
+
+class Formula(ABC):
+    """A formula over the copies g^-1 M(gx), evaluated literally; for modules in eval mode.
+
+    Args:
+        backbone: The module M of one argument.
+        input_action: How the group acts on it.
+        output_action: How it acts on what the module returns; None means one invariant tensor.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, input_action: Action, output_action: Action | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.input_action = input_action
+        self.output_action = output_action or TrivialAction(input_action.group)
+
+    def __call__(self, x: Any) -> Any:
+        """What the formula gives for a batch (B, ...)."""
+        samples = [self._evaluate(sample) for sample in _samples(self.input_action, x)]
+        leaves = [self.output_action.flatten(sample) for sample in samples]
+        columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
+        return self.output_action.unflatten(samples[0], columns)
+
+    def _evaluate(self, x: Any) -> Any:
+        group = self.output_action.group
+        inputs = [self.input_action.transform(x, g) for g in group.elements]
+        raw = [self.backbone(copy) for copy in inputs]
+        moved = [self.output_action.transform(raw[g], group.inverse(g)) for g in group.elements]
+        weights = self.weigh(inputs, raw)
+        leaves = [self.output_action.flatten(copy) for copy in moved]
+        combined = [
+            self.combine([leaf for _, leaf in column], weights)
+            for column in zip(*leaves, strict=True)
+        ]
+        return self.output_action.unflatten(raw[0], combined)
+
+    @abstractmethod
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        """The weight of each copy, from gx and M(gx) for each g, one sample each."""
+
+    def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
+        """The combination of the copies g^-1 M(gx), of shape (1, ...) each."""
+        total = torch.zeros_like(copies[0])
+        for weight, copy in zip(weights, copies, strict=True):
+            # An infinite entry of a copy without weight does not count.
+            if weight:
+                total = total + weight * copy
+        return total
+
+
+@final
+class EquiTuneFormula(Formula):
+    """1/|G| sum_g g^-1 M(gx), equation 3 of the first paper."""
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        return [1 / len(outputs)] * len(outputs)
+
+
+@final
+class RegularFeaturesFormula(Formula):
+    """All g^-1 M(gx), stacked behind the batch, Algorithm 1 of the first paper."""
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        return []
+
+    def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
+        return torch.stack(copies, dim=1)
+
+
+@final
+class EquiZeroFormula(Formula):
+    """g*^-1 M(g* x), where g* minimises the proxy loss; equation 2 of the second paper.
+
+    Args:
+        backbone: As for :class:`Formula`.
+        input_action: As for :class:`Formula`.
+        output_action: As for :class:`Formula`.
+        proxy_loss: As for :class:`equitune.EquiZero`; called for one copy at a time.
+        tie_tolerance: As for :class:`equitune.EquiZero`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action,
+        output_action: Action | None = None,
+        *,
+        proxy_loss: Callable[[Any], Tensor],
+        tie_tolerance: float | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action)
+        self.proxy_loss = proxy_loss
+        self.tie_tolerance = tie_tolerance
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
+        least, tolerance = min(losses), self.tie_tolerance
+        if tolerance is None:
+            _, raw = self.output_action.flatten(outputs[0])[0]
+            tolerance = TIE_TOLERANCES.get(raw.dtype, 1e-5)
+        ties = [loss == least or loss - least <= tolerance * abs(least) for loss in losses]
+        return [tie / sum(ties) for tie in ties]
+
+    def _stack_of_one(self, output: Any) -> Any:
+        leaves = [leaf[None] for _, leaf in self.output_action.flatten(output)]
+        return self.output_action.unflatten(output, [_widened(leaf) for leaf in leaves])
+
+
+@final
+class LambdaEquiTuneFormula(Formula):
+    """sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), equation 4 of the second paper.
+
+    Args:
+        backbone: As for :class:`Formula`.
+        input_action: As for :class:`Formula`.
+        output_action: As for :class:`Formula`.
+        weight_net: As for :class:`equitune.LambdaEquiTune`; log lambda.
+        weight_input: As for :class:`equitune.LambdaEquiTune`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action,
+        output_action: Action | None = None,
+        *,
+        weight_net: nn.Module,
+        weight_input: str = "input",
+    ) -> None:
+        super().__init__(backbone, input_action, output_action)
+        self.weight_net = weight_net
+        self.weight_input = weight_input
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]
+        if isinstance(self.weight_net, OrbitWeightNet):
+            logits = self.weight_net(torch.stack(seen)).flatten().double()
+        else:
+            logits = torch.cat([self.weight_net(copy).flatten() for copy in seen]).double()
+        factors = (logits - logits.max()).exp()
+        return cast(list[float], (factors / factors.sum()).tolist())
+
+    def _seen(self, x: Any, y: Any) -> Tensor:
+        if self.weight_input == "input":
+            return self.input_action.flatten(x)[0][1]
+        if self.weight_input == "output":
+            return self.output_action.flatten(y)[0][1]
+        activations: list[Tensor] = []
+        layer = self.backbone.get_submodule(self.weight_input)
+        handle = layer.register_forward_hook(lambda m, args, out: activations.append(out.clone()))
+        try:
+            self.backbone(x)
+        finally:
+            handle.remove()
+        return activations[0]
+
+
+def assert_matches_formula(
+    fn: Callable[[Any], Any],
+    x: Any,
+    formula: Formula | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> None:
+    """Asserts that a function computes what a formula says, evaluated one copy at a time.
+
+    What :func:`assert_equivariant` cannot see: argmax for argmin, softmax before the average,
+    weights that are not normalised.
+
+    Args:
+        fn: A wrapper, or a function that claims to compute the formula.
+        x: A batch of shape (B, ...), or a structure of batches.
+        formula: The formula; None for that of the wrapper ``fn``.
+        rtol: As for :func:`assert_equivariant`, but ten times as much by default, because
+            batches of other sizes round differently.
+        atol: As for :func:`assert_equivariant`.
+
+    Raises:
+        AssertionError: If they differ; the message names the worst sample, with the error.
+        ValueError: If a module of ``fn`` or the formula is in train mode.
+        TypeError: If ``formula`` is None and ``fn`` is no wrapper with one input action.
+
+    Example:
+        >>> import torch
+        >>> from equitune import EquiZero, ImageAction, c4
+        >>> from equitune.losses import entropy, negative_max_probability
+        >>> from equitune.testing import EquiZeroFormula, assert_matches_formula
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        >>> model = EquiZero(backbone, ImageAction(c4()), proxy_loss=entropy).eval()
+        >>> assert_matches_formula(model, torch.randn(3, 1, 8, 8))
+    """
+    __tracebackhide__ = True
+    formula = formula_of(fn) if formula is None else formula
+    for name, module in (("fn", fn), ("formula.backbone", formula.backbone)):
+        if isinstance(module, nn.Module) and any(m.training for m in module.modules()):
+            raise ValueError(
+                f"{name} has modules in train mode, where a sample's output depends on its batch; "
+                "call .eval() first"
+            )
+    with torch.no_grad():
+        expected, found = formula(x), fn(x)
+    action = formula.output_action
+    gap = Gap.between(action, found, expected, Tolerance(rtol, atol, slack=10.0))
+    if gap.mismatch is not None:
+        raise AssertionError(
+            f"fn is not {type(formula).__name__}: "
+            + gap.mismatch.replace("g fn(x)", "the formula").replace("fn(gx)", "fn(x)")
+        )
+    if not bool(gap.passes.all()):
+        i = gap.worst
+        raise AssertionError(
+            f"fn is not {type(formula).__name__}: they differ most at sample {i}, by "
+            f"{float(gap.absolute[i]):.3g} absolute, where {float(gap.allowed[i]):.3g} is allowed"
+        )
+
+
+def formula_of(wrapper: object) -> Formula:
+    """The formula of a wrapper of one argument."""
+    if not isinstance(wrapper, OrbitModule):
+        raise TypeError(
+            f"fn is a {type(wrapper).__name__} and formula is None; give the formula, such as "
+            "EquiTuneFormula(backbone, input_action)"
+        )
+    if not isinstance(wrapper.input_action, Action):
+        raise TypeError(
+            f"the wrapper has input actions for {list(wrapper.input_action)}; formulas are those "
+            "of one argument: wrap a module of one argument, or one structure with a TreeAction"
+        )
+    parts = (wrapper.backbone, wrapper.input_action, wrapper.output_action)
+    if isinstance(wrapper, EquiTune):
+        return EquiTuneFormula(*parts)
+    if isinstance(wrapper, RegularFeatures):
+        return RegularFeaturesFormula(*parts)
+    if isinstance(wrapper, EquiZero):
+        return EquiZeroFormula(
+            *parts, proxy_loss=wrapper.proxy_loss, tie_tolerance=wrapper.tie_tolerance
+        )
+    if isinstance(wrapper, LambdaEquiTune):
+        return LambdaEquiTuneFormula(
+            *parts, weight_net=wrapper.weight_net, weight_input=wrapper.weight_input
+        )
+    raise TypeError(
+        f"fn is a {type(wrapper).__name__}, whose formula is not known; give one of your own, a "
+        "subclass of Formula"
+    )
+
+
+def _samples(action: Action, x: Any) -> list[Any]:
+    """The samples of a batch, as batches of one."""
+    leaves = [leaf for _, leaf in action.flatten(x)]
+    return [
+        action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in range(len(leaves[0]))
+    ]
+
+
+def _widened(leaf: Tensor) -> Tensor:
+    """At least float32, as wrappers compute proxy losses."""
+    if not leaf.is_floating_point():
+        return leaf
+    return leaf.to(torch.promote_types(leaf.dtype, torch.float32))

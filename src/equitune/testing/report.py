@@ -1,0 +1,192 @@
+"""What an equivariance check found: errors per element, and what they look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from equitune.testing.comparison import Gap
+from equitune.testing.diagnosis import find_causes
+from equitune.testing.trial import Trial
+
+__all__ = ["ElementErrors", "EquivarianceReport"]
+
+SHOWN_ROWS = 24
+
+
+@final
+@dataclass(frozen=True)
+class ElementErrors:
+    """The largest difference of fn(gx) from g fn(x) for one element.
+
+    Attributes:
+        element: The element g; in the mixed row that of the worst sample.
+        name: Its name.
+        mixed: Whether this is the row of a batch in which each sample has its own element.
+        sample: The worst sample.
+        absolute: The largest absolute difference; NaN where an output holds NaN.
+        relative: The same relative to the largest entry of the output.
+        allowed: The absolute difference that is allowed.
+        passed: Whether all samples are within it.
+    """
+
+    element: int
+    name: str
+    mixed: bool
+    sample: int
+    absolute: float
+    relative: float
+    allowed: float
+    passed: bool
+
+    @classmethod
+    def of(cls, gap: Gap, names: Sequence[str], g: int | Tensor) -> ElementErrors:
+        """The row of one element, or of one element per sample."""
+        sample = gap.worst
+        element = int(g[sample]) if isinstance(g, Tensor) else g
+        absolute, scale = float(gap.absolute[sample]), float(gap.scale[sample])
+        relative = absolute / scale if scale else (math.inf if absolute else 0.0)
+        return cls(
+            element,
+            names[element],
+            isinstance(g, Tensor),
+            sample,
+            absolute,
+            relative,
+            float(gap.allowed[sample]),
+            bool(gap.passes.all()),
+        )
+
+    def __str__(self) -> str:
+        context = ", in a batch in which each sample has its own element" if self.mixed else ""
+        return (
+            f"most for element {self.element} ({self.name}) at sample {self.sample}{context}: by "
+            f"{self.absolute:.3g} absolute, {self.relative:.3g} relative to the largest entry, "
+            f"where {self.allowed:.3g} absolute is allowed"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class EquivarianceReport:
+    """The result of :func:`equivariance_report`; its ``str`` is a table.
+
+    Attributes:
+        errors: One entry per element, in the order of the group, and the mixed one last.
+        failure: What is wrong, in one sentence; None if nothing is.
+        causes: The usual causes that it looks like, the likeliest first.
+        notes: What the check could not see.
+    """
+
+    errors: tuple[ElementErrors, ...]
+    failure: str | None
+    causes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, trial: Trial, symmetry: str = "equivariant") -> EquivarianceReport:
+        """The report of a trial.
+
+        Args:
+            trial: What was measured.
+            symmetry: What a function that passes is called in the message.
+        """
+        names = trial.group.names
+        gaps: list[tuple[Gap, int | Tensor]] = [(gap, g) for g, gap in enumerate(trial.gaps)]
+        gaps.append((trial.mixed_gap, trial.each))
+        errors = tuple(ElementErrors.of(gap, names, g) for gap, g in gaps)
+        failure = _failure(trial, errors, symmetry)
+        causes = find_causes(trial) if failure else ()
+        return cls(errors, failure, causes, _notes(trial))
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within what is allowed."""
+        return self.failure is None
+
+    @property
+    def worst(self) -> ElementErrors:
+        """The element whose difference exceeds the allowed one by most."""
+        return _worst(self.errors)
+
+    def rows(self) -> list[dict[str, int | float | str | bool]]:
+        """One dict per element, and the mixed one last, such as a data frame is made from."""
+        return [dataclasses.asdict(row) for row in self.errors]
+
+    def message(self) -> str:
+        """All of it, for people: the failure, its causes, the table and the notes."""
+        lines = [self.failure or "no difference above what is allowed"]
+        if self.causes:
+            lines += ["", "It looks like:", *(f"  - {cause}" for cause in self.causes)]
+        lines += ["", str(self)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        shown = self.errors
+        if len(shown) > SHOWN_ROWS:
+            ranked = sorted(shown[:-1], key=lambda row: row.passed)
+            shown = (*ranked[: SHOWN_ROWS - 1], shown[-1])
+        width = max(12, *(len(row.name) for row in shown))
+        head = f"{'element':<{width}}  {'absolute':>9}  {'relative':>9}  {'allowed':>9}  sample"
+        lines = [head, *(self._line(row, width) for row in shown)]
+        if len(shown) < len(self.errors):
+            lines.append(f"... and {len(self.errors) - len(shown)} more elements, in rows()")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _line(self, row: ElementErrors, width: int) -> str:
+        name = "each its own" if row.mixed else row.name
+        numbers = f"{row.absolute:>9.2e}  {row.relative:>9.2e}  {row.allowed:>9.2e}"
+        return f"{name:<{width}}  {numbers}  {row.sample:>6}{'' if row.passed else '  FAILS'}"
+
+
+def _worst(errors: Sequence[ElementErrors]) -> ElementErrors:
+    def excess(row: ElementErrors) -> float:
+        difference = row.absolute - row.allowed
+        return math.inf if math.isnan(difference) else difference
+
+    return max(errors, key=excess)
+
+
+def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> str | None:
+    nan = trial.nan_sample()
+    if nan is not None:
+        g, sample = nan
+        where = "for x itself" if g == 0 else f"for gx with element {g} ({trial.group.names[g]})"
+        return (
+            f"fn returns nan at sample {sample} {where}, so that nothing can be said about "
+            "symmetry; look for a division by 0, a log of 0 or a softmax of -inf alone"
+        )
+    if not bool(trial.repeat_gap.passes.all()):
+        again = ElementErrors.of(trial.repeat_gap, trial.group.names, 0)
+        mode = " although it is in eval mode" if _in_eval_mode(trial) else ""
+        return (
+            f"fn is random{mode}: a second call with the same x differs by {again.absolute:.3g} "
+            f"({again.relative:.3g} relative) at sample {again.sample}; it cannot be checked "
+            "before it gives the same output for the same input"
+        )
+    if all(row.passed for row in errors):
+        return None
+    for gap in (*trial.gaps, trial.mixed_gap):
+        if gap.mismatch is not None:
+            return f"not {symmetry}: {gap.mismatch}; check output_action"
+    return f"not {symmetry}: fn(gx) differs from g fn(x) {_worst(errors)}"
+
+
+def _in_eval_mode(trial: Trial) -> bool:
+    return trial.layers.are_known and not trial.layers.training()
+
+
+def _notes(trial: Trial) -> tuple[str, ...]:
+    notes = []
+    fixed = [g for g, samples in enumerate(trial.fixed()) if g and all(samples)]
+    if fixed:
+        names = ", ".join(trial.group.names[g] for g in fixed)
+        notes.append(f"x is symmetric: {names} change no sample of it; random samples see more")
+    if len(trial.each) == 1:
+        notes.append("x has one sample: whether fn mixes samples cannot be seen")
+    return tuple(notes)

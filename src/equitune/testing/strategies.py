@@ -1,0 +1,322 @@
+"""Hypothesis strategies for groups, actions, batches and models; needs ``equitune[test]``.
+
+What they draw shrinks towards the smallest group, the fewest samples and the smallest image. Use
+them with ``@settings(deadline=None)``: the first call of a network takes torch a while.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from torch import Tensor, nn
+
+from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
+from equitune.groups import (
+    FiniteGroup,
+    cyclic,
+    dihedral,
+    generate_permutations,
+    symmetric,
+    trivial,
+)
+from equitune.testing.models import Architecture, model_family
+
+__all__ = [
+    "arrays",
+    "element_batches",
+    "elements",
+    "finite_groups",
+    "images",
+    "permutation_actions",
+    "small_models",
+    "token_batches",
+]
+
+LARGEST_ORDER = 24
+MOST_POINTS = 24
+MOST_DRAWN = 1024
+
+
+@lru_cache(maxsize=1)
+def _known_groups() -> tuple[FiniteGroup, ...]:
+    quaternions = generate_permutations([(1, 2, 3, 0, 5, 6, 7, 4), (4, 7, 6, 5, 2, 1, 0, 3)])
+    groups = [
+        trivial(),
+        *(cyclic(n) for n in range(2, 13)),
+        cyclic(2) * cyclic(2),
+        cyclic(2) * cyclic(4),
+        cyclic(3) * cyclic(3),
+        cyclic(2) * cyclic(2) * cyclic(2),
+        *(dihedral(n) for n in range(3, 13)),
+        cyclic(2) * symmetric(3),
+        FiniteGroup.from_permutations(quaternions),
+        FiniteGroup.from_generators([(1, 2, 0, 3), (0, 2, 3, 1)]),
+        symmetric(4),
+    ]
+    return tuple(sorted(groups, key=lambda group: group.order))
+
+
+@st.composite
+def finite_groups(draw: st.DrawFn, *, min_order: int = 1, max_order: int = 12) -> FiniteGroup:
+    """Finite groups, abelian or not, their elements in any order with the identity first.
+
+    Cyclic and dihedral groups, products, the quaternions, the alternating and the symmetric group
+    on four letters. Shrinks to the group of the smallest order, in its usual order of elements.
+
+    Args:
+        min_order: The smallest order.
+        max_order: The largest order, at most 24.
+
+    Raises:
+        ValueError: If no group of these has such an order.
+
+    Example:
+        >>> from hypothesis import given, settings
+        >>> from equitune.testing import assert_group
+        >>> from equitune.testing.strategies import finite_groups
+        >>> @settings(max_examples=20, deadline=None)
+        ... @given(finite_groups())
+        ... def test(group):
+        ...     assert_group(group)
+        >>> test()
+    """
+    known = [group for group in _known_groups() if min_order <= group.order <= max_order]
+    if not known:
+        raise ValueError(
+            f"min_order is {min_order} and max_order is {max_order}; give 1 <= min_order <= "
+            f"max_order <= {LARGEST_ORDER}"
+        )
+    group = draw(st.sampled_from(known))
+    order = [0, *draw(st.permutations(range(1, group.order)))]
+    place = {g: i for i, g in enumerate(order)}
+    return FiniteGroup(
+        [[place[group.compose(g, h)] for h in order] for g in order],
+        [group.names[g] for g in order],
+    )
+
+
+def elements(group: FiniteGroup) -> st.SearchStrategy[int]:
+    """The elements of a group; shrinks to the identity."""
+    return st.integers(0, group.order - 1)
+
+
+def element_batches(group: FiniteGroup, size: int) -> st.SearchStrategy[Tensor]:
+    """An element for each of ``size`` samples, (size,) int64."""
+    return st.lists(elements(group), min_size=size, max_size=size).map(torch.tensor)
+
+
+@st.composite
+def arrays(
+    draw: st.DrawFn,
+    shape: Sequence[int] | st.SearchStrategy[Sequence[int]],
+    dtype: torch.dtype | st.SearchStrategy[torch.dtype] = torch.float32,
+) -> Tensor:
+    """Tensors of a shape and dtype, with small numbers that every dtype holds exactly.
+
+    Args:
+        shape: The shape, or a strategy of shapes.
+        dtype: The dtype, or a strategy of dtypes. Floating-point entries are multiples of 1/8
+            from -8 to 8; integers are from -8 to 8 (0 to 16 without a sign).
+
+    Example:
+        >>> import torch
+        >>> from hypothesis import given, settings
+        >>> from equitune.testing.strategies import arrays
+        >>> @settings(max_examples=20, deadline=None)
+        ... @given(arrays((2, 3), torch.float64))
+        ... def test(x):
+        ...     torch.testing.assert_close(x.T.T, x)
+        >>> test()
+    """
+    size = tuple(draw(shape) if isinstance(shape, st.SearchStrategy) else shape)
+    kind = draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype
+    if kind == torch.bool:
+        return torch.from_numpy(draw(npst.arrays(np.bool_, size)))
+    if kind.is_complex:
+        parts = [draw(arrays(size, kind.to_real())) for _ in range(2)]
+        return torch.complex(*parts)
+    eighths = kind.is_floating_point
+    low, high = (0, 16) if kind == torch.uint8 else (-64, 64) if eighths else (-8, 8)
+    # Entries that are drawn one by one shrink one by one; in large arrays that takes too long.
+    fill = st.nothing() if math.prod(size) <= MOST_DRAWN else None
+    some = npst.arrays(np.int64, size, elements=st.integers(low, high), fill=fill)
+    numbers = torch.from_numpy(draw(some))
+    return (numbers / 8).to(kind) if eighths else numbers.to(kind)
+
+
+@st.composite
+def images(
+    draw: st.DrawFn,
+    group: FiniteGroup | ImageAction,
+    dtype: torch.dtype | st.SearchStrategy[torch.dtype] = torch.float32,
+    min_side: int = 2,
+    square: bool | None = None,
+    *,
+    max_side: int = 8,
+    max_batch: int = 4,
+    channels: int | None = None,
+) -> Tensor:
+    """Batches of images, (B, C, H, W), that are not symmetric as a whole.
+
+    At least one sample changes under the group, so that an invariance can be seen from it.
+    Shrinks to one sample, one channel and the smallest image.
+
+    Args:
+        group: c4, d4, or the image action of another group.
+        dtype: As for :func:`arrays`.
+        min_side: The smallest height and width, at least 2.
+        square: Whether H = W; None for either.
+        max_side: The largest height and width.
+        max_batch: The largest number of samples.
+        channels: The number of channels; None for 1 to 3.
+
+    Raises:
+        ValueError: If ``min_side`` is below 2, since one pixel is always symmetric, or
+            ``max_side`` is below ``min_side``.
+    """
+    action = group if isinstance(group, ImageAction) else ImageAction(group)
+    if not 2 <= min_side <= max_side:
+        raise ValueError(
+            f"min_side is {min_side} and max_side is {max_side}; give 2 <= min_side <= max_side"
+        )
+    sides = st.integers(min_side, max_side)
+    batch = draw(st.integers(1, max_batch))
+    depth = draw(st.integers(1, 3)) if channels is None else channels
+    height = draw(sides)
+    width = height if square else draw(sides.filter(lambda s: s != height) if square is False
+                                       else sides)  # fmt: skip
+    some = arrays((batch, depth, height, width), dtype)
+    return draw(some.filter(lambda x: not _is_symmetric(action, x)))
+
+
+def _is_symmetric(action: Action, x: Tensor) -> bool:
+    if action.group.order == 1:
+        return False
+    moved = [action.transform(x, g) for g in action.group.elements]
+    return all(y.shape == x.shape and torch.equal(y, x) for y in moved)
+
+
+@st.composite
+def token_batches(
+    draw: st.DrawFn,
+    vocab: int | TokenAction,
+    length: int | st.SearchStrategy[int],
+    *,
+    max_batch: int = 4,
+) -> Tensor:
+    """Batches of token ids, (B, length) int64.
+
+    Args:
+        vocab: The number of ids; or an action on them, and then at least one token of the batch is
+            one that the group moves.
+        length: The number of tokens, or a strategy of numbers.
+        max_batch: The largest number of samples.
+    """
+    size = vocab if isinstance(vocab, int) else vocab.vocabulary_size
+    steps = length if isinstance(length, int) else draw(length)
+    shape = (draw(st.integers(1, max_batch)), steps)
+    ids = npst.arrays(np.int64, shape, elements=st.integers(0, size - 1)).map(torch.from_numpy)
+    if isinstance(vocab, int):
+        return draw(ids)
+    return draw(ids.filter(lambda x: not _is_symmetric(vocab, x)))
+
+
+@st.composite
+def permutation_actions(
+    draw: st.DrawFn, group: FiniteGroup, *, dim: int = -1, max_orbits: int = 3
+) -> PermutationAction:
+    """All kinds of actions on up to 24 points: unions of actions on cosets, renumbered.
+
+    Every permutation action is one of these. Shrinks to one point that stands still.
+
+    Args:
+        group: The group that acts.
+        dim: The dimension that it permutes.
+        max_orbits: The largest number of orbits.
+    """
+    kinds = _coset_actions(group)
+    orbits = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=max_orbits))
+    rows: list[list[int]] = [[] for _ in group.elements]
+    for kind in orbits:
+        start = len(rows[0])
+        if start and start + len(kind[0]) > MOST_POINTS:
+            break
+        for g in group.elements:
+            rows[g] += [start + point for point in kind[g]]
+    numbers = draw(st.permutations(range(len(rows[0]))))
+    renumbered = []
+    for row in rows:
+        moved = [0] * len(row)
+        for i, j in enumerate(row):
+            moved[numbers[i]] = numbers[j]
+        renumbered.append(moved)
+    return PermutationAction(group, renumbered, dim)
+
+
+@lru_cache(maxsize=256)
+def _coset_actions(group: FiniteGroup) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The actions on the cosets of subgroups with one or two generators, the smallest first."""
+    pairs = itertools.product(group.elements, repeat=2)
+    subgroups = {group.subgroup(pair).elements: group.subgroup(pair) for pair in pairs}
+    subgroups.setdefault(tuple(group.elements), group.subgroup(group.elements))
+    actions = []
+    for embedding in subgroups.values():
+        cosets = group.left_cosets(embedding)
+        place = {g: i for i, coset in enumerate(cosets) for g in coset}
+        actions.append(
+            tuple(
+                tuple(place[group.compose(g, coset[0])] for coset in cosets) for g in group.elements
+            )
+        )
+    return tuple(sorted(actions, key=lambda rows: len(rows[0])))
+
+
+@st.composite
+def small_models(
+    draw: st.DrawFn, input_action: Action, output_action: Action | None = None
+) -> nn.Module:
+    """Random networks in eval mode, float32, that know nothing of the symmetry.
+
+    They take whatever the input action can act on, of any size, and return what the output action
+    can act on. Two to six channels, one or two layers, with or without BatchNorm; shrinks to the
+    narrowest without. The weights come from a drawn seed, not from torch's global one.
+
+    Args:
+        input_action: An action on images, vectors or tokens, or a product of them.
+        output_action: The same, or a TreeAction over them for a dict; None for scores (B, n).
+
+    Raises:
+        ValueError: If there is no model between these two.
+
+    Example:
+        >>> import torch
+        >>> from hypothesis import given, settings
+        >>> from equitune import EquiTune, ImageAction, d4
+        >>> from equitune.testing import assert_equivariant
+        >>> from equitune.testing.strategies import images, small_models
+        >>> action = ImageAction(d4())
+        >>> @settings(max_examples=20, deadline=None)
+        ... @given(small_models(action, action), images(action, torch.float64))
+        ... def test(model, x):
+        ...     assert_equivariant(EquiTune(model.double(), action, action), x, action, action)
+        >>> test()
+    """
+    build = model_family(input_action, output_action)
+    architecture = Architecture(
+        width=draw(st.integers(2, 6)),
+        depth=draw(st.integers(1, 2)),
+        batch_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from((nn.Tanh, nn.ReLU, nn.GELU))),
+        outputs=draw(st.integers(2, 5)),
+    )
+    seed = draw(st.integers(0, 2**16))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(architecture).eval()

@@ -1,0 +1,109 @@
+"""The pytest plugin of equitune: the marker ``equivariant``.
+
+It is a module of its own so that pytest, which loads the plugins of all installed packages, imports
+neither equitune nor torch for people who do not use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from equitune import Action
+
+__all__ = ["equivariant"]
+
+
+def equivariant(
+    input_action: Action,
+    output_action: Action | None = None,
+    *,
+    x: Any,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> Callable[[Callable[[Any], Any]], None]:
+    """The arguments of the marker ``@pytest.mark.equivariant``, and the check that it makes.
+
+    The marked test returns a model, or any function; it may use fixtures and parameters, and
+    carry several markers, each of which is checked.
+
+    Args:
+        input_action: How the group acts on ``x``.
+        output_action: How it acts on what the model returns; None means invariance.
+        x: A batch, a function that makes one, or a hypothesis strategy of batches.
+        rtol: As for :func:`equitune.testing.assert_equivariant`.
+        atol: As for :func:`equitune.testing.assert_equivariant`.
+
+    Returns:
+        The check, a function of the model.
+    """
+
+    def check(model: Callable[[Any], Any]) -> None:
+        __tracebackhide__ = True
+        from equitune.testing import assert_equivariant
+
+        def on(batch: Any) -> None:
+            __tracebackhide__ = True
+            assert_equivariant(model, batch, input_action, output_action, rtol=rtol, atol=atol)
+
+        # A strategy can only have been made where hypothesis is imported.
+        hypothesis = sys.modules.get("hypothesis")
+        if hypothesis is not None and isinstance(x, hypothesis.strategies.SearchStrategy):
+            hypothesis.settings(deadline=None)(hypothesis.given(x)(on))()
+        else:
+            on(x() if callable(x) else x)
+
+    return check
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "equivariant(input_action, output_action=None, *, x, rtol=None, atol=0.0): "
+        "the test returns a model, which must be equivariant on x (a batch, a function that makes "
+        "one, or a hypothesis strategy)",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Checks the model that a marked test returns."""
+    __tracebackhide__ = True
+    markers = list(pyfuncitem.iter_markers("equivariant"))
+    if not markers:
+        return (yield)
+    checks = [_check_of(mark, pyfuncitem) for mark in markers]
+    test = pyfuncitem.obj
+
+    @functools.wraps(test)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        model = test(*args, **kwargs)
+        if not callable(model):
+            pytest.fail(
+                f"{pyfuncitem.name} is marked equivariant, but returns a {type(model).__name__}; "
+                "let it return the model",
+                pytrace=False,
+            )
+        for check in checks:
+            check(model)
+
+    pyfuncitem.obj = checked
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = test
+
+
+def _check_of(mark: pytest.Mark, item: pytest.Function) -> Callable[[Callable[[Any], Any]], None]:
+    try:
+        return equivariant(*mark.args, **mark.kwargs)
+    except TypeError as error:
+        problem = str(error).replace("equivariant()", "the marker equivariant")
+    pytest.fail(f"{item.name}: {problem}", pytrace=False)
