@@ -28,6 +28,9 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/bfloat16_consistency.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/mutants.py
+	$(BIN)/python benchmarks/false_alarms.py
+	$(BIN)/python benchmarks/audit_cifar10.py
 
 clean:
 	rm -rf .venv docs/_build dist build

@@ -13,7 +13,7 @@ import equitune
 
 SOURCE = Path(equitune.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-LAYERS = ("groups", "actions", "functional", "wrappers", "losses", "weights", "testing")
+LAYERS = ("groups", "actions", "functional", "wrappers", "losses", "weights", "testing", "audit")
 # Below the wrappers, the later layers are beside each other.
 RANK = {
     "groups": 0,
@@ -22,20 +22,22 @@ RANK = {
     "wrappers": 3,
     "losses": 4,
     "weights": 4,
-    "testing": 4,
+    "testing": 5,
+    "audit": 5,
 }
 
 
 def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
-        "equitune.losses, equitune.weights; new = set(sys.modules) - before; "
+        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command; new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    extras = {"torchvision", "transformers", "numpy", "matplotlib", "hypothesis", "sklearn", "tqdm"}
+    extras = {"torchvision", "transformers", "timm", "numpy", "matplotlib", "hypothesis", "sklearn",
+              "tqdm", "PIL", "safetensors", "pytest"}  # fmt: skip
     assert "equitune" in done.stdout
     assert not extras & set(ast.literal_eval(done.stdout))
 

@@ -29,7 +29,7 @@ SLACK = 10.0
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
 
-SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 
 
 def find_causes(trial: Trial) -> tuple[str, ...]:
@@ -157,18 +157,26 @@ def _other_elements(matches: _Matches, group: FiniteGroup, names: tuple[str, ...
             moves = [f"{names[g]} as {names[hs[0]]}" for g, hs in acts_as.items()]
             yield f"other elements act on the output than on the input: {_listed(moves)}"
         return
-    for inverted, text in (
-        (True, "the output is not inverted: fn(gx) is k fn(x) with k conjugate to g^-1"),
-        (False, "left and right multiplication are mixed up: fn(gx) is k fn(x) with k conjugate "
-                "to g, but not g itself"),
-    ):  # fmt: skip
-        if all(_acts_in_class(matches, group, g, inverted) for g in wrong):
-            yield text
-            return
+    # In many groups every element is conjugate to its inverse, and the two look the same.
+    inverted = all(_acts_as_conjugate(matches, g, group.inverse(g)) for g in wrong)
+    other_side = all(_acts_as_conjugate(matches, g, g) for g in wrong)
+    if inverted and not other_side:
+        yield "the output is not inverted: fn(gx) is k fn(x) with k conjugate to g^-1"
+    elif other_side and not inverted:
+        yield (
+            "left and right action are mixed up: fn(gx) is k fn(x) with k conjugate to g, but not "
+            "g itself"
+        )
+    elif inverted:
+        yield (
+            "the output is not inverted, or left and right action are mixed up: fn(gx) is k fn(x) "
+            "with k conjugate to g and to g^-1"
+        )
 
 
-def _acts_in_class(matches: _Matches, group: FiniteGroup, g: int, inverted: bool) -> bool:
-    target = group.inverse(g) if inverted else g
+def _acts_as_conjugate(matches: _Matches, g: int, target: int) -> bool:
+    """Whether each sample of fn(gx) is k fn(x), k conjugate to an element."""
+    group = matches.group
     conjugates = {group.compose(group.compose(k, target), group.inverse(k)) for k in group.elements}
     return bool(torch.stack([matches[g, h] for h in conjugates]).any(dim=0).all())
 

@@ -1,0 +1,27 @@
+"""How much an image classifier's predictions change under a group, with and without wrappers.
+
+The command is ``equitune audit``; from Python, :func:`audit` takes a model and batches of images.
+"""
+
+from equitune.audit.choices import GROUPS, wrap
+from equitune.audit.images import find_images, read_batches
+from equitune.audit.measure import Audit, ModelAudit, audit
+from equitune.audit.models import Classifier, load_classifier
+from equitune.audit.report import render_report
+from equitune.audit.table import Table, elements_table, models_table
+
+__all__ = [
+    "GROUPS",
+    "Audit",
+    "Classifier",
+    "ModelAudit",
+    "Table",
+    "audit",
+    "elements_table",
+    "find_images",
+    "load_classifier",
+    "models_table",
+    "read_batches",
+    "render_report",
+    "wrap",
+]

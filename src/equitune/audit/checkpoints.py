@@ -1,0 +1,140 @@
+"""Weights from files, and whether they fit a model."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from equitune.audit.extras import require
+
+__all__ = ["build_fitting", "is_checkpoint", "load_checkpoint", "read_checkpoint"]
+
+State = Mapping[str, Tensor]
+
+
+def is_checkpoint(weights: str | None) -> TypeGuard[str]:
+    """Whether ``--weights`` names a file."""
+    return weights is not None and Path(weights).suffix in READERS
+
+
+def read_checkpoint(path: str) -> State:
+    """The state dict in a file.
+
+    Args:
+        path: A ``.safetensors``, ``.pt`` or ``.pth`` file: a state dict, or a dict with one under
+            ``"state_dict"`` or ``"model"``. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no state dict.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights is {path!r}, but there is no such file")
+    state = READERS[Path(path).suffix](path)
+    if isinstance(state, Mapping):
+        nested = [state[key] for key in ("state_dict", "model") if key in state]
+        state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
+    if not isinstance(state, Mapping) or not state or not _holds_tensors(state):
+        raise ValueError(
+            f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)"
+        )
+    return state
+
+
+def load_checkpoint(model: nn.Module, path: str) -> None:
+    """Loads a file into a model.
+
+    Raises:
+        FileNotFoundError: As :func:`read_checkpoint`.
+        ValueError: As :func:`read_checkpoint`, and if names or shapes differ; the message lists
+            them.
+    """
+    _load(model, read_checkpoint(path), path)
+
+
+def build_fitting(build: Callable[..., nn.Module], path: str, classes: int | None) -> nn.Module:
+    """Builds a model with as many classes as a file has, and loads the file.
+
+    Args:
+        build: Makes the model; takes ``num_classes``.
+        path: The file.
+        classes: The number of classes; None to read it from the file, where the last tensor of
+            the model's state dict is that of the head.
+
+    Raises:
+        FileNotFoundError: As :func:`load_checkpoint`.
+        ValueError: As :func:`load_checkpoint`.
+    """
+    state = read_checkpoint(path)
+    model = build() if classes is None else build(num_classes=classes)
+    if classes is None:
+        head, own = list(model.state_dict().items())[-1]
+        found = _without_prefix(state, model).get(head)
+        if found is not None and found.shape[:1] != own.shape[:1]:
+            model = build(num_classes=found.shape[0])
+    _load(model, state, path)
+    return model
+
+
+def _load(model: nn.Module, state: State, path: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(_without_prefix(state, model), strict=False)
+    except RuntimeError as error:
+        # Of the shapes; torch lists them.
+        raise ValueError(f"{path} does not fit the model. {error}") from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not fit the model. Missing: {_listed(missing)}. "
+            f"Unexpected: {_listed(unexpected)}."
+        )
+
+
+def _without_prefix(state: State, model: nn.Module) -> State:
+    """Without the ``module.`` that parallel training puts before every name."""
+    prefix = "module."
+    if all(key.startswith(prefix) for key in state) and not any(
+        key.startswith(prefix) for key in model.state_dict()
+    ):
+        return {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _holds_tensors(state: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+
+
+def _listed(keys: Iterable[str], most: int = 20) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more if keys else "none"
+
+
+def _read_pickle(path: str) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights; save them with torch.save(model.state_dict(), "
+            f"path). {error}"
+        ) from error
+
+
+def _read_safetensors(path: str) -> object:
+    safetensors = require("safetensors.torch", "safetensors")
+    failure: type[Exception] = require("safetensors", "safetensors").SafetensorError
+    try:
+        return safetensors.load_file(path)
+    except failure as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+READERS: Mapping[str, Callable[[str], object]] = {
+    ".safetensors": _read_safetensors,
+    ".pt": _read_pickle,
+    ".pth": _read_pickle,
+}

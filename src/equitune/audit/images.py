@@ -1,0 +1,149 @@
+"""Images from a folder, and how they become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune.audit.extras import require
+
+__all__ = [
+    "Preprocessing",
+    "find_images",
+    "plain_preprocessing",
+    "read_batches",
+    "read_image",
+    "spread",
+]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@final
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes what the model reads, and back to what people see.
+
+    Attributes:
+        convert: Maps a PIL image in RGB to a tensor (3, H, W).
+        mean: What it subtracts, per channel.
+        std: What it then divides by, per channel.
+    """
+
+    convert: Callable[[Any], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The pixels of a preprocessed image, between 0 and 1."""
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (x * std + mean).clamp(0, 1)
+
+
+def plain_preprocessing(
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """The preprocessing for models that bring none.
+
+    Args:
+        size: The shorter side is scaled to it and the central square cut out; None leaves the
+            image as it is.
+        mean: Per channel, of pixels between 0 and 1. Default that of ImageNet.
+        std: Likewise.
+    """
+    mean, std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
+
+    def convert(image: Any) -> Tensor:
+        if size is not None:
+            operations = require("PIL.ImageOps", "pillow")
+            bicubic = require("PIL.Image", "pillow").Resampling.BICUBIC
+            image = operations.fit(image, (size, size), bicubic)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        x = pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
+        return (x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+    return Preprocessing(convert, mean, std)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted; hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there are no images in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"images is {str(folder)!r}, but there is no such folder")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise ValueError(
+            f"images is {str(folder)!r}, which holds no images; looked for "
+            f"{', '.join(sorted(SUFFIXES))} in all of its folders"
+        )
+    return found
+
+
+def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
+    """At most ``limit`` of the images, evenly spaced, so that every class is met.
+
+    Example:
+        >>> from equitune.audit.images import spread
+        >>> spread(["a1", "a2", "b1", "b2", "c1", "c2"], 3)
+        ['a1', 'b1', 'c1']
+    """
+    if limit is None or limit >= len(paths):
+        return list(paths)
+    return [paths[i * len(paths) // limit] for i in range(limit)]
+
+
+def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """One image, upright as its EXIF data say, as the model reads it, (3, H, W).
+
+    Raises:
+        ValueError: If the file cannot be read as an image.
+    """
+    pil, operations = (require(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
+    try:
+        with pil.open(path) as file:
+            image = operations.exif_transpose(file).convert("RGB")
+    except (OSError, SyntaxError, pil.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return preprocessing.convert(image)
+
+
+def read_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[Tensor]:
+    """The images in batches (B, 3, H, W).
+
+    Raises:
+        ValueError: If an image cannot be read, or those of a batch have different sizes.
+    """
+    for start in range(0, len(paths), batch_size):
+        some = paths[start : start + batch_size]
+        images = [read_image(path, preprocessing) for path in some]
+        for path, image in zip(some, images, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"images have different sizes: {some[0]} is {_size(images[0])} and {path} is "
+                    f"{_size(image)}; give --size to cut all to one, or --batch-size 1"
+                )
+        yield torch.stack(images)
+
+
+def _size(image: Tensor) -> str:
+    return " x ".join(map(str, image.shape[-2:]))

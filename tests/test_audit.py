@@ -1,0 +1,807 @@
+"""The audit: the command from end to end, its figures against literal loops, and bad input."""
+
+import base64
+import io
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from equitune import ImageAction, c4, d4
+from equitune.audit import audit, find_images, load_classifier, read_batches, wrap
+from equitune.audit.checkpoints import load_checkpoint
+from equitune.audit.choices import GROUPS
+from equitune.audit.command import main
+from equitune.audit.images import spread
+
+SIDE, CLASSES = 8, 3
+CODE = '''
+import torch
+from torch import nn
+
+
+def linear():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+
+
+class Extremes(nn.Module):
+    """Exactly invariant: of every channel the largest and the smallest pixel."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.cat([x.amax((-2, -1)), x.amin((-2, -1))], dim=1))
+
+
+class HalfTurn(nn.Module):
+    """Exactly invariant to the half turn, and to nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, x):
+        return self.inner(x + x.flip((-2, -1)))
+
+
+class Contrast(nn.Module):
+    """Divides by zero for images of one colour."""
+
+    def forward(self, x):
+        return x.mean((-2, -1)) / x.std((-3, -2, -1), correction=0, keepdim=True)[:, 0, 0]
+
+
+class Dense(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 3, 1)
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return {"logits": x}
+
+
+def brightness():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1))
+
+
+def no_module():
+    return 1
+
+
+number = 1
+'''
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = pixels.shape[:2]
+    Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist())).save(path)
+
+
+def noise(height=SIDE, width=SIDE):
+    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+
+
+def normalised(path):
+    """An image as a local model reads it, by other means."""
+    pixels = torch.tensor(list(Image.open(path).convert("RGB").tobytes())).view(SIDE, SIDE, 3)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels / 255 - mean) / std).permute(2, 0, 1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder: code/nets.py, and images/ with four of each of the classes a, b and c."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "nets.py").write_text(CODE)
+    for name in "abc":
+        for i in range(4):
+            save(tmp_path / "images" / name / f"{i}.png", noise())
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the command; returns the exit code, what it printed and its complaints."""
+
+    def call(*options, model="linear", group="c4"):
+        name = model if ":" in model else f"code/nets.py:{model}"
+        arguments = ["audit", "--model", name, "--images", "images", "--group", group, *options]
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def rows_of(printed):
+    """The cells of the printed tables: {(model, element): cells}, {model: cells}."""
+    elements, models = (
+        [re.split(r"\s{2,}", line) for line in table.splitlines()[1:]]
+        for table in printed.split("\n\n")[1:3]
+    )
+    return {tuple(row[:2]): row[2:] for row in elements}, {row[0]: row[1:] for row in models}
+
+
+def images_of(folder):
+    return torch.stack([normalised(path) for path in find_images(folder / "images")])
+
+
+# Figures
+
+
+def test_the_tables_are_what_a_literal_loop_finds(folder, call):
+    code, printed, _ = call("--labels", "--batch-size", "5")
+    elements, models = rows_of(printed)
+    model = load_classifier("code/nets.py:linear").module
+    images = [normalised(p) for p in sorted((folder / "images").glob("*/*.png"))]
+    changed = set()
+    disagreements = []
+    for k, element in enumerate(["e", "r", "r^2", "r^3"]):
+        same, right, distances = 0, 0, []
+        for i, image in enumerate(images):
+            upright = model(image[None])[0].tolist()
+            turned = model(torch.rot90(image, k, (1, 2))[None])[0].tolist()
+            prediction, before = turned.index(max(turned)), upright.index(max(upright))
+            same += prediction == before
+            right += prediction == i // 4
+            distances += [abs(one - other) for one, other in zip(turned, upright, strict=True)]
+            if prediction != before:
+                changed.add(i)
+        disagreements.append(1 - same / 12)
+        assert elements["plain", element] == [
+            f"{same / 12:.2%}", f"{sum(distances) / len(distances):.2g}", f"{right / 12:.2%}"
+        ]  # fmt: skip
+    assert code == 0
+    assert 0 < len(changed) < 12
+    assert models["plain"][:2] == [f"{len(changed) / 12:.2%}", f"{max(disagreements):.2%}"]
+    assert models["plain"][2] == ["e", "r", "r^2", "r^3"][disagreements.index(max(disagreements))]
+    for wrapper in ("EquiTune", "EquiZero"):
+        assert models[wrapper] == ["0.00%", "0.00%", "-"]
+        assert {elements[wrapper, g][0] for g in ("e", "r", "r^2", "r^3")} == {"100.00%"}
+
+
+def test_what_is_printed_can_be_pasted(folder, call):
+    _, printed, errors = call("--wrappers", "--limit", "6")
+    assert not errors
+    assert printed.startswith(
+        "model     code/nets.py:linear\nweights   those that it was made with"
+    )
+    assert "group     c4, 4 elements\nimages    6, evenly spaced among 12\n" in printed
+    assert f"torch {torch.__version__}" in printed
+    assert set(rows_of(printed)[1]) == {"plain"}
+
+
+def test_terminals_see_progress(folder, call, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    errors = call("--limit", "6")[2]
+    assert "/72 [" in errors  # six images, four elements, three models
+
+
+def test_a_model_with_half_of_the_symmetry(folder, call):
+    elements, models = rows_of(call(model="HalfTurn")[1])
+    assert elements["plain", "r^2"] == ["100.00%", "0"]
+    assert float(elements["plain", "r"][0][:-1]) < 100
+    assert elements["plain", "r"][0] == elements["plain", "r^3"][0]
+    assert models["plain"][2] == "r"
+
+
+@pytest.mark.parametrize(
+    ("group", "moved"),
+    [
+        ("horizontal_flip", lambda x: x.flip(-1)),
+        ("vertical_flip", lambda x: x.flip(-2)),
+        ("rotation_180", lambda x: x.flip((-2, -1))),
+    ],
+)
+def test_groups_of_two_do_what_they_are_called(group, moved):
+    x = torch.rand(2, 3, 4, 6)
+    action = GROUPS[group]()
+    assert torch.equal(action.transform(x, 1), moved(x))
+    assert action.group.names == ("e", {"rotation_180": "r^2"}.get(group, group.replace("_", " ")))
+    assert action == getattr(ImageAction, group)()
+
+
+def test_wrappers_run_on_every_transformed_image():
+    seen = []
+
+    class Counting(nn.Flatten):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)[:, :3]
+
+    model, action, ticks = Counting(), ImageAction(d4()), []
+    told = audit(
+        model, torch.rand(10, 3, 4, 4).split(4), action, wrappers=wrap(model, action),
+        progress=ticks.append,
+    )  # fmt: skip
+    assert sum(seen) == 10 * (8 + 2 * 8 * 8)
+    assert sum(ticks) == 10 * 8 * 3
+    assert [m.predictions.shape for m in told.models] == [(8, 10)] * 3
+
+
+def test_shares_are_of_counts():
+    """3 of 10 disagree: 1 - 0.7 is more than 0.3."""
+    images = torch.zeros(10, 1, 2, 2)
+    images[:3, 0, 0, 0] = 1
+
+    class Corner(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0, 0, 0], 0.5 - 0 * x[:, 0, 0, 0]], dim=1)
+
+    told = audit(Corner(), images.split(4), ImageAction(c4()))
+    assert told.plain.largest_disagreement == 0.3
+    assert told.plain.changed == 0.3
+    assert told.worst(2) == [0, 1]
+    assert told.names[:2] == ("0", "1")
+
+
+def test_the_worst_images_are_those_that_change_most():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    told = audit(model, torch.randn(40, 1, 4, 4).split(7), ImageAction(c4()))
+    changes = (told.plain.predictions != told.plain.predictions[0]).sum(0).tolist()
+    worst = told.worst(100)
+    assert sorted(worst) == [i for i, n in enumerate(changes) if n]
+    assert [changes[i] for i in worst] == sorted((n for n in changes if n), reverse=True)
+    assert told.worst(5) == worst[:5]
+
+
+def test_flags_are_restored_and_models_run_in_eval_mode():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Dropout(), nn.Linear(12, 2))
+    model[1].eval()
+    before = model[1].running_mean.clone()
+    action = ImageAction(c4())
+    told = audit(model, [torch.rand(5, 3, 2, 2)], action, wrappers=wrap(model, action))
+    assert [m.training for m in model] == [True, False, True, True]
+    assert model.training
+    assert torch.equal(model[1].running_mean, before)
+    assert told.models[1].changed == 0
+
+
+def test_a_model_may_work_in_place():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(0.5).flatten(1)[:, :3]
+
+    images = torch.rand(5, 3, 4, 4)
+    kept = images.clone()
+    audit(InPlace(), [images], ImageAction(c4()))
+    assert torch.equal(images, kept)
+
+
+# Exit codes
+
+
+def test_the_gate(folder, call):
+    model = load_classifier("code/nets.py:linear").module
+    found = audit(model, [images_of(folder)], ImageAction(c4())).plain.largest_disagreement
+    assert 0 < found < 1
+    assert call("--max-disagreement", repr(found))[0] == 0
+    code, printed, errors = call("--max-disagreement", repr(math.nextafter(found, 0)))
+    assert code == 1
+    assert "report: " in printed
+    assert f"largest disagreement is {found:.4g}, at " in errors
+    assert call()[0] == 0
+
+
+@pytest.mark.parametrize("group", ["d4", "c4"])
+def test_an_invariant_model_passes_the_strictest_gate(folder, call, group):
+    code, printed, _ = call("--max-disagreement", "0", model="Extremes", group=group)
+    assert code == 0
+    assert rows_of(printed)[1]["plain"] == ["0.00%", "0.00%", "-"]
+    assert "No image is shown" in (folder / "equitune-audit.html").read_text()
+
+
+def test_the_command_starts_with_torch_alone():
+    program = (
+        "import sys\n"
+        "for name in ('PIL', 'torchvision', 'timm', 'transformers', 'tqdm', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "from equitune.audit.command import main\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "audit", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--max-disagreement" in done.stdout
+
+
+# Report
+
+
+def test_the_report_needs_nothing_else(folder, call):
+    hostile, name = '<b onclick="x">&', "<img src=x onerror=alert(1)>&.png"
+    save(folder / "images" / hostile / name, noise())
+    (folder / "images" / "c" / "0.png").rename(folder / "images" / hostile / "0.png")
+    for path in (folder / "images" / "c").iterdir():
+        path.unlink()
+    (folder / "images" / "c").rmdir()
+    code, printed, _ = call("--labels", "--report", "told.html", "--worst", "100")
+    page = (folder / "told.html").read_text()
+    assert code == 0
+    assert "report: told.html" in printed
+    assert not re.search(
+        "http|//|<script|<link|@import|url\\(", re.sub(r"base64,[\w+/=]+", "", page)
+    )
+    assert hostile not in page
+    assert name not in page
+    assert "&lt;b onclick=&quot;x&quot;&gt;&amp;" in page
+    tags = set(re.findall(r"</?(\w+)", page))
+    assert tags == {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "dl", "dt", "dd"),
+        *("table", "tr", "th", "td", "figure", "figcaption", "img"),
+    }
+    for row in rows_of(printed)[0].values():
+        assert all(f"<td>{cell}</td>" in page for cell in row)
+
+
+def test_the_pictures_are_the_transformed_images(folder, call):
+    assert call("--worst", "2", "--wrappers")[0] == 0
+    page = (folder / "equitune-audit.html").read_text()
+    assert page.count("<figure>") == 2
+    pictures = [
+        torch.tensor(list(Image.open(io.BytesIO(base64.b64decode(png))).tobytes()))
+        for png in re.findall(r"data:image/png;base64,([^\"]+)", page)
+    ]
+    names = re.findall(r"<figcaption>([^<]+)</figcaption>", page)
+    assert len(pictures) == 8
+    for i, name in enumerate(names):
+        image = Image.open(folder / "images" / name)
+        pixels = torch.tensor(list(image.tobytes())).view(SIDE, SIDE, 3)
+        for k in range(4):
+            assert torch.equal(pictures[4 * i + k], torch.rot90(pixels, k, (0, 1)).flatten())
+
+
+# Labels
+
+
+def accuracy(printed):
+    return rows_of(printed)[0]["plain", "e"][2]
+
+
+def predictions(folder):
+    model = load_classifier("code/nets.py:linear").module
+    return model(images_of(folder)).argmax(-1).tolist()
+
+
+def test_labels_of_folders_and_files_are_the_same(folder, call):
+    names = [p.relative_to(folder / "images").as_posix() for p in find_images(folder / "images")]
+    lines = ["label,note,image", *(f"{i // 4},x,{name}" for i, name in enumerate(names))]
+    (folder / "right.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    assert accuracy(call("--labels", "right.csv")[1]) == accuracy(call("--labels")[1])
+    lines = ["image,label", *map("{},{}".format, names, predictions(folder)), "another.png,0"]
+    (folder / "found.csv").write_text("\n".join(lines))
+    assert accuracy(call("--labels", "found.csv")[1]) == "100.00%"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        ("image;label\na/0.png;1\n", "must have image,label"),
+        ("image,label\na/0.png,1\na/1.png,1\n", "no label for 10 images: a/2.png, a/3.png, b/0"),
+        ("image,label\na/0.png,1\na/0.png,2\n", "2 rows for 1 images"),
+        ("all as 3", "'3'; give an index from 0 to 2"),
+        ("all as cat", "'cat'; give an index from 0 to 2"),
+    ],
+)
+def test_bad_label_files(folder, call, text, message):
+    if text is not None:
+        if text.startswith("all as "):
+            names = (p.relative_to(folder / "images") for p in find_images(folder / "images"))
+            text = "image,label\n" + "".join(f"{name},{text.split()[-1]}\n" for name in names)
+        (folder / "labels.csv").write_text(text)
+    code, _, errors = call("--labels", "labels.csv")
+    assert code == 2
+    assert message in errors
+
+
+def test_folders_that_are_not_the_classes(folder, call):
+    save(folder / "images" / "d" / "0.png", noise())
+    code, _, errors = call("--labels")
+    assert code == 2
+    assert "has 4 folders, but the model has 3 classes" in errors
+    save(folder / "images" / "loose.png", noise())
+    assert "loose.png directly in" in call("--labels")[2]
+
+
+# Images
+
+
+def test_images_of_all_kinds_are_found_in_order(tmp_path):
+    for name in ("b/x.PNG", "a.jpeg", "b/c/y.webp", "z.bmp", ".hidden/q.png", "b/._x.png"):
+        save(tmp_path / name, noise())
+    (tmp_path / "note.txt").write_text("no image")
+    found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)]
+    assert found == ["a.jpeg", "b/c/y.webp", "b/x.PNG", "z.bmp"]
+
+
+def test_a_limit_meets_every_class():
+    paths = [f"{name}{i}" for name in "abcd" for i in range(25)]
+    assert [p[0] for p in spread(paths, 4)] == list("abcd")
+    assert spread(paths, None) == spread(paths, 1000) == paths
+
+
+def test_images_are_upright_as_their_exif_data_say(tmp_path):
+    pixels = noise(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned; to be turned clockwise
+    Image.frombytes("RGB", (6, 4), bytes(pixels.flatten().tolist())).save(
+        tmp_path / "x.png", exif=exif
+    )
+    preprocessing = load_classifier_of_identity(tmp_path).preprocessing
+    (batch,) = read_batches([tmp_path / "x.png"], preprocessing, 1)
+    turned = torch.rot90(pixels, -1, (0, 1)).permute(2, 0, 1) / 255
+    assert torch.allclose(preprocessing.undo(batch[0]), turned, atol=1e-6)
+
+
+def load_classifier_of_identity(folder):
+    (folder / "identity.py").write_text("from torch.nn import Identity")
+    return load_classifier(f"{folder / 'identity.py'}:Identity")
+
+
+def test_size_mean_and_std(tmp_path):
+    (tmp_path / "identity.py").write_text("from torch.nn import Identity")
+    preprocessing = load_classifier(
+        f"{tmp_path / 'identity.py'}:Identity", size=6, mean=(0, 0.5, 1), std=(1, 0.5, 2)
+    ).preprocessing
+    save(tmp_path / "x.png", torch.full((9, 30, 3), 255, dtype=torch.uint8))
+    (batch,) = read_batches([tmp_path / "x.png"], preprocessing, 1)
+    assert batch.shape == (1, 3, 6, 6)
+    assert batch[0, :, 0, 0].tolist() == [1, 1, 0]
+    assert torch.equal(preprocessing.undo(batch[0]), torch.ones(3, 6, 6))
+
+
+def test_mixed_sizes(folder, call):
+    save(folder / "images" / "b" / "9.png", noise(10, 12))
+    code, _, errors = call(model="Extremes")
+    assert code == 2
+    assert "is 8 x 8 and images/b/9.png is 10 x 12; give --size" in errors
+    assert call("--size", "8")[0] == 0
+    assert call("--batch-size", "1", model="Extremes")[0] == 0
+
+
+def test_images_that_are_not_square(folder, call):
+    for path in find_images(folder / "images"):
+        save(path, noise(8, 12))
+    assert call("--max-disagreement", "0", model="Extremes", group="d4")[0] == 0
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        call()
+
+
+def test_images_that_cannot_be_read(folder, call):
+    (folder / "images" / "a" / "9.jpg").write_bytes(b"no image")
+    code, _, errors = call()
+    assert code == 2
+    assert "a/9.jpg cannot be read as an image" in errors
+
+
+def test_no_images(folder, call):
+    (folder / "empty").mkdir()
+    assert "holds no images" in call("--images", "empty")[2]
+    assert "there is no such folder" in call("--images", "nowhere")[2]
+
+
+def test_logits_that_are_not_finite(folder, call):
+    save(folder / "images" / "b" / "2.png", torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8) + 9)
+    code, _, errors = call("--mean", "0", "0", "0", "--std", "1", "1", "1", model="Contrast")
+    assert code == 2
+    assert "not finite for image b/2.png under e" in errors
+
+
+# Models and weights
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--group", "c5"], "invalid choice: 'c5'"),
+        (["--model", "resnet18"], "give torchvision:NAME"),
+        (["--model", "code/nets.py:"], "give torchvision:NAME"),
+        (["--model", "code/none.py:linear"], "there is none"),
+        (["--model", "no_such_module:linear"], "but there is none"),
+        (["--model", "code/nets.py:none"], "has no 'none'"),
+        (["--model", "code/nets.py:number"], "which is a int"),
+        (["--model", "code/nets.py:no_module"], "returned a int"),
+        (["--model", "code/nets.py:Dense"], "must return logits (B, C)"),
+        (["--model", "code/nets.py:brightness"], "at least two classes"),
+        (["--model", "code/nets.py:Nothing"], "returned a dict"),
+        (["--model", "torchvision:resnet81"], "near it: ["),
+        (["--model", "torchvision:resnet18"], "give one of IMAGENET1K_V1, DEFAULT"),
+        (["--model", "torchvision:resnet18", "--weights", "V3"], "weights is 'V3'"),
+        (["--weights", "IMAGENET1K_V1"], "give a .safetensors"),
+        (["--weights", "none.pt"], "there is no such file"),
+        (["--weights", "broken.pt"], "cannot be read as weights"),
+        (["--weights", "broken.safetensors"], "cannot be read as safetensors"),
+        (["--classes", "3"], "only models of torchvision and timm"),
+        (["--std", "1", "0", "1"], "three positive numbers"),
+        (["--report", "none/told.html"], "there is no such folder"),
+        (["--max-disagreement", "7"], "a share between 0 and 1"),
+        (["--max-disagreement", "nan"], "a share between 0 and 1"),
+        (["--max-disagreement", "x"], "a share between 0 and 1"),
+        (["--batch-size", "0"], "1 or more"),
+        (["--limit", "-3"], "1 or more"),
+        (["--device", "nowhere"], "cannot be used"),
+        (["--wrappers", "lambda"], "invalid choice"),
+        (["--weight-input", "0"], "weight-net is missing"),
+        (
+            ["--weight-net", "code/nets.py:linear", "--weight-net-weights", "x"],
+            "weight-net-weights",
+        ),
+        (["--weight-net", "code/nets.py:brightness", "--weight-input", "9"], "no submodule"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_requests(folder, call, options, message):
+    for name in ("broken.pt", "broken.safetensors"):
+        (folder / name).write_bytes(b"nothing of that kind")
+    code, printed, errors = call(*options)
+    assert code == 2
+    assert "equitune audit: error: " in errors
+    assert message in errors
+    assert "Traceback" not in errors
+    assert "report" not in printed
+
+
+def test_a_module_in_the_current_folder(folder, call):
+    (folder / "audited_here.py").write_text(CODE)
+    before = list(sys.path)
+    try:
+        assert rows_of(call(model="audited_here:linear")[1]) == rows_of(call()[1])
+    finally:
+        sys.modules.pop("audited_here", None)
+    assert sys.path == before
+
+
+WAYS = {
+    "w.pt": lambda state: state,
+    "nested.pth": lambda state: {"state_dict": state, "epoch": 3},
+    "model.pth": lambda state: {"model": state},
+    "parallel.pt": lambda state: {f"module.{key}": value for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("name", [*WAYS, "w.safetensors"])
+def test_weights_from_files(tmp_path, name):
+    trained, model = nn.Linear(3, 2), nn.Linear(3, 2)
+    if name in WAYS:
+        torch.save(WAYS[name](trained.state_dict()), tmp_path / name)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(trained.state_dict(), tmp_path / name)
+    load_checkpoint(model, str(tmp_path / name))
+    assert torch.equal(model.weight, trained.weight)
+
+
+def test_weights_change_the_figures(folder, call):
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).state_dict(), "w.pt")
+    code, printed, _ = call("--weights", "w.pt")
+    assert code == 0
+    assert "weights   w.pt\n" in printed
+    assert rows_of(printed) != rows_of(call()[1])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.ones(2, 3), "other": torch.ones(1)}, "Missing: bias. Unexpected: other."),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(5)}, "size mismatch for bias"),
+        ({"weight": 1}, "holds no state dict"),
+        ({f"k{i:02}": torch.ones(1) for i in range(30)}, "k18, k19 and 10 more"),
+        ([1], "holds no state dict"),
+    ],
+    ids=["keys", "shape", "number", "many", "list"],
+)
+def test_weights_that_do_not_fit(tmp_path, state, message):
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_checkpoint(nn.Linear(3, 2), str(tmp_path / "w.pt"))
+
+
+def test_pickles_are_not_executed(tmp_path):
+    torch.save(nn.Linear(3, 2), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_checkpoint(nn.Linear(3, 2), str(tmp_path / "w.pt"))
+
+
+def test_a_torchvision_model_with_a_file(folder, call):
+    models = pytest.importorskip("torchvision.models")
+    trained = models.squeezenet1_1(num_classes=CLASSES).eval()
+    pytest.importorskip("safetensors.torch").save_file(trained.state_dict(), "w.safetensors")
+    options = ["--weights", "w.safetensors", "--size", "32", "--labels"]
+    code, printed, _ = call(*options, model="torchvision:squeezenet1_1")
+    assert code == 0
+    weights = models.SqueezeNet1_1_Weights.DEFAULT
+    convert = weights.transforms(crop_size=32, resize_size=round(32 * 256 / 224))
+    paths = find_images(folder / "images")
+    images = torch.stack([convert(Image.open(path)) for path in paths])
+    labels = torch.arange(12) // 4
+    told = audit(trained, [images], ImageAction(c4()), labels=labels)
+    for g, element in enumerate(told.elements):
+        agreement, change, right = rows_of(printed)[0]["plain", element]
+        assert agreement == f"{told.plain.agreement(g):.2%}"
+        assert change == f"{told.plain.logit_change(g):.2g}"
+        assert right == f"{told.plain.accuracy(g, labels):.2%}"
+    code, _, errors = call(*options, "--classes", "5", model="torchvision:squeezenet1_1")
+    assert code == 2
+    assert "size mismatch for classifier.1" in errors
+
+
+def test_the_preprocessing_and_classes_of_torchvision(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pt")
+    found = load_classifier("torchvision:squeezenet1_1", str(tmp_path / "w.pt"), std=(1, 1, 1))
+    assert found.class_names[:2] == ("tench", "goldfish")
+    assert not found.module.training
+    white = Image.new("RGB", (300, 280), "white")
+    x = found.preprocessing.convert(white)
+    assert x.shape == (3, 224, 224)
+    assert torch.allclose(x[:, 0, 0], 1 - torch.tensor([0.485, 0.456, 0.406]))
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "IMAGENET1K_V1"])
+def test_torchvision_weights_by_name(folder, call, monkeypatch, name):
+    """Random ones, where torchvision keeps what it has downloaded."""
+    models = pytest.importorskip("torchvision.models")
+    monkeypatch.setenv("TORCH_HOME", str(folder / "home"))
+    kept = folder / "home" / "hub" / "checkpoints"
+    kept.mkdir(parents=True)
+    weights = models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    torch.save(models.squeezenet1_1().state_dict(), kept / weights.url.split("/")[-1])
+    options = ["--weights", name, "--size", "32", "--limit", "2"]
+    code, printed, _ = call(*options, model="torchvision:squeezenet1_1")
+    assert code == 0
+    assert "weights   SqueezeNet1_1_Weights.IMAGENET1K_V1\n" in printed
+    code, _, errors = call(*options, "--labels", model="torchvision:squeezenet1_1")
+    assert code == 2
+    assert "has 3 folders, but the model has 1000 classes, and not all of them are nam" in errors
+
+
+@pytest.fixture
+def vit(folder):
+    """A small ViT and its processor, saved as transformers saves them; its classes are c, b, a."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=SIDE, patch_size=4, id2label=dict(enumerate("cba")),
+        label2id={name: i for i, name in enumerate("cba")},
+    )  # fmt: skip
+    # Larger than the default, so that logits differ by more than rounding.
+    config.initializer_range = 1.0
+    model = transformers.ViTForImageClassification(config)
+    model.save_pretrained("vit")
+    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor.save_pretrained("vit")
+    return model.eval()
+
+
+def test_a_transformers_model_from_a_folder(folder, call, vit):
+    code, printed, _ = call("--labels", model="transformers:vit")
+    assert code == 0
+    # Mean and standard deviation of this processor are 0.5.
+    undone = [normalised(p) for p in find_images(folder / "images")]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = torch.stack([((x.permute(1, 2, 0) * std + mean) * 2 - 1) for x in undone])
+    images = images.permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        found = vit(images).logits.argmax(-1)
+    right = int((found == 2 - torch.arange(12) // 4).sum())
+    assert accuracy(printed) == f"{right / 12:.2%}"
+    page = (folder / "equitune-audit.html").read_text()
+    assert "label a</figcaption>" in page or "label b</figcaption>" in page
+
+
+def test_class_names_in_a_label_file(folder, call, vit):
+    names = [p.relative_to(folder / "images").as_posix() for p in find_images(folder / "images")]
+    rows = ["image,label", *(f"{name},{name[0]}" for name in names)]
+    (folder / "labels.csv").write_text("\n".join(rows))
+    by_file = call("--labels", "labels.csv", model="transformers:vit")[1]
+    assert rows_of(by_file) == rows_of(call("--labels", model="transformers:vit")[1])
+
+
+def test_transformers_with_a_file_and_another_normalisation(folder, call, vit):
+    pytest.importorskip("safetensors.torch").save_file(
+        {k: v.clone() for k, v in vit.state_dict().items()}, "w.safetensors"
+    )
+    same = call("--weights", "w.safetensors", model="transformers:vit")[1]
+    assert rows_of(same) == rows_of(call(model="transformers:vit")[1])
+    found = load_classifier("transformers:vit", mean=(0, 0, 0), std=(1, 1, 1), size=4)
+    x = found.preprocessing.convert(Image.new("RGB", (9, 9), "white"))
+    assert torch.equal(x, torch.ones(3, 4, 4))
+
+
+def test_a_transformers_model_without_a_head(folder, vit):
+    vit.vit.save_pretrained("vit")
+    with pytest.raises(ValueError, match=r"no weights for classifier\.bias"):
+        load_classifier("transformers:vit")
+
+
+def test_two_classes_of_one_name(folder, call, vit):
+    vit.config.id2label = dict(enumerate("aabc"))
+    vit.config.label2id = {"a": 1, "b": 2, "c": 3}
+    vit.classifier = nn.Linear(16, 4)
+    vit.save_pretrained("vit")
+    code, _, errors = call("--labels", model="transformers:vit")
+    assert code == 2
+    assert "a name that the model has for 2 classes" in errors
+
+
+def test_a_timm_model_with_a_file(folder, call):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    trained = timm.create_model("test_resnet", pretrained=False, num_classes=CLASSES)
+    torch.save(trained.state_dict(), "w.pt")
+    code, printed, _ = call("--weights", "w.pt", "--size", "32", model="timm:test_resnet")
+    assert code == 0
+    found = load_classifier("timm:test_resnet", "w.pt", size=32)
+    batches = list(read_batches(find_images(folder / "images"), found.preprocessing, 5))
+    assert batches[0].shape == (5, 3, 32, 32)
+    told = audit(trained, batches, ImageAction(c4()))
+    assert rows_of(printed)[1]["plain"][0] == f"{told.plain.changed:.2%}"
+    code, _, errors = call(model="timm:test_resnet")
+    assert code == 2
+    assert "give DEFAULT or" in errors
+    assert "timm cannot make 'none'" in call("--weights", "DEFAULT", model="timm:none")[2]
+
+
+@pytest.mark.parametrize("family", ["timm", "transformers", "torchvision"])
+def test_a_family_that_is_not_installed(folder, call, monkeypatch, family):
+    monkeypatch.setitem(sys.modules, family, None)
+    monkeypatch.setitem(sys.modules, f"{family}.models", None)
+    code, _, errors = call(model=f"{family}:resnet18")
+    assert code == 2
+    assert f"pip install {family}\n" in errors
+
+
+def test_a_trained_weight_network_adds_its_row(folder, call):
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).state_dict(), "w.pt")
+    code, printed, _ = call(
+        "--weight-net", "code/nets.py:brightness", "--weight-net-weights", "w.pt", "--wrappers"
+    )
+    models = rows_of(printed)[1]
+    assert code == 0
+    assert list(models) == ["plain", "LambdaEquiTune"]
+    assert models["LambdaEquiTune"] == ["0.00%", "0.00%", "-"]
+    code, _, errors = call("--weight-net", "code/nets.py:linear")
+    assert code == 2
+    assert "one logit per copy" in errors
+
+
+# From Python
+
+
+def test_bad_calls():
+    model, action = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), ImageAction(c4())
+    images = torch.rand(5, 3, 2, 2)
+    with pytest.raises(TypeError, match=r"images\.split\(64\)"):
+        audit(model, images, action)
+    with pytest.raises(ValueError, match="holds no images"):
+        audit(model, [], action)
+    with pytest.raises(ValueError, match="'plain'"):
+        audit(model, [images], action, wrappers={"plain": model})
+    with pytest.raises(ValueError, match=r"labels has shape \(4,\) for 5 images"):
+        audit(model, [images], action, labels=torch.zeros(4))
+    with pytest.raises(ValueError, match="names has 1 entries for 5 images"):
+        audit(model, [images], action, names=["x"])
+    with pytest.raises(ValueError, match="wrappers has 'lambda'"):
+        wrap(model, action, ["lambda"])
+    images[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite for image 3 under e"):
+        audit(model, images.split(2), action)

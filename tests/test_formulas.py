@@ -1,0 +1,133 @@
+"""The literal formulas agree with every wrapper, and with nothing else."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import cases
+from cases import CASES, WRAPPERS, ConvNet
+from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, RegularFeatures, c4, d4
+from equitune.losses import entropy, negative_max_probability
+from equitune.testing import (
+    EquiTuneFormula,
+    EquiZeroFormula,
+    Formula,
+    LambdaEquiTuneFormula,
+    RegularFeaturesFormula,
+    assert_equivariant,
+    assert_matches_formula,
+)
+from equitune.wrappers import Symmetrizer
+
+D4 = ImageAction(d4())
+TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
+              and "180" not in c.name]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_wrappers_match_their_formulas(case, wrapper):
+    model = WRAPPERS[wrapper](case.backbone(), case.input_action, case.output_action)
+    assert_matches_formula(model.double().eval(), case.input(torch.float64)[:3])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_regular_features_match(case):
+    model = RegularFeatures(case.backbone(), case.input_action, case.output_action)
+    assert_matches_formula(model.double().eval(), case.input(torch.float64)[:3])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c not in TWO_SHAPES], ids=str)
+def test_weights_that_see_the_whole_orbit(case):
+    model = LambdaEquiTune(
+        case.backbone(), case.input_action, case.output_action,
+        weight_net=cases.Attention(), weight_input="output",
+    )  # fmt: skip
+    assert_matches_formula(model.double().eval(), case.input(torch.float64)[:3])
+
+
+@pytest.fixture
+def backbone():
+    return ConvNet(3, 4, dense=False).double().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, 3, 6, 6, dtype=torch.float64)
+
+
+def test_every_formula_rejects_the_others(backbone, x):
+    net = nn.Linear(4, 1).double()
+    formulas = {
+        "mean": EquiTuneFormula(backbone, D4),
+        "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_max_probability),
+        "wavy": EquiZeroFormula(backbone, D4, proxy_loss=lambda y: (y * 9).sin().sum(-1)),
+        "lambda": LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output"),
+        "regular": RegularFeaturesFormula(backbone, D4),
+    }
+    for name, formula in formulas.items():
+        for other, function in formulas.items():
+            if name == other:
+                assert_matches_formula(function, x, formula)
+            else:
+                with pytest.raises(AssertionError, match=f"fn is not {type(formula).__name__}"):
+                    assert_matches_formula(function, x, formula)
+
+
+def test_what_equivariance_cannot_see(backbone, x):
+    """Entropy maximised instead of minimised is equivariant, and wrong."""
+    wrong = EquiZero(backbone, D4, proxy_loss=lambda y: -entropy(y)).eval()
+    assert_equivariant(wrong, x, D4)
+    with pytest.raises(AssertionError, match=r"EquiZeroFormula: they differ most at sample \d"):
+        assert_matches_formula(wrong, x, EquiZeroFormula(backbone, D4, proxy_loss=entropy))
+
+
+def test_small_differences_are_found(backbone, x):
+    model = EquiTune(backbone, D4).eval()
+    with pytest.raises(AssertionError, match="absolute"):
+        assert_matches_formula(lambda x: model(x) * (1 + 1e-9), x, EquiTuneFormula(backbone, D4))
+    assert_matches_formula(
+        lambda x: model(x) * (1 + 1e-9), x, EquiTuneFormula(backbone, D4), rtol=1e-8
+    )
+
+
+def test_ties_share_the_weight_in_the_formula_too(backbone):
+    dense = ConvNet(3, 3, dense=True).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    x = sum(x.rot90(k, (-2, -1)) for k in range(4))
+    action = ImageAction(c4())
+    proxy = functools.partial(entropy, dim=2)
+    assert_matches_formula(EquiZero(dense, action, action, proxy_loss=proxy).eval(), x)
+
+
+def test_bad_input(backbone, x):
+    model = EquiTune(ConvNet(3, 4, dense=False).double(), D4)
+    with pytest.raises(ValueError, match=r"fn has modules in train mode.*\.eval\(\)"):
+        assert_matches_formula(model, x)
+    with pytest.raises(ValueError, match=r"formula\.backbone has modules in train mode"):
+        assert_matches_formula(lambda x: x, x, EquiTuneFormula(model.backbone, D4))
+    with pytest.raises(TypeError, match="formula is None; give the formula"):
+        assert_matches_formula(lambda x: x, x)
+    with pytest.raises(TypeError, match=r"input actions for \['x'\]"):
+        assert_matches_formula(EquiTune(backbone, {"x": D4}).eval(), x)
+    with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
+        assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
+
+    class First(Symmetrizer):
+        def weigh(self, passes):
+            return None, None
+
+    with pytest.raises(TypeError, match=r"First, whose formula is not known.*subclass of Formula"):
+        assert_matches_formula(First(backbone, D4).eval(), x)
+
+
+def test_a_formula_of_ones_own(backbone, x):
+    class First(Formula):
+        def weigh(self, inputs, outputs):
+            return [1.0] + [0.0] * (len(outputs) - 1)
+
+    assert_matches_formula(backbone, x, First(backbone, D4))
+    with pytest.raises(AssertionError, match="fn is not First"):
+        assert_matches_formula(EquiTune(backbone, D4).eval(), x, First(backbone, D4))
