@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["pytester", "pytest_equitune"]
+
 settings.register_profile(
     "ci",
     max_examples=25,

@@ -11,7 +11,11 @@ from typing import Any
 
 import record
 
-PAGES = (record.ROOT / "README.md", record.ROOT / "docs" / "results.md")
+PAGES = (
+    record.ROOT / "README.md",
+    record.ROOT / "docs" / "results.md",
+    record.ROOT / "docs" / "testing.md",
+)
 PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -66,8 +70,42 @@ def import_time(results: dict[str, Any]) -> str:
     return rows(head, body) + source(results)
 
 
+def mutants(results: dict[str, Any]) -> str:
+    caught = results["caught"]
+    body = [[name, "caught" if found else "missed"] for name, found in caught.items()]
+    head = [f"{sum(caught.values())} of {len(caught)} seeded bugs caught", ""]
+    return rows(head, body) + source(results)
+
+
+def false_alarms(results: dict[str, Any]) -> str:
+    share = f"{results['largest_share_of_allowed']:.2g}"
+    body = [[str(results["models"]), str(results["alarms"]), share]]
+    head = ["equivariant models", "false alarms", "largest difference, of what is allowed"]
+    return rows(head, body) + source(results)
+
+
+def audit_cifar10(results: dict[str, Any]) -> str:
+    body = []
+    for model, (*elements, overall) in results["rows"].items():
+        accuracies = [f"{row['accuracy']:.1%}" for row in elements]
+        agreement = min(row["agreement"] for row in elements)
+        body.append([model, *accuracies, f"{agreement:.1%}", f"{overall['changed']:.1%}"])
+    names = [row["element"] for row in next(iter(results["rows"].values()))[:-1]]
+    head = [f"{results['test_images']:,} images: accuracy at", *names, "least agreement", "changed"]
+    return rows(head, body) + source(results)
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
-    f.__name__: f for f in (cifar10_zero_shot, bfloat16_consistency, overhead, import_time)
+    f.__name__: f
+    for f in (
+        cifar10_zero_shot,
+        bfloat16_consistency,
+        overhead,
+        import_time,
+        mutants,
+        false_alarms,
+        audit_cifar10,
+    )
 }
 
 

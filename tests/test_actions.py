@@ -12,7 +12,6 @@ from cases import ORDERS, SHIFTS, corners, rotations
 from equitune import (
     Drop,
     EquiTune,
-    FiniteGroup,
     ImageAction,
     MatrixAction,
     PermutationAction,
@@ -27,21 +26,16 @@ from equitune import (
     cyclic,
     d4,
     dihedral,
-    generate_permutations,
     symmetric,
 )
-from equitune.testing import assert_action, assert_equivariant
+from equitune.testing import assert_action, assert_equivariant, strategies
 
 S3 = symmetric(3)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
 
-@st.composite
-def permutation_actions(draw):
-    n = draw(st.integers(1, 4))
-    generators = draw(st.lists(st.permutations(range(n)), min_size=1, max_size=2))
-    rows = generate_permutations(generators)
-    return PermutationAction(FiniteGroup.from_permutations(rows), rows)
+ACTIONS = strategies.finite_groups(max_order=8).flatmap(strategies.permutation_actions)
+TENSORS = st.sampled_from(DTYPES)
 
 
 @st.composite
@@ -60,38 +54,36 @@ def vocabularies(draw):
     return TokenAction.cyclic_swaps(size, cycles)
 
 
-@given(permutation_actions(), st.integers(1, 5), st.integers(0, 2), st.sampled_from(DTYPES))
-def test_permutations(action, batch, before, dtype):
-    n = len(action.permutations[0])
-    x = torch.randint(0, 2, (batch, *[2] * before, n)).to(dtype)
+@given(ACTIONS, st.data())
+def test_permutations(action, data):
+    dims = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    x = data.draw(strategies.arrays((*dims, action.size), TENSORS))
     assert_action(action, x)
     for g, row in enumerate(action.permutations):
         moved = action.transform(x, g)
-        assert moved.dtype == dtype
+        assert moved.dtype == x.dtype
         for i, target in enumerate(row):
             assert torch.equal(moved[..., target], x[..., i])
 
 
-@given(image_actions(), st.tuples(*[st.integers(1, 5)] * 4), st.sampled_from(DTYPES))
-def test_images(action, shape, dtype):
-    x = torch.arange(int(np.prod(shape))).view(shape).to(dtype)
+@given(image_actions(), strategies.arrays(st.tuples(*[st.integers(1, 5)] * 4), TENSORS))
+def test_images(action, x):
     assert_action(action, x)
 
 
-@given(image_actions(), st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
-def test_vector_fields(action, shape):
-    batch, height, width = shape
-    field = VectorFieldAction(action.group, action.elements)
-    assert_action(field, torch.randn(batch, 4, height, width, dtype=torch.float64))
+@given(image_actions(), st.data())
+def test_vector_fields(action, data):
+    shape = data.draw(st.tuples(st.integers(1, 4), st.just(4), *[st.integers(1, 5)] * 2))
+    x = data.draw(strategies.arrays(shape, st.sampled_from([torch.float64, torch.int64])))
+    assert_action(VectorFieldAction(action.group, action.elements), x)
 
 
-@given(vocabularies(), st.tuples(st.integers(1, 4), st.integers(1, 5)), st.data())
-def test_tokens(action, shape, data):
-    ids = st.sampled_from([*range(action.vocabulary_size), -100])
-    count = shape[0] * shape[1]
-    x = torch.tensor(data.draw(st.lists(ids, min_size=count, max_size=count))).view(shape)
-    assert_action(action, x)
-    logits = torch.randn(shape[0], action.vocabulary_size)
+@given(vocabularies(), st.data())
+def test_tokens(action, data):
+    x = data.draw(strategies.token_batches(action.vocabulary_size, st.integers(1, 5)))
+    padding = data.draw(strategies.arrays(x.shape, torch.bool))
+    assert_action(action, x.masked_fill(padding, -100))
+    logits = torch.randn(len(x), action.vocabulary_size)
     assert_action(action.on_logits(), logits)
     # The score of id i is, after g, the score of the id that i becomes.
     for g in action.group.elements:
@@ -101,7 +93,7 @@ def test_tokens(action, shape, data):
             assert torch.equal(moved[:, target], logits[:, i])
 
 
-@given(permutation_actions(), image_actions())
+@given(ACTIONS, image_actions())
 def test_products(first, second):
     first = PermutationAction(first.group, first.permutations, dim=-3)
     product = ProductAction(first, second)

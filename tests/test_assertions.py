@@ -1,13 +1,34 @@
 """The assertions themselves: each is shown something that it must reject."""
 
+import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 
 from cases import ConvNet, corners
-from equitune import Action, EquiTune, ImageAction, PermutationAction, c4, cyclic, d4
-from equitune.testing import assert_action, assert_equivariant
+from equitune import (
+    Action,
+    Drop,
+    EquiTune,
+    ImageAction,
+    PermutationAction,
+    TreeAction,
+    TrivialAction,
+    c4,
+    cyclic,
+    d4,
+    symmetric,
+)
+from equitune.testing import (
+    RELATIVE_TOLERANCES,
+    assert_action,
+    assert_equivariant,
+    assert_group,
+    assert_invariant,
+    equivariance_report,
+)
 
 C4 = ImageAction(c4())
 
@@ -164,3 +185,219 @@ def test_complex_outputs_are_allowed_rounding():
     assert_equivariant(lambda x: torch.complex(model(x), 2 * model(x)), x, C4, C4)
     with pytest.raises(AssertionError):
         assert_equivariant(lambda x: torch.complex(model(x), x), x, C4)
+
+
+class Numbers:
+    """A group of another library: numbers under addition, with a method replaced."""
+
+    def __init__(self, order, **methods):
+        self.order = order
+        self.identity = methods.pop("identity", 0)
+        vars(self).update(methods)
+
+    def compose(self, g, h):
+        return (g + h) % self.order
+
+    def inverse(self, g):
+        return -g % self.order
+
+
+def scrambled(g, h):
+    """Not associative, but with an identity and inverses: a loop of order 5."""
+    return [[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]][g][
+        h
+    ]
+
+
+NO_GROUPS = {
+    "closure": ({"compose": lambda g, h: g + h}, "closure fails: the product of 1 and 4 is 5"),
+    "identity": ({"identity": 1}, r"1 is not neutral: 1\*0 is 1"),
+    "identity outside": ({"identity": 7}, "the identity 7 is no element"),
+    "inverse": ({"inverse": lambda g: g}, r"the inverse of 1 is not 1: 1\*1 is 2"),
+    "inverse outside": ({"inverse": lambda g: -g}, "the inverse of 1 is -1, which is no element"),
+    "associativity": ({"compose": scrambled, "inverse": lambda g: g}, "associativity fails"),
+}
+
+
+@pytest.mark.parametrize(("methods", "message"), NO_GROUPS.values(), ids=NO_GROUPS)
+def test_near_groups_are_found(methods, message):
+    assert_group(Numbers(5))
+    with pytest.raises(AssertionError, match=message):
+        assert_group(Numbers(5, **methods))
+
+
+def test_what_is_no_group_at_all():
+    with pytest.raises(TypeError, match="group is a list without 'order'; give an object with"):
+        assert_group([[0]])
+
+
+def test_invariance():
+    x = torch.randn(3, 3, 6, 6)
+    assert_invariant(lambda x: x.mean((-2, -1)), x, C4)
+    with pytest.raises(AssertionError, match=r"^not invariant: fn\(gx\) differs"):
+        assert_invariant(lambda x: x[..., 0].mean(-1), x, C4)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    feature_maps: tuple[torch.Tensor, ...]
+    loss: torch.Tensor | None = None
+
+
+def test_invariance_of_structures():
+    x = torch.randn(3, 3, 6, 6)
+
+    def fn(x, last=lambda x: x.amax((-2, -1))):
+        return Output(x.mean((-2, -1)), (x.sum((-2, -1)), last(x)))
+
+    assert_invariant(fn, x, C4)
+    assert_equivariant(lambda x: {"a": [x.amax((-2, -1)), None], "b": 3}, x, C4)
+    with pytest.raises(AssertionError, match="not invariant"):
+        assert_invariant(lambda x: fn(x, lambda x: x[..., 0, 0]), x, C4)
+    with pytest.raises(TypeError, match="fn returned a dict without a tensor"):
+        assert_invariant(lambda x: {"a": 3}, x, C4)
+
+
+def test_fields_that_cannot_be_compared_are_dropped():
+    action = TreeAction({"map": C4, "loss": Drop()})
+    x = torch.randn(3, 3, 6, 6)
+    assert_equivariant(lambda x: {"map": x.relu(), "loss": x[0, 0, 0, 0]}, x, C4, action)
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: {"map": x.cumsum(-1), "loss": x.sum()}, x, C4, action)
+
+
+def test_the_report():
+    def fn(x):
+        return x + torch.arange(6.0) * (x[:, :1, :1, :1] > 0)
+
+    x = torch.randn(5, 1, 6, 6)
+    x[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] = -1.0
+    x[3, :, [0, 0, -1, -1], [0, -1, 0, -1]] = 1.0
+    report = equivariance_report(fn, x, C4, C4)
+    assert not report.passed
+    assert report.worst.sample == 3
+    assert (report.worst.element, report.worst.name) == (2, "r^2")
+    # One of the last column is 5 to the right of 0.
+    assert report.worst.absolute == pytest.approx(5)
+    scale = float(fn(x).abs().max())
+    assert report.worst.relative == pytest.approx(5 / scale, rel=1e-5)
+    assert report.worst.allowed == pytest.approx(1e-5 * scale, rel=1e-5)
+    rows = report.rows()
+    assert [row["name"] for row in rows[:4]] == ["e", "r", "r^2", "r^3"]
+    assert [row["mixed"] for row in rows] == [False] * 4 + [True]
+    assert [row["passed"] for row in rows[:4]] == [True, False, False, False]
+    table = str(report).splitlines()
+    assert table[0].split() == ["element", "absolute", "relative", "allowed", "sample"]
+    assert table[3].split()[0] == "r^2"
+    assert table[3].endswith("FAILS")
+    assert not table[1].endswith("FAILS")
+    assert len(table) == 6
+
+
+def test_the_report_of_a_right_model():
+    report = equivariance_report(equivariant(), torch.randn(3, 3, 6, 6), C4, C4)
+    assert report.passed
+    assert (report.failure, report.causes, report.notes) == (None, (), ())
+    assert all(row["passed"] for row in report.rows())
+    assert "FAILS" not in str(report)
+    assert "no difference above what is allowed" in report.message()
+
+
+def test_tables_of_large_groups_are_cut():
+    action = PermutationAction(symmetric(4), list(itertools.permutations(range(4))))
+    report = equivariance_report(lambda x: x.cumsum(-1), torch.randn(5, 4), action, action)
+    assert len(report.rows()) == 25
+    assert "and 1 more elements, in rows()" in str(report)
+    assert "each its own" in str(report)
+
+
+def test_the_worst_row_is_that_with_nan():
+    def fn(x):
+        return torch.where(x[:, 0] > x[:, 1], math.nan, x[:, 0] - 100 * x[:, 1])
+
+    action = PermutationAction(cyclic(2), [(0, 1), (1, 0)])
+    x = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert math.isnan(equivariance_report(fn, x, action).worst.absolute)
+
+
+def test_the_largest_entry_of_each_tensor_counts():
+    """A large tensor must not hide what is wrong in a small one."""
+    x = torch.randn(3, 3, 6, 6)
+
+    def fn(x):
+        return {"large": 1e6 * x.mean((-2, -1)), "small": x[..., 0, 0]}
+
+    with pytest.raises(AssertionError):
+        assert_invariant(fn, x, C4)
+
+
+@pytest.mark.parametrize("dtype", RELATIVE_TOLERANCES, ids=str)
+def test_tolerances_by_dtype(dtype):
+    x = torch.randn(3, 1, 4, 4)
+    limit = RELATIVE_TOLERANCES[dtype]
+
+    def fn(x, error):
+        y = torch.ones(len(x), dtype=torch.float64)
+        return torch.where(x[:, 0, 0, 0] > x[:, 0, -1, -1], y, y - error).to(dtype)
+
+    x[:, 0, 0, 0], x[:, 0, -1, -1] = 1, 0
+    assert_invariant(lambda x: fn(x, 0.3 * limit), x, C4)
+    with pytest.raises(AssertionError):
+        assert_invariant(lambda x: fn(x, 3 * limit), x, C4)
+
+
+def test_functions_that_work_in_place_or_reuse_a_buffer():
+    x = torch.randn(3, 3, 6, 6)
+    before = x.clone()
+    assert_equivariant(lambda x: x.mul_(2).relu_(), x, C4, C4)
+    assert torch.equal(x, before)
+    buffer = torch.empty_like(x)
+
+    def fn(x):
+        return buffer.copy_(x.cumsum(-1))
+
+    with pytest.raises(AssertionError):
+        assert_equivariant(fn, x, C4, C4)
+
+
+def test_half_of_the_calls_without_gradients():
+    calls = []
+    weight = torch.ones((), requires_grad=True)
+
+    def fn(x):
+        calls.append(torch.is_grad_enabled())
+        return (x * weight).mean((-2, -1))
+
+    assert_invariant(fn, torch.randn(3, 3, 6, 6), C4)
+    assert calls == [False] * 6
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is a int; give a function or a module"),
+    ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
+     "input_action is a FiniteGroup; give an action"),
+    ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
+    ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "give at least one sample"),
+    ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
+    ((torch.relu, torch.ones(4), C4), ValueError, "acts on dim -2"),
+    ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError, "is a scalar"),
+    ((torch.relu, torch.randn(2, 1, 4, 4), TrivialAction(c4())), ValueError,
+     "x is the same under every element"),
+])  # fmt: skip
+def test_bad_input(arguments, error, message):
+    for check in (assert_equivariant, equivariance_report):
+        with pytest.raises(error, match=message):
+            check(*arguments)
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_negative_tolerances(name):
+    with pytest.raises(ValueError, match=rf"{name} is -0\.1; give 0 or more"):
+        assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: -0.1})
+
+
+def test_actions_are_not_tested_on_nan():
+    with pytest.raises(ValueError, match="x holds NaN at sample 1"):
+        assert_action(C4, torch.tensor([0.0, math.nan]).view(2, 1, 1, 1))

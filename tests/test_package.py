@@ -30,7 +30,8 @@ RANK = {
 def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
-        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command; new = set(sys.modules) - before; "
+        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command; "
+        "new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"
     )
     done = subprocess.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -42,6 +43,10 @@ __all__ = [
 LARGEST_ORDER = 24
 MOST_POINTS = 24
 MOST_DRAWN = 1024
+MOST_KINDS = 16
+
+# A drawn permutation would not fit any more when what it permutes shrinks; a seed always does.
+SEEDS = st.integers(0, 2**16)
 
 
 @lru_cache(maxsize=1)
@@ -93,13 +98,30 @@ def finite_groups(draw: st.DrawFn, *, min_order: int = 1, max_order: int = 12) -
             f"min_order is {min_order} and max_order is {max_order}; give 1 <= min_order <= "
             f"max_order <= {LARGEST_ORDER}"
         )
-    group = draw(st.sampled_from(known))
-    order = [0, *draw(st.permutations(range(1, group.order)))]
+    group = _first_chosen(draw, known)
+    order = [0, *(1 + i for i in _shuffled(draw(SEEDS), group.order - 1))]
     place = {g: i for i, g in enumerate(order)}
     return FiniteGroup(
         [[place[group.compose(g, h)] for h in order] for g in order],
         [group.names[g] for g in order],
     )
+
+
+def _first_chosen(draw: st.DrawFn, groups: Sequence[FiniteGroup]) -> FiniteGroup:
+    """One of some groups, such that shrinking tries each one that comes before it.
+
+    A drawn index would shrink in small steps, and stop where its neighbour does not fail.
+    """
+    passed_over = [draw(st.integers(0, len(groups) // 2 + 1)) > 0 for _ in groups]
+    return groups[passed_over.index(False) if False in passed_over else -1]
+
+
+def _shuffled(seed: int, count: int) -> list[int]:
+    """The numbers below ``count`` in some order; seed 0 leaves them as they are."""
+    numbers = list(range(count))
+    if seed:
+        random.Random(seed).shuffle(numbers)
+    return numbers
 
 
 def elements(group: FiniteGroup) -> st.SearchStrategy[int]:
@@ -242,7 +264,9 @@ def permutation_actions(
         max_orbits: The largest number of orbits.
     """
     kinds = _coset_actions(group)
-    orbits = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=max_orbits))
+    # Cut off at the last one, so that what was drawn for one group still fits a smaller one.
+    drawn = draw(st.lists(st.integers(0, MOST_KINDS - 1), min_size=1, max_size=max_orbits))
+    orbits = [kinds[min(number, len(kinds) - 1)] for number in drawn]
     rows: list[list[int]] = [[] for _ in group.elements]
     for kind in orbits:
         start = len(rows[0])
@@ -250,7 +274,7 @@ def permutation_actions(
             break
         for g in group.elements:
             rows[g] += [start + point for point in kind[g]]
-    numbers = draw(st.permutations(range(len(rows[0]))))
+    numbers = _shuffled(draw(SEEDS), len(rows[0]))
     renumbered = []
     for row in rows:
         moved = [0] * len(row)
@@ -316,7 +340,7 @@ def small_models(
         activation=draw(st.sampled_from((nn.Tanh, nn.ReLU, nn.GELU))),
         outputs=draw(st.integers(2, 5)),
     )
-    seed = draw(st.integers(0, 2**16))
+    seed = draw(SEEDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(architecture).eval()
