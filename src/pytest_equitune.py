@@ -7,7 +7,9 @@ neither equitune nor torch for people who do not use it.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
+import unittest
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuses marked tests that :func:`pytest_pyfunc_call` does not see, which would pass."""
+    if next(item.iter_markers("equivariant"), None) is None:
+        return
+    case = isinstance(item, pytest.Function) and item.cls is not None
+    if not isinstance(item, pytest.Function) or (case and issubclass(item.cls, unittest.TestCase)):
+        pytest.fail(
+            f"{item.name} is marked equivariant, but the marker works for functions and plain "
+            "classes only; take the test out of its unittest.TestCase, or call assert_equivariant",
+            pytrace=False,
+        )
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Checks the model that a marked test returns."""
@@ -85,6 +100,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     def checked(*args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
         model = test(*args, **kwargs)
+        if inspect.iscoroutine(model):
+            # It is not run, and says so when it is collected.
+            model.close()
         if not callable(model):
             pytest.fail(
                 f"{pyfuncitem.name} is marked equivariant, but returns a {type(model).__name__}; "

@@ -375,14 +375,15 @@ def test_half_of_the_calls_without_gradients():
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is a int; give a function or a module"),
+    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is 3; give a function or a module"),
     ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
      "input_action is a FiniteGroup; give an action"),
     ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
     ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "give at least one sample"),
     ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
     ((torch.relu, torch.ones(4), C4), ValueError, "acts on dim -2"),
-    ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError, "is a scalar"),
+    ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError,
+     "fn returned a scalar; let it return one value per sample"),
     ((torch.relu, torch.randn(2, 1, 4, 4), TrivialAction(c4())), ValueError,
      "x is the same under every element"),
 ])  # fmt: skip
@@ -401,3 +402,165 @@ def test_negative_tolerances(name):
 def test_actions_are_not_tested_on_nan():
     with pytest.raises(ValueError, match="x holds NaN at sample 1"):
         assert_action(C4, torch.tensor([0.0, math.nan]).view(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.int64,
+                                   torch.complex128], ids=str)  # fmt: skip
+def test_outputs_of_any_dtype(dtype):
+    x = torch.randn(3, 1, 6, 6)
+    assert_equivariant(lambda x: (x > 0).to(dtype), x, C4, C4)
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: (x.cumsum(-1) > 0).to(dtype), x, C4, C4)
+
+
+def test_integers_that_float64_does_not_hold():
+    x = torch.randn(3, 1, 6, 6)
+    with pytest.raises(AssertionError):
+        assert_invariant(lambda x: 2**60 + (x[:, 0, 0, :1] > 0).long(), x, C4)
+
+
+def test_a_mask_does_not_set_the_tolerance():
+    x = torch.randn(3, 1, 6, 6)
+
+    def masked(x, y):
+        y = y.clone()
+        y[:, 0] = -1e9
+        return y
+
+    assert_invariant(lambda x: masked(x, x.mean((-2, -1)).expand(-1, 5)), x, C4)
+    with pytest.raises(AssertionError):
+        assert_invariant(lambda x: masked(x, x.flatten(1)[:, :5]), x, C4)
+    outlier = x * torch.tensor([1.0, 1.0, 1e7]).view(3, 1, 1, 1)
+    with pytest.raises(AssertionError):
+        assert_invariant(lambda x: torch.where(x.abs() < 1e3, x, 1e7)[..., 0], outlier, C4)
+
+
+def test_the_worst_tensor_is_that_with_the_largest_excess():
+    x = torch.randn(3, 3, 6, 6)
+
+    def fn(x):
+        y = x.mean((-2, -1))
+        return {"large": 1e6 * y * (1 + 4e-5 * (x[..., 0, 0] > 0)), "small": x[..., 0, 0]}
+
+    report = equivariance_report(fn, x, C4)
+    assert report.failure.endswith("in tensor 1 of the output")
+
+
+def test_the_worst_elements_of_a_large_group_are_shown():
+    rows = list(itertools.permutations(range(5)))
+    action = PermutationAction(symmetric(5), rows)
+
+    def fn(x):
+        return x + 1e-3 * torch.arange(5.0) * (x[:, :1] > 0) + 10 * (x[:, :1] == 4)
+
+    report = equivariance_report(fn, torch.arange(5.0).repeat(2, 1), action, action)
+    assert report.worst.name in str(report)
+
+
+def test_nan_for_some_batches_only():
+    x = torch.randn(4, 1, 6, 6)
+    x[:, 0, 0, 0] = torch.arange(4.0) + 10
+
+    def of_a_mixed_batch(x):
+        # In whole batches, the corner of the first sample is 10 or in its first row.
+        corners = (x[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]] >= 10).int().argmax(1)
+        return x.mean((1, 2, 3)) + (0.0 if len(corners.unique()) == 1 else math.nan)
+
+    with pytest.raises(AssertionError, match="nan at sample 0 in a batch in which each sample"):
+        assert_invariant(of_a_mixed_batch, x, C4)
+    calls = itertools.count()
+    with pytest.raises(AssertionError, match="nan for one call with x, and not for another"):
+        assert_invariant(lambda x: x.mean((1, 2, 3)) * (math.nan if next(calls) == 5 else 1), x, C4)
+
+
+def test_a_passing_assertion_warns_of_what_it_did_not_see():
+    x = torch.randn(3, 1, 6, 6)
+    with pytest.warns(UserWarning, match="x is symmetric: s change no sample of it"):
+        assert_invariant(lambda x: x.mean((-2, -1)), x + x.flip(-1), ImageAction(d4()))
+    still = ImageAction(cyclic(4), [0, 2, 0, 2])
+    # Element 2 changes nothing at all: there is nothing to see.
+    assert_invariant(lambda x: x.mean((-2, -1)), x, still)
+
+
+@pytest.mark.parametrize("others", [
+    lambda x: {"a": x.mean((-2, -1)), "b": None},
+    lambda x: {"a": x.mean((-2, -1))},
+    lambda x: x.mean((-2, -1)),
+    lambda x: [x.mean((-2, -1))],
+], ids=["None", "missing", "tensor", "list"])  # fmt: skip
+def test_outputs_of_another_structure(others):
+    x = torch.randn(3, 1, 6, 6)
+    x[:, :, 0, 0] = 9
+
+    def fn(x):
+        if bool((x[:, :, 0, 0] == 9).all()):
+            return {"a": x.mean((-2, -1)), "b": x.amax((-2, -1))}
+        return others(x)
+
+    message = r"not invariant: fn\(gx\) (is not like|holds 1 tensors)"
+    with pytest.raises(AssertionError, match=message):
+        assert_invariant(fn, x, C4)
+
+
+@pytest.mark.parametrize(("fn", "output", "error", "message"), [
+    (lambda x: {"loss": x.mean(), "y": x.mean((-2, -1))}, None, ValueError, r"Drop\(\) in a TreeA"),
+    (lambda x: (x, x), C4, TypeError, r"fn\(x\) is a tuple, but ImageAction acts on one tensor"),
+    (lambda x: x.mean((-2, -1)), C4, ValueError, "output_action does not fit what fn"),
+    (lambda x: x.mean(0), None, ValueError, r"fn\(x\) has a tensor of shape \(1, 6, 6\)"),
+    (lambda x: None, None, TypeError, "fn returned a NoneType; let it return tensors"),
+    (torch.nn.ReLU, None, TypeError, r"give a function or a module, such as nn\.ReLU\(\)"),
+], ids=["loss", "tuple", "dims", "batch", "None", "class"])  # fmt: skip
+def test_outputs_that_do_not_fit(fn, output, error, message):
+    with pytest.raises(error, match=message):
+        assert_equivariant(fn, torch.randn(3, 1, 6, 6), C4, output)
+
+
+def test_inputs_of_several_batch_sizes():
+    action = TreeAction({"a": C4, "b": C4})
+    x = {"a": torch.randn(3, 1, 6, 6), "b": torch.randn(2, 1, 6, 6)}
+    with pytest.raises(ValueError, match=r"the tensors of x have the batch sizes \[3, 2\]"):
+        assert_invariant(lambda x: x["a"], x, action)
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; give an action"),
+    ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; give an action"),
+    ((C4, [1]), TypeError, "x is a list, but ImageAction acts on one tensor"),
+    ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "give at least one sample"),
+])  # fmt: skip
+def test_actions_are_checked_with_clear_messages(arguments, error, message):
+    with pytest.raises(error, match=message):
+        assert_action(*arguments)
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_tolerances_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=rf"{name} is '1e-3'; give a number"):
+        assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: "1e-3"})
+
+
+def test_own_actions_have_to_be_exact():
+    class Growing(ImageAction.__mro__[1]):
+        group = c4()
+
+        def transform(self, x, g):
+            return C4.transform(x, g) * (1 + 1e-3)
+
+        def restrict(self, embedding):
+            raise NotImplementedError
+
+        def _state(self):
+            return ()
+
+    x = torch.randn(2, 1, 4, 4)
+    with pytest.raises(AssertionError):
+        assert_action(Growing(), x)
+    # What permutes entries is not allowed the rounding of a matrix.
+    action = ImageAction(c4())
+    transform = ImageAction.transform
+    try:
+        ImageAction.transform = lambda self, x, g: transform(self, x, g) * (1 + 1e-6)
+        with pytest.raises(AssertionError):
+            assert_action(action, x)
+    finally:
+        ImageAction.transform = transform

@@ -59,7 +59,7 @@ def x():
 
 
 def test_every_formula_rejects_the_others(backbone, x):
-    net = nn.Linear(4, 1).double()
+    net = nn.Linear(4, 1).double().eval()
     formulas = {
         "mean": EquiTuneFormula(backbone, D4),
         "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_max_probability),
@@ -131,3 +131,21 @@ def test_a_formula_of_ones_own(backbone, x):
     assert_matches_formula(backbone, x, First(backbone, D4))
     with pytest.raises(AssertionError, match="fn is not First"):
         assert_matches_formula(EquiTune(backbone, D4).eval(), x, First(backbone, D4))
+
+
+def test_formulas_do_not_touch_what_they_are_given():
+    backbone = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(27, 2)).double().eval()
+    action = ImageAction(c4()).restrict(c4().subgroup([]))
+    x = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    before = x.clone()
+    assert_matches_formula(EquiTune(backbone, action).eval(), x)
+    assert torch.equal(x, before)
+
+
+def test_formulas_that_are_none(backbone, x):
+    with pytest.raises(TypeError, match="formula is a str; give one such as EquiTuneFormula"):
+        assert_matches_formula(backbone, x, "mean")
+    net = nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)).double()
+    formula = LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output")
+    with pytest.raises(ValueError, match=r"formula\.weight_net has modules in train mode"):
+        assert_matches_formula(lambda x: x, x, formula)

@@ -145,6 +145,34 @@ def test_no_action():
     ])  # fmt: skip
 
 
+def test_a_test_that_the_marker_cannot_reach_fails(run):
+    """It would pass, whatever it returns."""
+    result = run("""
+import unittest
+
+class TestCase(unittest.TestCase):
+    @pytest.mark.equivariant(D4, x=x)
+    def test_wrong(self):
+        return wrong
+
+    def test_other(self):
+        pass
+""")
+    assert result.parseoutcomes()["passed"] == 1
+    assert "failed" in result.parseoutcomes() or "errors" in result.parseoutcomes()
+    result.stdout.fnmatch_lines(["*works for functions and plain classes only*"])
+
+
+@pytest.mark.parametrize("test", [
+    "async def test_wrong(): return wrong",
+    "@hypothesis.given(hypothesis.strategies.integers())\ndef test_wrong(n): return wrong",
+])  # fmt: skip
+def test_no_marked_test_passes_without_its_check(run, test):
+    result = run(f"import hypothesis\npytestmark = pytest.mark.equivariant(D4, x=x)\n\n{test}\n")
+    assert "passed" not in result.parseoutcomes()
+    assert "skipped" not in result.parseoutcomes()
+
+
 def test_tests_without_the_marker_are_left_alone(run):
     result = run("""
 def test_plain():

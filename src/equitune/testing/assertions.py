@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from equitune.actions import Action
 from equitune.testing.comparison import Tolerance
 from equitune.testing.report import EquivarianceReport
-from equitune.testing.trial import run_trial
+from equitune.testing.trial import Trial, run_trial
 
 __all__ = ["assert_equivariant", "assert_invariant", "equivariance_report"]
 
@@ -24,8 +25,9 @@ def assert_equivariant(
 ) -> None:
     """Asserts that fn(gx) = g fn(x) for every element g, and for each sample with its own g.
 
-    The function is called |G| + 2 times, without gradients, in the mode that it is in. Two of the
-    calls have the same input, so that randomness is told from inequivariance.
+    The function is called |G| + 2 times, in the mode that it is in, without gradients (let it open
+    ``torch.enable_grad()`` if it needs them itself). Two of the calls have the same input, so that
+    randomness is told from inequivariance.
 
     Args:
         fn: A function or module of one batch, or of one structure of batches; of any origin.
@@ -33,10 +35,14 @@ def assert_equivariant(
             random ones: a sample that is symmetric itself shows less.
         input_action: How the group acts on ``x``.
         output_action: How it acts on what ``fn`` returns; None means invariance.
-        rtol: The largest allowed difference, relative to the largest entry of the output.
-            Default by its dtype: 1e-12 for float64, 1e-5 for float32, 1e-2 for float16, 5e-2 for
-            bfloat16, 0 for integers (``RELATIVE_TOLERANCES``).
+        rtol: The largest allowed difference, relative to the largest entry of the output tensor;
+            entries of more than 1,000 times the median, such as masks, count relative to
+            themselves alone. Default by dtype: 1e-12 for float64, 1e-5 for float32, 1e-2 for
+            float16, 5e-2 for bfloat16, 0 for integers (``RELATIVE_TOLERANCES``).
         atol: An absolute difference that is allowed on top.
+
+    Warns:
+        UserWarning: If an invariance to some element was not seen, because it changes no sample.
 
     Raises:
         AssertionError: If ``fn`` is not equivariant; the message names the worst element and
@@ -58,10 +64,7 @@ def assert_equivariant(
         AssertionError: not equivariant: ...
     """
     __tracebackhide__ = True
-    trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
-    report = EquivarianceReport.of(trial)
-    if not report.passed:
-        raise AssertionError(report.message())
+    _assert(run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol)), "equivariant")
 
 
 def assert_invariant(
@@ -94,10 +97,7 @@ def assert_invariant(
         >>> assert_invariant(lambda x: x.mean((-2, -1)), torch.randn(2, 3, 8, 8), ImageAction(d4()))
     """
     __tracebackhide__ = True
-    trial = run_trial(fn, x, input_action, None, Tolerance(rtol, atol))
-    report = EquivarianceReport.of(trial, "invariant")
-    if not report.passed:
-        raise AssertionError(report.message())
+    _assert(run_trial(fn, x, input_action, None, Tolerance(rtol, atol)), "invariant")
 
 
 def equivariance_report(
@@ -141,3 +141,18 @@ def equivariance_report(
     """
     trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
     return EquivarianceReport.of(trial)
+
+
+def _assert(trial: Trial, symmetry: str) -> None:
+    __tracebackhide__ = True
+    report = EquivarianceReport.of(trial, symmetry)
+    if not report.passed:
+        raise AssertionError(report.message())
+    unseen = trial.unseen() if trial.is_invariance else []
+    if unseen:
+        names = ", ".join(trial.group.names[g] for g in unseen)
+        warnings.warn(
+            f"x is symmetric: {names} change no sample of it, so that the invariance to them was "
+            "not seen; give random samples",
+            stacklevel=3,
+        )

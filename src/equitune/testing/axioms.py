@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from equitune.actions import Action
-from equitune.testing.comparison import close, find_nan
+from equitune.actions import (
+    Action,
+    ImageAction,
+    PermutationAction,
+    ProductAction,
+    RegularAction,
+    RegularFeatureAction,
+    TokenAction,
+    TrivialAction,
+    VectorFieldAction,
+)
+from equitune.testing.batches import check_batch, one_element_each
+from equitune.testing.comparison import close
 
-__all__ = ["Group", "assert_action", "assert_group", "one_element_each"]
+__all__ = ["Group", "assert_action", "assert_group"]
+
+EXACT = (
+    ImageAction, PermutationAction, RegularAction, TokenAction, TrivialAction, VectorFieldAction,
+)  # fmt: skip
 
 
 class Group(Protocol):
@@ -88,8 +101,9 @@ def assert_action(action: Action, x: Any) -> None:
     """Asserts that an action is one on a given batch.
 
     Checks the identity, g(hx) = (gh)x for all pairs, each sample with its own g against whole
-    batches, the orbit and its inverse, and that dtype and device stay. Permuting actions have to
-    be exact; a :class:`equitune.MatrixAction` is allowed rounding.
+    batches, the orbit and its inverse, and that dtype and device stay. equitune's own actions have
+    to be exact but for :class:`equitune.MatrixAction`, which is allowed rounding, as are actions
+    of your own.
 
     Args:
         action: The action, of equitune or your own subclass of :class:`equitune.Action`.
@@ -98,7 +112,8 @@ def assert_action(action: Action, x: Any) -> None:
 
     Raises:
         AssertionError: If one of these fails; the message names the elements.
-        ValueError: If ``x`` holds NaN, or the action cannot act on it.
+        TypeError: If ``action`` is no action, or does not fit the structure of ``x``.
+        ValueError: If ``x`` is empty or holds NaN, or the action cannot act on it.
 
     Example:
         >>> import torch
@@ -106,9 +121,12 @@ def assert_action(action: Action, x: Any) -> None:
         >>> from equitune.testing import assert_action
         >>> assert_action(ImageAction(d4()), torch.randn(3, 1, 4, 6))
     """
-    group, sample = action.group, find_nan(action, x)
-    if sample is not None:
-        raise ValueError(f"x holds NaN at sample {sample}; give finite numbers")
+    if not isinstance(action, Action):
+        raise TypeError(
+            f"action is a {type(action).__name__}; give an action such as ImageAction(d4())"
+        )
+    check_batch(action, x)
+    group = action.group
     copies = [action.transform(x, g) for g in group.elements]
     _assert_same(action, copies[0], x, "the identity, element 0, moves x")
     for h in group.elements:
@@ -121,12 +139,13 @@ def assert_action(action: Action, x: Any) -> None:
             )
     each = one_element_each(action, x)
     moved = action.transform(x, each)
-    for (_, part), *parts in zip(
+    for (leaf_action, part), *parts in zip(
         action.flatten(moved), *(action.flatten(copy) for copy in copies), strict=True
     ):
+        same = torch.equal if _is_exact(leaf_action) else close
         for i, g in enumerate(each.tolist()):
             _require(
-                close(part[i], parts[g][1][i]),
+                same(part[i], parts[g][1][i]),
                 f"sample {i} with its own element {g} moves unlike a batch with element {g}",
             )
     for elements in action.shape_classes(x):
@@ -140,27 +159,28 @@ def assert_action(action: Action, x: Any) -> None:
             _assert_same(action, entry, x, f"inverse_orbit does not undo orbit {where}")
 
 
-def one_element_each(action: Action, x: Any) -> Tensor:
-    """An element for each sample, (B,) int64, as different as the shape of x allows."""
-    _, first = action.flatten(x)[0]
-    # Samples can only be mixed where their copies have one shape.
-    largest: Sequence[int] = max(action.shape_classes(x), key=len)
-    elements = [largest[(i + 1) % len(largest)] for i in range(first.shape[0])]
-    return torch.tensor(elements, device=first.device)
-
-
 def _entry(action: Action, stack: Any, i: int) -> Any:
     return action.unflatten(stack, [leaf[i] for _, leaf in action.flatten(stack)])
 
 
 def _assert_same(action: Action, found: Any, expected: Any, message: str) -> None:
     pairs = zip(action.flatten(found), action.flatten(expected), strict=True)
-    for (_, one), (_, other) in pairs:
+    for (leaf_action, one), (_, other) in pairs:
+        same = torch.equal if _is_exact(leaf_action) else close
         _require(
             one.dtype == other.dtype and one.device == other.device,
             f"the action changes {other.dtype} on {other.device} to {one.dtype} on {one.device}",
         )
-        _require(one.shape == other.shape and close(one, other), message)
+        _require(one.shape == other.shape and same(one, other), message)
+
+
+def _is_exact(action: Action) -> bool:
+    """Whether an action only moves entries, or changes their sign."""
+    if isinstance(action, ProductAction):
+        return _is_exact(action.first) and _is_exact(action.second)
+    if isinstance(action, RegularFeatureAction):
+        return _is_exact(action.fiber)
+    return isinstance(action, EXACT)
 
 
 def _require(condition: bool, message: str) -> None:

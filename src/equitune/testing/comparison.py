@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from equitune.actions import Action
-
-__all__ = ["RELATIVE_TOLERANCES", "Gap", "Tolerance", "close", "find_nan"]
+__all__ = ["RELATIVE_TOLERANCES", "Gap", "Tolerance", "close", "find_nan", "magnitudes"]
 
 RELATIVE_TOLERANCES = {
     torch.float64: 1e-12,
@@ -20,6 +18,11 @@ RELATIVE_TOLERANCES = {
     torch.bfloat16: 5e-2,
 }
 """By dtype of the output, relative to its largest entry; for integers nothing may differ."""
+
+OUTLIER = 1e3
+"""Entries of more than this many times the median count relative to themselves alone."""
+
+MOST_FOR_MEDIAN = 1_000_000
 
 
 @final
@@ -33,6 +36,7 @@ class Tolerance:
         slack: How many times the tolerance of the dtype is allowed, where ``rtol`` is None.
 
     Raises:
+        TypeError: If one of them is no number.
         ValueError: If one of them is negative or NaN.
     """
 
@@ -42,10 +46,14 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if value is not None and not value >= 0:
+            if value is None and name == "rtol":
+                continue
+            if not isinstance(value, int | float):
+                raise TypeError(f"{name} is {value!r}; give a number of 0 or more")
+            if not value >= 0:
                 raise ValueError(f"{name} is {value}; give 0 or more")
 
-    def allowed(self, dtype: torch.dtype, scale: float) -> float:
+    def allowed(self, dtype: torch.dtype, scale: Tensor) -> Tensor:
         """The absolute difference that is allowed where the largest entry is ``scale``."""
         rtol = self.slack * RELATIVE_TOLERANCES.get(dtype, 0.0) if self.rtol is None else self.rtol
         return self.atol + rtol * scale
@@ -54,18 +62,20 @@ class Tolerance:
 @final
 @dataclass(frozen=True)
 class Gap:
-    """How far two outputs are apart, sample by sample, in the tensor where it is worst.
+    """How far two outputs are apart, at the entry of each sample where it is worst.
 
     Attributes:
-        absolute: (B,) float64, the largest difference of each sample.
+        absolute: (B,) float64, the difference; NaN where one of the two is.
         scale: (B,) float64, the largest entry of that tensor.
         allowed: (B,) float64, the difference that is allowed.
+        tensor: (B,) int64, which tensor of the output that is.
         mismatch: What cannot be compared at all, such as two shapes; None if all can.
     """
 
     absolute: Tensor
     scale: Tensor
     allowed: Tensor
+    tensor: Tensor
     mismatch: str | None = None
 
     @property
@@ -74,57 +84,90 @@ class Gap:
         return self.absolute <= self.allowed
 
     @property
+    def excess(self) -> Tensor:
+        """(B,) float64, how many times the allowed difference; infinite for NaN."""
+        return _excess(self.absolute, self.allowed)
+
+    @property
     def worst(self) -> int:
-        """The sample that exceeds the allowed difference by most; NaN comes first."""
-        return int((self.absolute - self.allowed).nan_to_num(float("inf")).argmax())
+        """The sample with the largest excess."""
+        return int(self.excess.argmax())
 
     @classmethod
-    def between(cls, action: Action, found: Any, expected: Any, tolerance: Tolerance) -> Gap:
-        """Compares all tensors of two outputs."""
-        gaps = []
-        pairs = zip(action.flatten(found, "the output"), action.flatten(expected), strict=True)
-        for (_, one), (_, other) in pairs:
+    def between(cls, found: Sequence[Tensor], expected: Sequence[Tensor], to: Tolerance) -> Gap:
+        """Compares the tensors of two outputs, one by one."""
+        if len(found) != len(expected):
+            return cls.without_comparison(
+                f"fn(gx) holds {len(found)} tensors, but g fn(x) holds {len(expected)}"
+            )
+        for one, other in zip(found, expected, strict=True):
             if one.shape != other.shape or one.dtype != other.dtype:
-                return cls._mismatching(one, other)
-            gaps.append(cls._of_tensors(one, other, tolerance))
-        return cls._worst_of(gaps)
-
-    @classmethod
-    def _of_tensors(cls, one: Tensor, other: Tensor, tolerance: Tolerance) -> Gap:
-        exact = one.to(torch.complex128 if one.is_complex() else torch.float64)
-        # Equal infinities are no difference.
-        gaps = torch.where(one == other, 0.0, (exact - other).abs())
-        rows = gaps.reshape(one.shape[0], -1)
-        errors = rows.amax(dim=1) if rows.shape[1] else rows.new_zeros(len(rows))
-        finite = torch.where(other.isfinite(), other, 0).abs()
-        scale = float(finite.max()) if finite.numel() else 0.0
-        allowed = tolerance.allowed(one.real.dtype, scale)
-        return cls(
-            errors.double().cpu(),
-            torch.full((len(errors),), scale, dtype=torch.float64, device="cpu"),
-            torch.full((len(errors),), allowed, dtype=torch.float64, device="cpu"),
-        )
-
-    @classmethod
-    def _worst_of(cls, gaps: Sequence[Gap]) -> Gap:
-        absolute, scale, allowed = (
+                return cls.without_comparison(
+                    f"fn(gx) has shape {tuple(one.shape)} and dtype {one.dtype}, but g fn(x) has "
+                    f"shape {tuple(other.shape)} and dtype {other.dtype}"
+                )
+        pairs = zip(found, expected, strict=True)
+        gaps = [cls._of_tensors(one, other, k, to) for k, (one, other) in enumerate(pairs)]
+        stacks = [
             torch.stack([getattr(gap, name) for gap in gaps])
-            for name in ("absolute", "scale", "allowed")
-        )
-        worst = (absolute - allowed).nan_to_num(float("inf")).argmax(dim=0, keepdim=True)
-        return cls(absolute.gather(0, worst)[0], scale.gather(0, worst)[0],
-                   allowed.gather(0, worst)[0])  # fmt: skip
+            for name in ("absolute", "scale", "allowed", "tensor")
+        ]
+        worst = _excess(stacks[0], stacks[2]).argmax(dim=0, keepdim=True)
+        absolute, scale, allowed, tensor = (stack.gather(0, worst)[0] for stack in stacks)
+        return cls(absolute, scale, allowed, tensor)
 
     @classmethod
-    def _mismatching(cls, one: Tensor, other: Tensor) -> Gap:
-        infinite = torch.tensor([float("inf")], dtype=torch.float64, device="cpu")
-        return cls(
-            infinite,
-            torch.ones_like(infinite),
-            torch.zeros_like(infinite),
-            f"fn(gx) has shape {tuple(one.shape)} and dtype {one.dtype}, but g fn(x) has shape "
-            f"{tuple(other.shape)} and dtype {other.dtype}",
+    def without_comparison(cls, mismatch: str) -> Gap:
+        """The gap of outputs that cannot be compared."""
+        one = torch.ones(1, dtype=torch.float64, device="cpu")
+        return cls(one * float("inf"), one, one * 0, torch.zeros_like(one).long(), mismatch)
+
+    @classmethod
+    def _of_tensors(cls, one: Tensor, other: Tensor, number: int, tolerance: Tolerance) -> Gap:
+        one, other = (y.to_dense() if y.layout != torch.strided else y for y in (one, other))
+        size = magnitudes(other).reshape(len(other), -1)
+        scale = size.clamp(min=_typical_scale(size))
+        errors = _differences(one, other).reshape(size.shape)
+        allowed = tolerance.allowed(other.real.dtype if other.is_complex() else other.dtype, scale)
+        if size.shape[1] == 0:
+            errors, scale, allowed = (torch.zeros(len(size), 1, dtype=torch.float64) for _ in "123")
+        worst = _excess(errors, allowed).argmax(dim=1, keepdim=True)
+        absolute, largest, most = (
+            part.gather(1, worst)[:, 0].cpu() for part in (errors, scale, allowed)
         )
+        return cls(absolute, largest, most, torch.full((len(size),), number, device="cpu"))
+
+
+def magnitudes(y: Tensor) -> Tensor:
+    """The absolute values of all entries in float64; 0 for those that are not finite."""
+    size = (y.to(torch.complex128) if y.is_complex() else y.double()).abs()
+    return torch.where(size.isfinite(), size, 0.0)
+
+
+def _differences(one: Tensor, other: Tensor) -> Tensor:
+    """The absolute differences in float64; 0 for equal infinities, NaN for NaN."""
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    gaps = (one.to(wide) - other.to(wide)).abs()
+    if not (one.is_floating_point() or one.is_complex()):
+        # Large integers can differ by less than float64 tells.
+        gaps = gaps.clamp(min=1.0)
+        return torch.where(one.to(torch.int64) == other.to(torch.int64), 0.0, gaps)
+    return torch.where(one.to(wide) == other.to(wide), 0.0, gaps)
+
+
+def _typical_scale(size: Tensor) -> float:
+    """The largest entry, unless it is one of a few that are of another order of magnitude."""
+    positive = size[size > 0]
+    if len(positive) == 0:
+        return 0.0
+    largest = float(positive.max())
+    some = positive[:: 1 + len(positive) // MOST_FOR_MEDIAN]
+    return min(largest, OUTLIER * float(some.median()))
+
+
+def _excess(absolute: Tensor, allowed: Tensor) -> Tensor:
+    ratio = torch.where(absolute == 0, 0.0, absolute / allowed)
+    return ratio.nan_to_num(float("inf"), posinf=float("inf"))
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -137,11 +180,11 @@ def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
 
 
-def find_nan(action: Action, y: Any) -> int | None:
+def find_nan(tensors: Iterable[Tensor]) -> int | None:
     """The first sample that holds NaN; None if none does."""
-    for _, leaf in action.flatten(y, "the output"):
-        if leaf.is_floating_point() or leaf.is_complex():
-            samples = leaf.isnan().reshape(len(leaf), -1).any(dim=1).nonzero()
+    for y in tensors:
+        if y.is_floating_point() or y.is_complex():
+            samples = y.isnan().reshape(len(y), -1).any(dim=1).nonzero()
             if len(samples):
                 return int(samples[0])
     return None

@@ -2,88 +2,77 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
-from typing import final
 
 import torch
 from torch import Tensor
 
 from equitune.actions import (
     Action,
-    ImageAction,
+    MatrixAction,
     PermutationAction,
     RegularAction,
     RegularFeatureAction,
-    VectorFieldAction,
+    TokenAction,
+    TrivialAction,
 )
 from equitune.groups import FiniteGroup
-from equitune.testing.comparison import Gap
-from equitune.testing.trial import Trial, is_trivial
+from equitune.groups.axioms import generated
+from equitune.testing.batches import tensors_of
+from equitune.testing.borders import find_border
+from equitune.testing.comparison import Gap, magnitudes
+from equitune.testing.matches import Matches, explained
+from equitune.testing.trial import Trial
 
 __all__ = ["find_causes"]
-
-SLACK = 10.0
-"""A cause explains the outputs if it does so within this many times what is allowed."""
 
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
 
-SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+PLACELESS = (
+    MatrixAction, PermutationAction, RegularAction, RegularFeatureAction, TokenAction,
+    TrivialAction,
+)  # fmt: skip
+"""Actions that do not turn or flip images."""
+
+Search = Callable[[Trial, Matches], Iterable[str]]
 
 
 def find_causes(trial: Trial) -> tuple[str, ...]:
     """The causes that fit what was measured, the likeliest first; none if none fits."""
-    if trial.nan_sample() is not None:
-        return ()
-    if not bool(trial.repeat_gap.passes.all()):
+    if trial.draws or not bool(trial.repeat_gap.passes.all()):
         return tuple(_randomness(trial))
-    found = list(_mixing(trial))
-    if not found and not _mismatching(trial):
-        matches = _Matches(trial)
-        searches: tuple[Callable[[Trial, _Matches], Iterable[str]], ...] = (
-            _symmetric_samples, _movement, _other_hand, _subgroup, _border,
-        )  # fmt: skip
-        for search in searches:
-            found += search(trial, matches)
-    return (*found, *_layers(trial))
+    if any(gap.mismatch is not None for gap in trial.all_gaps):
+        return ()
+    whole = [*_rounding(trial)] or [*_mixing(trial)]
+    if whole:
+        return tuple(whole)
+    matches = Matches(trial)
+    of_all: tuple[Search, ...] = (_symmetric_samples, _movement, _other_hand)
+    of_a_part: tuple[Search, ...] = (_subgroup, find_border)
+    whole = [cause for search in of_all for cause in search(trial, matches)]
+    parts = [cause for search in of_a_part for cause in search(trial, matches)]
+    return (*whole, *parts, *(() if whole else _layers(trial)))
 
 
-@final
-class _Matches:
-    """Which element's action on fn(x) explains fn(gx): ``self[g, h]`` is (B,) bool."""
-
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
-        self._known: dict[tuple[int, int], Tensor] = {}
-        self.group = trial.group
-
-    def __getitem__(self, pair: tuple[int, int]) -> Tensor:
-        if pair not in self._known:
-            g, h = pair
-            self._known[pair] = _explained(self._trial.gap_to(self._trial.outputs[g], h))
-        return self._known[pair]
-
-    def all_by(self, mapping: Callable[[int], int]) -> bool:
-        """Whether every fn(gx) is mapping(g) fn(x)."""
-        return all(bool(self[g, mapping(g)].all()) for g in self.group.elements)
-
-    def right(self) -> list[int]:
-        """The elements that are respected."""
-        return [g for g in self.group.elements if bool(self._trial.gaps[g].passes.all())]
-
-    def wrong(self) -> list[int]:
-        """The elements that are not."""
-        right = self.right()
-        return [g for g in self.group.elements if g not in right]
-
-
-def _explained(gap: Gap) -> Tensor:
-    return gap.absolute <= SLACK * gap.allowed
-
-
-def _mismatching(trial: Trial) -> bool:
-    return any(gap.mismatch is not None for gap in (*trial.gaps, trial.mixed_gap))
+def _rounding(trial: Trial) -> Iterable[str]:
+    """Differences that are hardly more than what is allowed, or than nothing."""
+    if all(bool(explained(gap).all()) for gap in trial.all_gaps):
+        yield (
+            "the differences are hardly larger than what is allowed, as rounding is: run it in "
+            "float64, or give a larger rtol"
+        )
+    inputs = tensors_of(trial.input_action, trial.x)
+    if not all(leaf.is_floating_point() for leaf in inputs):
+        return
+    scale = max(float(magnitudes(leaf).max()) for leaf in inputs)
+    for y in tensors_of(trial.output_action, trial.reference):
+        largest = float(magnitudes(y).max())
+        if y.is_floating_point() and 0 < largest <= 100 * scale * torch.finfo(y.dtype).eps:
+            yield (
+                f"the output is rounding noise around 0, at most {largest:.1e} where x is up to "
+                f"{scale:.1e}; give atol"
+            )
 
 
 def _randomness(trial: Trial) -> Iterable[str]:
@@ -112,13 +101,12 @@ def _mixing(trial: Trial) -> Iterable[str]:
             )
 
 
-def _symmetric_samples(trial: Trial, matches: _Matches) -> Iterable[str]:
-    fixed = torch.tensor(trial.fixed())
-    stabilised = fixed[1:].any(dim=0)
+def _symmetric_samples(trial: Trial, matches: Matches) -> Iterable[str]:
+    stabilised = trial.fixed[1:].any(dim=0)
     failing = torch.stack([~gap.passes for gap in trial.gaps]).any(dim=0)
     if bool(failing.any()) and bool(stabilised[failing].all()) and not bool(stabilised.all()):
         sample = int(failing.nonzero()[0])
-        g = int(fixed[1:, sample].nonzero()[0]) + 1
+        g = int(trial.fixed[1:, sample].nonzero()[0]) + 1
         yield (
             f"only samples that are symmetric themselves fail, such as sample {sample}, which "
             f"element {g} ({trial.group.names[g]}) does not change: where several copies are "
@@ -126,10 +114,10 @@ def _symmetric_samples(trial: Trial, matches: _Matches) -> Iterable[str]:
         )
 
 
-def _movement(trial: Trial, matches: _Matches) -> Iterable[str]:
+def _movement(trial: Trial, matches: Matches) -> Iterable[str]:
     """The output moves, but by another element than it should."""
     group, names = trial.group, trial.group.names
-    if is_trivial(trial.output_action, trial.outputs[0]):
+    if trial.is_invariance:
         if _moves_like_input(trial):
             yield "the output moves as the input does; give output_action=input_action"
         return
@@ -147,9 +135,9 @@ def _movement(trial: Trial, matches: _Matches) -> Iterable[str]:
         yield from _other_elements(matches, group, names)
 
 
-def _other_elements(matches: _Matches, group: FiniteGroup, names: tuple[str, ...]) -> Iterable[str]:
-    wrong = matches.wrong()
-    acts_as = {g: [h for h in group.elements if bool(matches[g, h].all())] for g in wrong}
+def _other_elements(matches: Matches, group: FiniteGroup, names: tuple[str, ...]) -> Iterable[str]:
+    wrong = matches.wrong
+    acts_as = {g: matches.others(g) for g in wrong}
     if all(acts_as.values()):
         if len(wrong) == 2 and wrong[0] in acts_as[wrong[1]] and wrong[1] in acts_as[wrong[0]]:
             yield f"two elements are swapped: {names[wrong[0]]} and {names[wrong[1]]}"
@@ -174,7 +162,7 @@ def _other_elements(matches: _Matches, group: FiniteGroup, names: tuple[str, ...
         )
 
 
-def _acts_as_conjugate(matches: _Matches, g: int, target: int) -> bool:
+def _acts_as_conjugate(matches: Matches, g: int, target: int) -> bool:
     """Whether each sample of fn(gx) is k fn(x), k conjugate to an element."""
     group = matches.group
     conjugates = {group.compose(group.compose(k, target), group.inverse(k)) for k in group.elements}
@@ -182,29 +170,33 @@ def _acts_as_conjugate(matches: _Matches, g: int, target: int) -> bool:
 
 
 def _moves_like_input(trial: Trial) -> bool:
+    action, reference = trial.input_action, trial.reference
     try:
-        gaps = [trial.gap_to(trial.outputs[g], g, trial.input_action) for g in trial.group.elements]
+        moved = [tensors_of(action, action.transform(reference, g)) for g in trial.group.elements]
     except (TypeError, ValueError):
         # The input action does not fit the output.
         return False
-    return all(gap.mismatch is None and bool(_explained(gap).all()) for gap in gaps)
+    return _all_explained(trial, moved)
 
 
-def _other_hand(trial: Trial, matches: _Matches) -> Iterable[str]:
+def _other_hand(trial: Trial, matches: Matches) -> Iterable[str]:
     move = _other_handed(trial.output_action)
-    if move is None:
-        return
-    action, reference, tolerance = trial.output_action, trial.outputs[0], trial.tolerance
-    gaps = [
-        Gap.between(action, trial.outputs[g], move(reference, g), tolerance)
-        for g in trial.group.elements
-    ]
-    if all(bool(_explained(gap).all()) for gap in gaps):
+    if move is not None and _all_explained(
+        trial, [[move(trial.reference, g)] for g in trial.group.elements]
+    ):
         yield (
             "left and right action are mixed up: the output moves by the other regular action; "
             "RegularAction sends entry h to gh, RegularFeatureAction, for stacks of g^-1 M(gx), "
             "sends it to hg^-1"
         )
+
+
+def _all_explained(trial: Trial, moved: list[list[Tensor]]) -> bool:
+    gaps = [
+        Gap.between(found, leaves, trial.tolerance)
+        for found, leaves in zip(trial.outputs, moved, strict=True)
+    ]
+    return all(gap.mismatch is None and bool(explained(gap).all()) for gap in gaps)
 
 
 def _other_handed(action: Action) -> Callable[[Tensor, int], Tensor] | None:
@@ -228,94 +220,54 @@ def _other_handed(action: Action) -> Callable[[Tensor, int], Tensor] | None:
     return None if other is None else PermutationAction(group, other, action.dim).transform
 
 
-def _subgroup(trial: Trial, matches: _Matches) -> Iterable[str]:
-    group, right = trial.group, set(matches.right())
+def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
+    group, names = trial.group, trial.group.names
+    right = set(matches.right)
     found = _largest_subgroup(group, right)
     # Elements that do not change x are no evidence.
-    seen = [g for g in found if not all(trial.fixed()[g])]
-    if seen and len(found) < group.order:
+    if len(found) < group.order and any(not bool(trial.fixed[g].all()) for g in found):
         embedding = group.subgroup(found)
-        generators = [group.names[embedding.elements[k]] for k in embedding.subgroup.generators]
-        names = ", ".join(group.names[g] for g in embedding.elements)
-        yield (f"only a subgroup is respected, {{{names}}}, generated by {_listed(generators)}")
+        generators = [names[embedding.elements[k]] for k in embedding.subgroup.generators]
+        members = _listed((names[g] for g in embedding.elements), most=12)
+        yield f"only a subgroup is respected, {{{members}}}, generated by {_listed(generators)}"
+        if right == _central_involutions(group) and not trial.is_invariance:
+            yield (
+                "these are the elements that commute with all others and are their own inverses: "
+                "as where outputs are averaged after g instead of g^-1"
+            )
 
 
-def _largest_subgroup(group: FiniteGroup, allowed: set[int]) -> tuple[int, ...]:
-    """The largest subgroup within a set of elements, grown from its cyclic subgroups."""
-    queue: list[tuple[int, ...]] = [(0,)]
+def _central_involutions(group: FiniteGroup) -> set[int]:
+    table = group.cayley_table
+    return {
+        z for z in group.elements
+        if table[z][z] == 0 and all(table[z][g] == table[g][z] for g in group.elements)
+    }  # fmt: skip
+
+
+def _largest_subgroup(group: FiniteGroup, allowed: set[int]) -> list[int]:
+    """The largest subgroup within a set of elements, grown element by element."""
+    queue = [frozenset([0])]
     seen = set(queue)
+    largest = queue[0]
     for members in queue:
-        for g in sorted(allowed - set(members)):
-            grown = group.subgroup([*members, g]).elements
-            if grown not in seen and allowed.issuperset(grown):
+        largest = members if len(members) > len(largest) else largest
+        for g in allowed - members:
+            grown = frozenset(generated(group.cayley_table, [*members, g]))
+            if grown not in seen and grown <= allowed:
                 seen.add(grown)
                 queue.append(grown)
-    return max(seen, key=len)
-
-
-def _border(trial: Trial, matches: _Matches) -> Iterable[str]:
-    """Outputs that are images may be right inside, or a pixel off."""
-    for k, (action, reference) in enumerate(trial.output_action.flatten(trial.outputs[0])):
-        if not isinstance(action, ImageAction | VectorFieldAction):
-            continue
-        height, width = action.dims
-        leaf = functools.partial(_leaf, trial, k)
-        pairs = [(leaf(g), action.transform(reference, g)) for g in matches.wrong()]
-        for margin in range(1, min(reference.shape[d] for d in (height, width)) // 3 + 1):
-            if all(_same_inside(trial, *pair, (height, width), margin, (0, 0)) for pair in pairs):
-                yield (
-                    f"only a border of {margin} pixels is wrong: padding that differs from side to "
-                    "side, or a position that the model reads off the border"
-                )
-                break
-            if all(
-                any(_same_inside(trial, *pair, (height, width), margin, s) for s in SHIFTS)
-                for pair in pairs
-            ):
-                yield (
-                    "the output is a pixel off: an even kernel, a stride or pooling on a size "
-                    "that it does not divide symmetrically, or padding on one side only"
-                )
-                break
-
-
-def _leaf(trial: Trial, k: int, g: int) -> Tensor:
-    return trial.output_action.flatten(trial.outputs[g])[k][1]
-
-
-def _same_inside(
-    trial: Trial,
-    found: Tensor,
-    expected: Tensor,
-    dims: tuple[int, int],
-    margin: int,
-    shift: tuple[int, int],
-) -> bool:
-    if found.shape != expected.shape:
-        return False
-    moved = expected.roll(shift, dims)
-    for dim in dims:
-        length = found.shape[dim] - 2 * margin
-        found, moved = (y.narrow(dim, margin, length) for y in (found, moved))
-    scale = float(expected.abs().max())
-    allowed = SLACK * trial.tolerance.allowed(found.real.dtype, scale)
-    return bool(((found - moved).abs() <= allowed).all())
+    return sorted(largest)
 
 
 def _layers(trial: Trial) -> Iterable[str]:
-    lopsided = [
-        f"{name} ({why})" for name, why in trial.layers.lopsided().items()
-    ] if _acts_on_images(trial) else []  # fmt: skip
-    if lopsided:
-        yield (
-            "padding or stride of an unfit size; these layers do not lie symmetrically on their "
-            f"input: {_listed(lopsided)}"
-        )
-
-
-def _acts_on_images(trial: Trial) -> bool:
     leaves = trial.input_action.flatten(trial.x)
-    return any(leaf.dim() >= 3 and leaf.is_floating_point() for _, leaf in leaves)
+    lopsided = [f"{name} ({why})" for name, why in trial.layers.lopsided().items()]
+    if lopsided and not all(isinstance(action, PLACELESS) for action, _ in leaves):
+        yield (
+            "padding or stride of an unfit size may be a part of it; these layers do not lie "
+            f"symmetrically on their input: {_listed(lopsided)}"
+        )
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

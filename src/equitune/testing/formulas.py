@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
+from equitune.testing.batches import copied, tensors_of
 from equitune.testing.comparison import Gap, Tolerance
 from equitune.wrappers import (
     EquiTune,
@@ -60,7 +61,8 @@ class Formula(ABC):
     def _evaluate(self, x: Any) -> Any:
         group = self.output_action.group
         inputs = [self.input_action.transform(x, g) for g in group.elements]
-        raw = [self.backbone(copy) for copy in inputs]
+        # The backbone may work in place on what it gets.
+        raw = [self.backbone(copied(self.input_action, copy)) for copy in inputs]
         moved = [self.output_action.transform(raw[g], group.inverse(g)) for g in group.elements]
         weights = self.weigh(inputs, raw)
         leaves = [self.output_action.flatten(copy) for copy in moved]
@@ -185,7 +187,7 @@ class LambdaEquiTuneFormula(Formula):
         layer = self.backbone.get_submodule(self.weight_input)
         handle = layer.register_forward_hook(lambda m, args, out: activations.append(out.clone()))
         try:
-            self.backbone(x)
+            self.backbone(copied(self.input_action, x))
         finally:
             handle.remove()
         return activations[0]
@@ -228,16 +230,23 @@ def assert_matches_formula(
     """
     __tracebackhide__ = True
     formula = formula_of(fn) if formula is None else formula
-    for name, module in (("fn", fn), ("formula.backbone", formula.backbone)):
+    if not isinstance(formula, Formula):
+        raise TypeError(
+            f"formula is a {type(formula).__name__}; give one such as "
+            "EquiTuneFormula(backbone, input_action), or None for that of a wrapper"
+        )
+    held = {f"formula.{name}": part for name, part in vars(formula).items()}
+    for name, module in {"fn": fn, **held}.items():
         if isinstance(module, nn.Module) and any(m.training for m in module.modules()):
             raise ValueError(
                 f"{name} has modules in train mode, where a sample's output depends on its batch; "
                 "call .eval() first"
             )
-    with torch.no_grad():
-        expected, found = formula(x), fn(x)
     action = formula.output_action
-    gap = Gap.between(action, found, expected, Tolerance(rtol, atol, slack=10.0))
+    with torch.no_grad():
+        expected = tensors_of(action, formula(x))
+        found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
+    gap = Gap.between(found, expected, Tolerance(rtol, atol, slack=10.0))
     if gap.mismatch is not None:
         raise AssertionError(
             f"fn is not {type(formula).__name__}: "

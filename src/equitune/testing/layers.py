@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -20,6 +21,9 @@ WINDOWS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d,
     nn.AvgPool2d, nn.AvgPool3d,
 )  # fmt: skip
+
+GLOBAL_NAMES = ("LOAD_GLOBAL", "LOAD_NAME")
+DEEPEST = 3
 
 
 @final
@@ -37,9 +41,14 @@ class Layers:
     @classmethod
     def of(cls, fn: Callable[..., Any]) -> Layers:
         """The layers that a function calls, as far as they can be found."""
+        roots = {id(root): (name, root) for name, root in _modules_of("", fn)}.values()
         named: dict[str, nn.Module] = {}
-        for root in _modules_of(fn):
-            named |= {name or type(root).__name__: m for name, m in root.named_modules()}
+        for name, root in roots:
+            # One module's layers have their own names; those of several begin with the variable's.
+            prefix = name if len(roots) > 1 else ""
+            for inner, module in root.named_modules():
+                path = ".".join(filter(None, (prefix, inner)))
+                named[path or type(root).__name__] = module
         return cls(named)
 
     @property
@@ -89,9 +98,7 @@ class Layers:
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor):
             return
-        kernels = module.kernel_size
-        rank = len(kernels) if isinstance(kernels, tuple) else int(type(module).__name__[-2])
-        for axis, size in enumerate(args[0].shape[-rank:]):
+        for axis, size in enumerate(args[0].shape[2:]):
             found = _lopsidedness(module, axis, size)
             if found:
                 self._lopsided[name] = found
@@ -111,38 +118,56 @@ def _lopsidedness(module: nn.Module, axis: int, size: int) -> str | None:
     rest = (size + 2 * padding - window) % stride
     if rest == 0:
         return None
-    return (
-        f"{kind} and padding {padding} reads {size} entries and leaves {rest} over at one end; "
-        f"{size - rest} or {size - rest + stride} would do"
-    )
+    return f"{kind} and padding {padding} reads {size} entries and leaves {rest} over at one end"
 
 
 def _along(value: Any, axis: int) -> int:
     return int(value[axis % len(value)] if isinstance(value, tuple) else value)
 
 
-def _modules_of(fn: object) -> list[nn.Module]:
+def _modules_of(name: str, fn: object, depth: int = 0) -> list[tuple[str, nn.Module]]:
+    """The modules that an object is, holds or refers to, with the names that they have there."""
     if isinstance(fn, nn.Module):
-        return [fn]
-    if isinstance(fn, functools.partial):
-        parts = [fn.func, *fn.args, *fn.keywords.values()]
-        return [module for part in parts for module in _modules_of(part)]
-    if inspect.ismethod(fn):
-        return _modules_of(fn.__self__)
-    if not inspect.isfunction(fn):
+        return [(name, fn)]
+    if depth > DEEPEST:
         return []
-    return [value for value in _variables(fn) if isinstance(value, nn.Module)]
+    inner: Iterable[tuple[str, object]] = ()
+    if isinstance(fn, functools.partial):
+        inner = [("", fn.func), *_numbered(fn.args), *fn.keywords.items()]
+    elif isinstance(fn, Mapping):
+        inner = [(str(key), value) for key, value in fn.items()]
+    elif isinstance(fn, list | tuple):
+        inner = _numbered(fn)
+    elif inspect.isfunction(fn):
+        inner = [] if (fn.__module__ or "").startswith("torch.") else _variables(fn)
+    elif inspect.ismethod(fn):
+        owner = fn.__self__
+        inner = [("", owner)] if isinstance(owner, nn.Module) else _attributes(owner)
+    elif callable(fn) and not isinstance(fn, type):
+        inner = _attributes(fn)
+    return [found for part, value in inner for found in _modules_of(part or name, value, depth + 1)]
 
 
-def _variables(fn: types.FunctionType) -> list[object]:
+def _attributes(owner: object) -> list[tuple[str, object]]:
+    return list(getattr(owner, "__dict__", {}).items())
+
+
+def _numbered(values: Iterable[object]) -> list[tuple[str, object]]:
+    return [(str(i), value) for i, value in enumerate(values)]
+
+
+def _variables(fn: types.FunctionType) -> list[tuple[str, object]]:
     """What a function refers to by a global or closed-over name, also in a comprehension."""
-    values: list[object] = []
-    for cell in fn.__closure__ or ():
+    values: list[tuple[str, object]] = []
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         # A cell that is still empty has no contents.
         with contextlib.suppress(ValueError):
-            values.append(cell.cell_contents)
+            values.append((name, cell.cell_contents))
     codes = [fn.__code__]
     for code in codes:
-        values += [fn.__globals__[name] for name in code.co_names if name in fn.__globals__]
+        names = {
+            str(step.argval) for step in dis.get_instructions(code) if step.opname in GLOBAL_NAMES
+        }
+        values += [(name, fn.__globals__[name]) for name in names if name in fn.__globals__]
         codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return values

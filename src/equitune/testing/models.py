@@ -54,12 +54,19 @@ def model_family(
     Raises:
         ValueError: If there is none between these two.
     """
+    if not isinstance(input_action, Action):
+        raise TypeError(
+            f"input_action is a {type(input_action).__name__}; give an action such as "
+            "ImageAction(d4())"
+        )
     if isinstance(input_action, TreeAction):
         raise ValueError("input_action is a TreeAction; give the action of one tensor")
     output = output_action or TrivialAction(input_action.group)
     body = _body_of(input_action)
     if isinstance(output, TreeAction):
         actions = {key: act for key, act in output.actions.items() if not isinstance(act, Drop)}
+        if any(isinstance(key, int) for key in actions):
+            raise ValueError("output_action is a TreeAction of a sequence; give one of a dict")
         return lambda a: _Model(
             body(a), {str(k): _head(body, act, a) for k, act in actions.items()}
         )
@@ -220,6 +227,8 @@ def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
                 "that makes images of vectors or tokens"
             )
         _require_last_dims(factors)
+        if any(d > 0 for d in sizes):
+            raise ValueError(f"output_action acts on the dims {sorted(sizes)}; count from the end")
         channels = {d: 2 if size is None else size for d, size in sizes.items() if d < -2}
         depth = -min(channels, default=-3)
         return _ImageHead(

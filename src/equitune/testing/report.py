@@ -50,7 +50,7 @@ class ElementErrors:
         sample = gap.worst
         element = int(g[sample]) if isinstance(g, Tensor) else g
         absolute, scale = float(gap.absolute[sample]), float(gap.scale[sample])
-        relative = absolute / scale if scale else (math.inf if absolute else 0.0)
+        relative = absolute / scale if scale else absolute * math.inf if absolute else 0.0
         return cls(
             element,
             names[element],
@@ -61,6 +61,14 @@ class ElementErrors:
             float(gap.allowed[sample]),
             bool(gap.passes.all()),
         )
+
+    @property
+    def excess(self) -> float:
+        """How many times the allowed difference; infinite for NaN."""
+        if self.absolute == 0:
+            return 0.0
+        ratio = self.absolute / self.allowed if self.allowed else math.inf
+        return math.inf if math.isnan(ratio) else ratio
 
     def __str__(self) -> str:
         context = ", in a batch in which each sample has its own element" if self.mixed else ""
@@ -100,9 +108,15 @@ class EquivarianceReport:
         gaps: list[tuple[Gap, int | Tensor]] = [(gap, g) for g, gap in enumerate(trial.gaps)]
         gaps.append((trial.mixed_gap, trial.each))
         errors = tuple(ElementErrors.of(gap, names, g) for gap, g in gaps)
-        failure = _failure(trial, errors, symmetry)
-        causes = find_causes(trial) if failure else ()
-        return cls(errors, failure, causes, _notes(trial))
+        failure, notes = _failure(trial, errors, symmetry), _notes(trial)
+        causes: tuple[str, ...] = ()
+        if failure and not _holds_nan(trial):
+            try:
+                causes = find_causes(trial)
+            except Exception as error:
+                # Whatever goes wrong in the search must not hide what was found.
+                notes = (*notes, f"the causes could not be looked for: {error!r}")
+        return cls(errors, failure, causes, notes)
 
     @property
     def passed(self) -> bool:
@@ -112,7 +126,7 @@ class EquivarianceReport:
     @property
     def worst(self) -> ElementErrors:
         """The element whose difference exceeds the allowed one by most."""
-        return _worst(self.errors)
+        return max(self.errors, key=lambda row: row.excess)
 
     def rows(self) -> list[dict[str, int | float | str | bool]]:
         """One dict per element, and the mixed one last, such as a data frame is made from."""
@@ -129,7 +143,7 @@ class EquivarianceReport:
     def __str__(self) -> str:
         shown = self.errors
         if len(shown) > SHOWN_ROWS:
-            ranked = sorted(shown[:-1], key=lambda row: row.passed)
+            ranked = sorted(shown[:-1], key=lambda row: -row.excess)
             shown = (*ranked[: SHOWN_ROWS - 1], shown[-1])
         width = max(12, *(len(row.name) for row in shown))
         head = f"{'element':<{width}}  {'absolute':>9}  {'relative':>9}  {'allowed':>9}  sample"
@@ -144,37 +158,50 @@ class EquivarianceReport:
         return f"{name:<{width}}  {numbers}  {row.sample:>6}{'' if row.passed else '  FAILS'}"
 
 
-def _worst(errors: Sequence[ElementErrors]) -> ElementErrors:
-    def excess(row: ElementErrors) -> float:
-        difference = row.absolute - row.allowed
-        return math.inf if math.isnan(difference) else difference
-
-    return max(errors, key=excess)
-
-
 def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> str | None:
-    nan = trial.nan_sample()
-    if nan is not None:
-        g, sample = nan
-        where = "for x itself" if g == 0 else f"for gx with element {g} ({trial.group.names[g]})"
+    if _holds_nan(trial):
         return (
-            f"fn returns nan at sample {sample} {where}, so that nothing can be said about "
-            "symmetry; look for a division by 0, a log of 0 or a softmax of -inf alone"
+            f"fn returns nan {_nan_place(trial)}, so that nothing can be said about symmetry; look "
+            "for a division by 0, a log of 0 or a softmax of -inf alone"
         )
+    mode = " although it is in eval mode" if _in_eval_mode(trial) else ""
     if not bool(trial.repeat_gap.passes.all()):
         again = ElementErrors.of(trial.repeat_gap, trial.group.names, 0)
-        mode = " although it is in eval mode" if _in_eval_mode(trial) else ""
         return (
             f"fn is random{mode}: a second call with the same x differs by {again.absolute:.3g} "
             f"({again.relative:.3g} relative) at sample {again.sample}; it cannot be checked "
             "before it gives the same output for the same input"
         )
-    if all(row.passed for row in errors):
+    if trial.within:
         return None
-    for gap in (*trial.gaps, trial.mixed_gap):
+    if trial.draws:
+        return (
+            f"fn is random{mode}: it draws from torch's global generator, so that its differences "
+            "cannot be told from those that a missing symmetry makes; let it draw nothing"
+        )
+    for gap in trial.all_gaps:
         if gap.mismatch is not None:
             return f"not {symmetry}: {gap.mismatch}; check output_action"
-    return f"not {symmetry}: fn(gx) differs from g fn(x) {_worst(errors)}"
+    row = max(errors, key=lambda row: row.excess)
+    gap = trial.mixed_gap if row.mixed else trial.gaps[row.element]
+    several = len(trial.outputs[0]) > 1
+    where = f", in tensor {int(gap.tensor[row.sample])} of the output" if several else ""
+    return f"not {symmetry}: fn(gx) differs from g fn(x) {row}{where}"
+
+
+def _holds_nan(trial: Trial) -> bool:
+    return any(bool(gap.absolute.isnan().any()) for gap in (*trial.all_gaps, trial.repeat_gap))
+
+
+def _nan_place(trial: Trial) -> str:
+    for g, gap in enumerate(trial.gaps):
+        if bool(gap.absolute.isnan().any()):
+            name = f"gx with element {g} ({trial.group.names[g]})" if g else "x itself"
+            return f"at sample {int(gap.absolute.isnan().nonzero()[0])} for {name}"
+    if bool(trial.mixed_gap.absolute.isnan().any()):
+        sample = int(trial.mixed_gap.absolute.isnan().nonzero()[0])
+        return f"at sample {sample} in a batch in which each sample has its own element"
+    return "for one call with x, and not for another"
 
 
 def _in_eval_mode(trial: Trial) -> bool:
@@ -183,9 +210,9 @@ def _in_eval_mode(trial: Trial) -> bool:
 
 def _notes(trial: Trial) -> tuple[str, ...]:
     notes = []
-    fixed = [g for g, samples in enumerate(trial.fixed()) if g and all(samples)]
-    if fixed:
-        names = ", ".join(trial.group.names[g] for g in fixed)
+    unseen = trial.unseen()
+    if unseen:
+        names = ", ".join(trial.group.names[g] for g in unseen)
         notes.append(f"x is symmetric: {names} change no sample of it; random samples see more")
     if len(trial.each) == 1:
         notes.append("x has one sample: whether fn mixes samples cannot be seen")

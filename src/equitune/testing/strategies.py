@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
+from equitune.actions.base import require_group
 from equitune.groups import (
     FiniteGroup,
     cyclic,
@@ -27,6 +28,7 @@ from equitune.groups import (
     symmetric,
     trivial,
 )
+from equitune.groups.axioms import generated
 from equitune.testing.models import Architecture, model_family
 
 __all__ = [
@@ -43,7 +45,7 @@ __all__ = [
 LARGEST_ORDER = 24
 MOST_POINTS = 24
 MOST_DRAWN = 1024
-MOST_KINDS = 16
+SHARES = 64
 
 # A drawn permutation would not fit any more when what it permutes shrinks; a seed always does.
 SEEDS = st.integers(0, 2**16)
@@ -92,11 +94,11 @@ def finite_groups(draw: st.DrawFn, *, min_order: int = 1, max_order: int = 12) -
         ...     assert_group(group)
         >>> test()
     """
+    orders = sorted({group.order for group in _known_groups()})
     known = [group for group in _known_groups() if min_order <= group.order <= max_order]
-    if not known:
+    if not known or max_order > LARGEST_ORDER:
         raise ValueError(
-            f"min_order is {min_order} and max_order is {max_order}; give 1 <= min_order <= "
-            f"max_order <= {LARGEST_ORDER}"
+            f"min_order is {min_order} and max_order is {max_order}; the orders are {orders}"
         )
     group = _first_chosen(draw, known)
     order = [0, *(1 + i for i in _shuffled(draw(SEEDS), group.order - 1))]
@@ -126,12 +128,15 @@ def _shuffled(seed: int, count: int) -> list[int]:
 
 def elements(group: FiniteGroup) -> st.SearchStrategy[int]:
     """The elements of a group; shrinks to the identity."""
+    require_group(group)
     return st.integers(0, group.order - 1)
 
 
 def element_batches(group: FiniteGroup, size: int) -> st.SearchStrategy[Tensor]:
     """An element for each of ``size`` samples, (size,) int64."""
-    return st.lists(elements(group), min_size=size, max_size=size).map(torch.tensor)
+    return st.lists(elements(group), min_size=size, max_size=size).map(
+        lambda drawn: torch.tensor(drawn, dtype=torch.int64)
+    )
 
 
 @st.composite
@@ -159,13 +164,15 @@ def arrays(
     """
     size = tuple(draw(shape) if isinstance(shape, st.SearchStrategy) else shape)
     kind = draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype
+    if not isinstance(kind, torch.dtype):
+        raise TypeError(f"dtype is {kind!r}; give a torch.dtype, such as torch.float32")
     if kind == torch.bool:
         return torch.from_numpy(draw(npst.arrays(np.bool_, size)))
     if kind.is_complex:
         parts = [draw(arrays(size, kind.to_real())) for _ in range(2)]
         return torch.complex(*parts)
     eighths = kind.is_floating_point
-    low, high = (0, 16) if kind == torch.uint8 else (-64, 64) if eighths else (-8, 8)
+    low, high = (0, 16) if not kind.is_signed else (-64, 64) if eighths else (-8, 8)
     # Entries that are drawn one by one shrink one by one; in large arrays that takes too long.
     fill = st.nothing() if math.prod(size) <= MOST_DRAWN else None
     some = npst.arrays(np.int64, size, elements=st.integers(low, high), fill=fill)
@@ -185,9 +192,9 @@ def images(
     max_batch: int = 4,
     channels: int | None = None,
 ) -> Tensor:
-    """Batches of images, (B, C, H, W), that are not symmetric as a whole.
+    """Batches of images, (B, C, H, W), that no element of the group leaves as they are.
 
-    At least one sample changes under the group, so that an invariance can be seen from it.
+    Each element changes at least one sample, so that a missing invariance can be seen from it.
     Shrinks to one sample, one channel and the smallest image.
 
     Args:
@@ -200,29 +207,32 @@ def images(
         channels: The number of channels; None for 1 to 3.
 
     Raises:
-        ValueError: If ``min_side`` is below 2, since one pixel is always symmetric, or
-            ``max_side`` is below ``min_side``.
+        ValueError: If ``min_side`` is below 2, since one pixel is always symmetric, or leaves no
+            choice, or if ``max_batch`` or ``channels`` is below 1.
     """
     action = group if isinstance(group, ImageAction) else ImageAction(group)
-    if not 2 <= min_side <= max_side:
+    if not 2 <= min_side <= max_side - (square is False):
         raise ValueError(
-            f"min_side is {min_side} and max_side is {max_side}; give 2 <= min_side <= max_side"
+            f"min_side is {min_side} and max_side is {max_side}; give 2 <= min_side <= max_side, "
+            "and two different ones where images are not square"
         )
-    sides = st.integers(min_side, max_side)
+    if max_batch < 1 or (channels is not None and channels < 1):
+        raise ValueError(
+            f"max_batch is {max_batch} and channels is {channels}; give 1 or more of each"
+        )
     batch = draw(st.integers(1, max_batch))
     depth = draw(st.integers(1, 3)) if channels is None else channels
-    height = draw(sides)
-    width = height if square else draw(sides.filter(lambda s: s != height) if square is False
-                                       else sides)  # fmt: skip
+    height = draw(st.integers(min_side, max_side))
+    widths = [side for side in range(min_side, max_side + 1) if square is None or side != height]
+    width = height if square else draw(st.sampled_from(widths))
+    moving = [g for g in action.group.elements if action.elements[g]]
     some = arrays((batch, depth, height, width), dtype)
-    return draw(some.filter(lambda x: not _is_symmetric(action, x)))
+    return draw(some.filter(lambda x: _all_change(action, moving, x)))
 
 
-def _is_symmetric(action: Action, x: Tensor) -> bool:
-    if action.group.order == 1:
-        return False
-    moved = [action.transform(x, g) for g in action.group.elements]
-    return all(y.shape == x.shape and torch.equal(y, x) for y in moved)
+def _all_change(action: Action, elements: Sequence[int], x: Tensor) -> bool:
+    moved = (action.transform(x, g) for g in elements)
+    return all(y.shape != x.shape or not torch.equal(y, x) for y in moved)
 
 
 @st.composite
@@ -236,37 +246,51 @@ def token_batches(
     """Batches of token ids, (B, length) int64.
 
     Args:
-        vocab: The number of ids; or an action on them, and then at least one token of the batch is
-            one that the group moves.
+        vocab: The number of ids; or an action on them, and then each element that moves any id
+            moves one of the batch.
         length: The number of tokens, or a strategy of numbers.
         max_batch: The largest number of samples.
+
+    Raises:
+        ValueError: If there are no ids, no samples, or no tokens that could move.
     """
     size = vocab if isinstance(vocab, int) else vocab.vocabulary_size
     steps = length if isinstance(length, int) else draw(length)
+    moving: list[int] = []
+    if not isinstance(vocab, int):
+        identity = vocab.permutations[0]
+        moving = [g for g, row in enumerate(vocab.permutations) if row != identity]
+    if size < 1 or max_batch < 1 or steps < (1 if moving else 0):
+        raise ValueError(
+            f"vocab has {size} ids, length is {steps} and max_batch is {max_batch}; give 1 or more "
+            "of each (a length of 0 only with a number of ids)"
+        )
     shape = (draw(st.integers(1, max_batch)), steps)
     ids = npst.arrays(np.int64, shape, elements=st.integers(0, size - 1)).map(torch.from_numpy)
     if isinstance(vocab, int):
         return draw(ids)
-    return draw(ids.filter(lambda x: not _is_symmetric(vocab, x)))
+    return draw(ids.filter(lambda x: _all_change(vocab, moving, x)))
 
 
 @st.composite
 def permutation_actions(
     draw: st.DrawFn, group: FiniteGroup, *, dim: int = -1, max_orbits: int = 3
 ) -> PermutationAction:
-    """All kinds of actions on up to 24 points: unions of actions on cosets, renumbered.
+    """Actions on up to 24 points: unions of actions on cosets of subgroups, renumbered.
 
-    Every permutation action is one of these. Shrinks to one point that stands still.
+    Every permutation action is such a union. Here the subgroups are those with one or two
+    generators, and for groups of more than 24 elements those with one, besides the group itself.
+    Shrinks to one point that stands still.
 
     Args:
         group: The group that acts.
         dim: The dimension that it permutes.
         max_orbits: The largest number of orbits.
     """
-    kinds = _coset_actions(group)
-    # Cut off at the last one, so that what was drawn for one group still fits a smaller one.
-    drawn = draw(st.lists(st.integers(0, MOST_KINDS - 1), min_size=1, max_size=max_orbits))
-    orbits = [kinds[min(number, len(kinds) - 1)] for number in drawn]
+    kinds = _coset_actions(require_group(group))
+    # As shares of the list, so that what was drawn for one group still fits a smaller one.
+    drawn = draw(st.lists(st.integers(0, SHARES - 1), min_size=1, max_size=max_orbits))
+    orbits = [kinds[share * len(kinds) // SHARES] for share in drawn]
     rows: list[list[int]] = [[] for _ in group.elements]
     for kind in orbits:
         start = len(rows[0])
@@ -287,19 +311,21 @@ def permutation_actions(
 @lru_cache(maxsize=256)
 def _coset_actions(group: FiniteGroup) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """The actions on the cosets of subgroups with one or two generators, the smallest first."""
-    pairs = itertools.product(group.elements, repeat=2)
-    subgroups = {group.subgroup(pair).elements: group.subgroup(pair) for pair in pairs}
-    subgroups.setdefault(tuple(group.elements), group.subgroup(group.elements))
+    table = group.cayley_table
+    repeat = 2 if group.order <= LARGEST_ORDER else 1
+    pairs = itertools.combinations_with_replacement(group.elements, repeat)
+    subgroups = {frozenset(generated(table, pair)) for pair in pairs} | {frozenset(group.elements)}
     actions = []
-    for embedding in subgroups.values():
-        cosets = group.left_cosets(embedding)
+    for members in subgroups:
+        cosets = group.left_cosets(group.subgroup(members))
         place = {g: i for i, coset in enumerate(cosets) for g in coset}
         actions.append(
             tuple(
                 tuple(place[group.compose(g, coset[0])] for coset in cosets) for g in group.elements
             )
         )
-    return tuple(sorted(actions, key=lambda rows: len(rows[0])))
+    # By the rows as well, so that the order does not depend on that of a set.
+    return tuple(sorted(actions, key=lambda rows: (len(rows[0]), rows)))
 
 
 @st.composite

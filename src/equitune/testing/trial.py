@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,8 +15,8 @@ from torch import Tensor
 from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions.tree import children, holds_tensor
 from equitune.groups import FiniteGroup
-from equitune.testing.axioms import one_element_each
-from equitune.testing.comparison import Gap, Tolerance, find_nan
+from equitune.testing.batches import check_batch, copied, one_element_each, tensors_of
+from equitune.testing.comparison import Gap, Tolerance
 from equitune.testing.layers import Layers
 
 __all__ = ["Trial", "run_trial"]
@@ -29,11 +32,13 @@ class Trial:
         output_action: How it acts on what the function returns.
         x: The batch.
         tolerance: The largest difference that is allowed.
-        outputs: fn(gx) for every element g; entry 0 is fn(x).
-        gaps: How far fn(gx) is from g fn(x), for every element g; entry 0 is empty of meaning.
+        reference: fn(x).
+        outputs: The tensors of fn(gx) for every element g; empty where it has another structure.
+        gaps: How far fn(gx) is from g fn(x), for every element g; NaN is all that entry 0 can show.
         each: (B,) int64, an element for each sample.
         mixed_gap: How far fn is from equivariance where each sample has its own element.
         repeat_gap: How far a second fn(x) is from the first.
+        draws: Whether torch's random numbers were used.
         layers: The layers of fn that can break a symmetry; looked at only if something differs.
     """
 
@@ -41,11 +46,13 @@ class Trial:
     output_action: Action
     x: Any
     tolerance: Tolerance
-    outputs: tuple[Any, ...]
+    reference: Any
+    outputs: tuple[list[Tensor], ...]
     gaps: tuple[Gap, ...]
     each: Tensor
     mixed_gap: Gap
     repeat_gap: Gap
+    draws: bool
     layers: Layers
 
     @property
@@ -53,33 +60,47 @@ class Trial:
         """The group that acts."""
         return self.input_action.group
 
-    def gap_to(self, found: Any, g: int, action: Action | None = None) -> Gap:
-        """How far an output is from g fn(x), with another action if given."""
-        action = action or self.output_action
-        expected = action.transform(self.outputs[0], g)
-        return Gap.between(action, found, expected, self.tolerance)
+    @property
+    def all_gaps(self) -> tuple[Gap, ...]:
+        """Those of whole batches, and the mixed one last."""
+        return (*self.gaps, self.mixed_gap)
 
-    def nan_sample(self) -> tuple[int, int] | None:
-        """The first element and sample at which an output holds NaN."""
-        for g, output in enumerate(self.outputs):
-            sample = find_nan(self.output_action, output)
-            if sample is not None:
-                return g, sample
-        return None
+    @property
+    def within(self) -> bool:
+        """Whether every difference is within what is allowed."""
+        return all(bool(gap.passes.all()) for gap in self.all_gaps)
 
-    def fixed(self) -> list[list[bool]]:
-        """``fixed()[g][i]``: whether gx and x are the same at sample i."""
-        leaves = self.input_action.flatten(self.x)
-        table = []
+    @property
+    def is_invariance(self) -> bool:
+        """Whether the output shall not move at all."""
+        leaves = self.output_action.flatten(self.reference)
+        return all(isinstance(action, TrivialAction) for action, _ in leaves)
+
+    @functools.cached_property
+    def fixed(self) -> Tensor:
+        """(|G|, B) bool: whether gx and x are the same at a sample."""
+        leaves = tensors_of(self.input_action, self.x)
+        rows = []
         for g in self.group.elements:
-            moved = self.input_action.flatten(self.input_action.transform(self.x, g))
+            moved = tensors_of(self.input_action, self.input_action.transform(self.x, g))
             same = [
                 [one.shape == other.shape and torch.equal(one, other)
-                 for one, other in zip(before, after, strict=True)]
-                for (_, before), (_, after) in zip(leaves, moved, strict=True)
+                 for one, other in zip(*pair, strict=True)]
+                for pair in zip(leaves, moved, strict=True)
             ]  # fmt: skip
-            table.append([all(parts) for parts in zip(*same, strict=True)])
-        return table
+            rows.append([all(parts) for parts in zip(*same, strict=True)])
+        return torch.tensor(rows, device="cpu")
+
+    def unseen(self) -> list[int]:
+        """The elements that change no sample of x, though they change other inputs."""
+        still = [g for g in self.group.elements if g and bool(self.fixed[g].all())]
+        leaves = tensors_of(self.input_action, self.x)
+        if not still or not all(leaf.is_floating_point() for leaf in leaves):
+            return still
+        generator = torch.Generator("cpu").manual_seed(0)
+        random = [torch.rand(y.shape, generator=generator, device="cpu").to(y) for y in leaves]
+        other = dataclasses.replace(self, x=self.input_action.unflatten(self.x, random))
+        return [g for g in still if not bool(other.fixed[g].all())]
 
 
 def run_trial(
@@ -96,33 +117,40 @@ def run_trial(
         ValueError: If the actions are of different groups or do not fit the shapes, or ``x`` is
             empty, holds NaN, or cannot show anything because it is symmetric itself.
     """
-    _check_arguments(fn, x, input_action, output_action)
-    group, layers = input_action.group, Layers.of(fn)
-
+    check_arguments(fn, x, input_action, output_action)
+    group, layers, state = input_action.group, Layers.of(fn), torch.get_rng_state()
     with torch.no_grad():
-        reference = fn(_copied(input_action, x))
-        act = output_action or invariance_of(reference, group)
-        reference = _copied(act, reference)
-
-        def call(g: int | Tensor) -> Any:
-            return _copied(act, fn(_copied(input_action, input_action.transform(x, g))))
-
-        def gap(found: Any, g: int | Tensor) -> Gap:
-            return Gap.between(act, found, act.transform(reference, g), tolerance)
-
-        outputs = [reference, *(call(g) for g in group.elements[1:])]
-        gaps = [gap(found, g) for g, found in enumerate(outputs)]
+        returned = fn(copied(input_action, x))
+        act = output_action or invariance_of(returned, group)
+        check_output(act, returned, tensors_of(input_action, x)[0])
+        reference = copied(act, returned)
         each = one_element_each(input_action, x)
-        mixed_gap = gap(call(each), each)
+
+        def run(g: int | Tensor) -> tuple[list[Tensor], Gap]:
+            found = fn(copied(input_action, input_action.transform(x, g)))
+            try:
+                leaves = [leaf.detach().clone() for leaf in tensors_of(act, found, "fn(gx)")]
+            except (TypeError, ValueError) as error:
+                return [], Gap.without_comparison(f"fn(gx) is not like fn(x): {error}")
+            return leaves, Gap.between(leaves, tensors_of(act, moved(g)), tolerance)
+
+        def moved(g: int | Tensor) -> Any:
+            # Outputs may be on another device than inputs.
+            device = tensors_of(act, reference)[0].device
+            return act.transform(reference, g if isinstance(g, int) else g.to(device))
+
+        own = tensors_of(act, reference)
+        runs = [(own, Gap.between(own, own, tolerance)), *(run(g) for g in group.elements[1:])]
+        outputs, gaps = zip(*runs, strict=True)
+        _, mixed_gap = run(each)
         # The second fn(x) comes last, so that it can look for the causes of what was found.
-        if all(bool(found.passes.all()) for found in (*gaps, mixed_gap)):
-            repeat_gap = gap(call(0), 0)
-        else:
-            with layers.watched():
-                repeat_gap = gap(call(0), 0)
+        right = all(bool(gap.passes.all()) for gap in (*gaps, mixed_gap))
+        with contextlib.nullcontext() if right else layers.watched():
+            _, repeat_gap = run(0)
+    draws = not torch.equal(torch.get_rng_state(), state)
     trial = Trial(
-        input_action, act, x, tolerance, tuple(outputs), tuple(gaps), each, mixed_gap, repeat_gap,
-        layers,
+        input_action, act, x, tolerance, reference, outputs, gaps, each, mixed_gap, repeat_gap,
+        draws, layers,
     )  # fmt: skip
     _check_visible(trial)
     return trial
@@ -131,34 +159,30 @@ def run_trial(
 def invariance_of(output: Any, group: FiniteGroup) -> Action:
     """The trivial action on every tensor of an output."""
     fields = children(output)
-    if fields is None:
+    if isinstance(output, Tensor) and output.dim():
         return TrivialAction(group)
+    if isinstance(output, Tensor):
+        raise ValueError(
+            "fn returned a scalar; let it return one value per sample, and give a field that has "
+            "none, such as a loss, Drop() in a TreeAction"
+        )
+    if fields is None:
+        raise TypeError(f"fn returned a {type(output).__name__}; let it return tensors")
     actions: dict[Any, Action | Drop] = {
         key: invariance_of(value, group) for key, value in fields.items() if holds_tensor(value)
     }
     if not actions:
         raise TypeError(
-            f"fn returned a {type(output).__name__} without a tensor; return a tensor, or a "
+            f"fn returned a {type(output).__name__} without a tensor; let it return a tensor, or a "
             "structure of tensors"
         )
     return TreeAction(actions)
 
 
-def is_trivial(action: Action, y: Any) -> bool:
-    """Whether an action moves no tensor of an output."""
-    return all(isinstance(leaf, TrivialAction) for leaf, _ in action.flatten(y, "the output"))
-
-
-def _copied(action: Action, x: Any) -> Any:
-    """A copy of a structure, since functions may work in place, or return one buffer again."""
-    return action.unflatten(x, [leaf.detach().clone() for _, leaf in action.flatten(x)])
-
-
-def _check_arguments(
-    fn: object, x: Any, input_action: object, output_action: object | None
-) -> None:
-    if not callable(fn):
-        raise TypeError(f"fn is a {type(fn).__name__}; give a function or a module")
+def check_arguments(fn: object, x: Any, input_action: object, output_action: object | None) -> None:
+    """Refuses what cannot be checked, before fn is called."""
+    if not callable(fn) or isinstance(fn, type):
+        raise TypeError(f"fn is {fn!r}; give a function or a module, such as nn.ReLU()")
     if not isinstance(input_action, Action):
         raise TypeError(
             f"input_action is a {type(input_action).__name__}; give an action such as "
@@ -174,18 +198,29 @@ def _check_arguments(
             f"output_action is one of a group of order {output_action.group.order}, input_action "
             f"one of a group of order {input_action.group.order}; give two actions of one group"
         )
-    for _, leaf in input_action.flatten(x):
-        if leaf.numel() == 0:
-            raise ValueError(f"x has shape {tuple(leaf.shape)}; give at least one sample")
-    sample = find_nan(input_action, x)
-    if sample is not None:
-        raise ValueError(f"x holds NaN at sample {sample}; give finite numbers")
+    check_batch(input_action, x)
+
+
+def check_output(action: Action, y: Any, x: Tensor) -> None:
+    """Refuses an output that its action cannot act on."""
+    for leaf in tensors_of(action, y, "fn(x)"):
+        if leaf.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"fn(x) has a tensor of shape {tuple(leaf.shape)} for a batch of {x.shape[0]}; its "
+                "first dimension must be the batch (give Drop() to a field that has none, such as "
+                "a loss)"
+            )
+    for g in action.group.generators:
+        try:
+            action.transform(y, g)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"output_action does not fit what fn returns: {error}") from error
 
 
 def _check_visible(trial: Trial) -> None:
     """Refuses a check that cannot fail, one that only compares fn(x) with itself."""
-    still = is_trivial(trial.output_action, trial.outputs[0])
-    if still and trial.group.order > 1 and all(map(all, trial.fixed())):
+    still = trial.is_invariance and trial.group.order > 1 and bool(trial.fixed.all())
+    if trial.within and still:
         raise ValueError(
             "x is the same under every element of the group, so that no invariance can be seen "
             "from it; give samples without symmetry, such as torch.randn(4, 3, 32, 32)"
