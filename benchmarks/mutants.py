@@ -7,6 +7,8 @@ Each bug stands beside the right code, which has to pass the same check.
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 import record
@@ -22,13 +24,25 @@ def all_mutants() -> list[Mutant]:
         return [mutant for family in FAMILIES for mutant in family()]
 
 
+def summary(objection: str | None) -> str | None:
+    """The likeliest cause that a message names, or else what it begins with."""
+    if objection is None:
+        return None
+    cause = re.search(r"It looks like:\n  - (.*)", objection)
+    if cause is None:
+        return re.split(r": fn|: they differ", objection)[0]
+    # Without the advice behind it.
+    return re.split(r" \(Conv|; ", cause[1])[0]
+
+
 def main() -> None:
     torch.manual_seed(SEED)
-    caught = {mutant.name: mutant.is_caught() for mutant in all_mutants()}
-    for name, found in caught.items():
-        print(f"{'caught' if found else 'MISSED':<7} {name}")
-    print(f"caught {sum(caught.values())} of {len(caught)} seeded bugs")
-    record.save("mutants", "python benchmarks/mutants.py", SEED, {"caught": caught})
+    told = {mutant.name: summary(mutant.objection()) for mutant in all_mutants()}
+    for name, said in told.items():
+        print(f"{name:<56} {said or 'MISSED'}")
+    caught = sum(said is not None for said in told.values())
+    print(f"caught {caught} of {len(told)} seeded bugs")
+    record.save("mutants", "python benchmarks/mutants.py", SEED, {"told": told})
 
 
 if __name__ == "__main__":

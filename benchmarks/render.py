@@ -71,10 +71,13 @@ def import_time(results: dict[str, Any]) -> str:
 
 
 def mutants(results: dict[str, Any]) -> str:
-    caught = results["caught"]
-    body = [[name, "caught" if found else "missed"] for name, found in caught.items()]
-    head = [f"{sum(caught.values())} of {len(caught)} seeded bugs caught", ""]
-    return rows(head, body) + source(results)
+    told = results["told"]
+    caught = sum(said is not None for said in told.values())
+    # A bar would end the cell.
+    body = [[cell.replace("|", "\\|") for cell in (name, said or "**missed**")]
+            for name, said in told.items()]  # fmt: skip
+    text = rows([f"{caught} of {len(told)} seeded bugs caught", "what the message says"], body)
+    return text.replace("---:", "---") + source(results)
 
 
 def false_alarms(results: dict[str, Any]) -> str:

@@ -18,13 +18,31 @@ def test_there_are_many():
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_bug_is_caught(name):
-    assert MUTANTS[name].is_caught()
+    assert MUTANTS[name].objection() is not None
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_bug_that_is_none_is_not_caught(name):
     mutant = MUTANTS[name]
-    assert not dataclasses.replace(mutant, wrong=mutant.right).is_caught()
+    assert dataclasses.replace(mutant, wrong=mutant.right).objection() is None
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("g instead of g^-1 on images", "the output is not inverted"),
+    ("outputs not moved back", "the output does not move at all"),
+    ("per-element loop with BatchNorm in train mode", "BatchNorm is in train mode"),
+    ("dropout left active", "dropout is active"),
+    ("a random element for each call", "fn is random"),
+    ("d4 elements stacked twice", r"only a subgroup is respected, {e, r, r^2, r^3}"),
+    ("one element for the whole batch", "one element is chosen for the whole batch"),
+    ("the first of several equally good copies", "only samples that are symmetric themselves"),
+    ("words moved by g instead of g^-1", "the output is not inverted"),
+    ("left regular features for right ones", "left and right action are mixed up"),
+    ("argmax for argmin", "fn is not EquiZeroFormula"),
+    ("lambda not normalised", "fn is not LambdaEquiTuneFormula"),
+])  # fmt: skip
+def test_the_message_names_the_bug(name, said):
+    assert said in MUTANTS[name].objection()
 
 
 def test_no_false_alarms():

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from equitune.testing import EquiTuneFormula
 from seeded_bugs.mutant import (
     C4,
-    D4,
     Mutant,
     copies,
     formula_check,
@@ -67,9 +66,6 @@ def averages() -> Iterator[Mutant]:
         mean,
     )
     yield Mutant("sum for mean", invariant, lambda x: copies(logits, x, C4).sum(0), mean)
-    yield Mutant(
-        "per-class maximum for mean", invariant, lambda x: copies(logits, x, C4).amax(0), mean
-    )
     norm = network(C4, norm=True).train()
     yield Mutant(
         "per-element loop with BatchNorm in train mode",
@@ -85,5 +81,3 @@ def averages() -> Iterator[Mutant]:
         lambda x: logits(C4.transform(x, int(torch.randint(4, ())))),
         same,
     )
-    yield Mutant("c4 for d4", lambda x: copies(logits, x, D4).mean(0), invariant,
-                 invariance_check(x, D4))  # fmt: skip

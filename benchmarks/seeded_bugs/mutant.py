@@ -27,14 +27,14 @@ class Mutant:
     wrong: Function
     check: Callable[[Function], None]
 
-    def is_caught(self) -> bool:
-        """Whether the check accepts the right code and rejects the wrong one."""
+    def objection(self) -> str | None:
+        """What the check says of the wrong code, or None; it must accept the right code."""
         self.check(self.right)
         try:
             self.check(self.wrong)
-        except AssertionError:
-            return True
-        return False
+        except AssertionError as error:
+            return str(error)
+        return None
 
 
 def network(

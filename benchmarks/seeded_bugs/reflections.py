@@ -55,12 +55,10 @@ def reflections() -> Iterator[Mutant]:
         same,
     )
     yield Mutant(
-        "flip on both axes",
-        lambda x: orbit_mean([moved(x, *e) for e in elements]),
-        lambda x: orbit_mean(
-            [moved(x, q, False).flip(IMAGE) if f else moved(x, q, False) for q, f in elements]
-        ),
-        same,
+        "flip on both axes on the way back",
+        average(),
+        average(undo=lambda y, q, f: (y.flip(IMAGE) if f else y).rot90(-q, IMAGE)),
+        turned,
     )
     yield Mutant(
         "reflection flag inverted on the way back",
