@@ -15,6 +15,7 @@ PAGES = (
     record.ROOT / "README.md",
     record.ROOT / "docs" / "results.md",
     record.ROOT / "docs" / "testing.md",
+    record.ROOT / "docs" / "heads.md",
 )
 PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -64,6 +65,14 @@ def overhead(results: dict[str, Any]) -> str:
     return rows([results["model"], "ratio"], body) + source(results)
 
 
+def heads(results: dict[str, Any]) -> str:
+    body = [
+        [name, f"{r['training']:.2f}", f"{r['eval']:.2f}", f"{r['construction_seconds']:.3f} s"]
+        for name, r in results["rows"].items()
+    ]
+    return rows(["", "training", "eval", "construction"], body) + source(results)
+
+
 def import_time(results: dict[str, Any]) -> str:
     body = [[f"{results['median_seconds']:.3f} s", f"{results['worst_seconds']:.3f} s"]]
     head = ["`import equitune`, beyond `import torch`: median", "worst"]
@@ -104,6 +113,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         cifar10_zero_shot,
         bfloat16_consistency,
         overhead,
+        heads,
         import_time,
         mutants,
         false_alarms,

@@ -26,7 +26,7 @@ def test_code_blocks_run(page, capsys):
 @pytest.mark.parametrize("page", render.PAGES, ids=lambda p: p.name)
 def test_tables_are_rendered_from_the_results(page):
     text = page.read_text()
-    assert len(render.PLACE.findall(text)) >= 2
+    assert render.PLACE.search(text)
     assert render.rendered(text) == text
 
 

@@ -13,7 +13,17 @@ import equitune
 
 SOURCE = Path(equitune.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-LAYERS = ("groups", "actions", "functional", "wrappers", "losses", "weights", "testing", "audit")
+LAYERS = (
+    "groups",
+    "actions",
+    "functional",
+    "wrappers",
+    "losses",
+    "weights",
+    "heads",
+    "testing",
+    "audit",
+)
 # Below the wrappers, the later layers are beside each other.
 RANK = {
     "groups": 0,
@@ -22,6 +32,7 @@ RANK = {
     "wrappers": 3,
     "losses": 4,
     "weights": 4,
+    "heads": 4,
     "testing": 5,
     "audit": 5,
 }

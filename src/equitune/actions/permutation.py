@@ -149,6 +149,11 @@ class RegularFeatureAction(Action):
             dim=1,
         )  # fmt: skip
 
+    @property
+    def places(self) -> PermutationAction:
+        """How the entries change places, without what each of them does."""
+        return self._places
+
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         moved = self._places.transform(x, g)
         each = g if isinstance(g, int) else g.repeat_interleave(moved.shape[1])
