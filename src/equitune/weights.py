@@ -1,5 +1,164 @@
-"""Weight networks for lambda-equitune."""
+"""Weight networks for LambdaEquiTune: log lambda of one copy, or of the whole orbit at once."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor, nn
 
 from equitune.wrappers.lambda_equitune import OrbitWeightNet
 
-__all__ = ["OrbitWeightNet"]
+__all__ = ["AttentionWeightNet", "ConvWeightNet", "MlpWeightNet", "OrbitWeightNet"]
+
+GRID = 4
+"""The side of the grid that a convolutional network keeps, so that it knows where things are."""
+
+
+@final
+class MlpWeightNet(nn.Module):
+    """The papers' weight network: two linear layers on the features of one copy.
+
+    A hidden layer of 100 units with ReLU, and one output (second paper, section 5.2.2 and
+    appendix D.4, where the features are those of a frozen image encoder).
+
+    Args:
+        in_features: The number of features of one copy, all dimensions but the batch together.
+        hidden_features: The width of the hidden layer.
+
+    Shape:
+        (N, ...) to (N, 1), floating-point.
+
+    Raises:
+        ValueError: If a width is below 1. Calls raise it for another number of features.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, LambdaEquiTune, c4
+        >>> from equitune.weights import MlpWeightNet
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = LambdaEquiTune(
+        ...     backbone, ImageAction(c4()), weight_net=MlpWeightNet(10), weight_input="output"
+        ... )
+        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, in_features: int, hidden_features: int = 100) -> None:
+        super().__init__()
+        _check_widths(in_features=in_features, hidden_features=hidden_features)
+        self.in_features = in_features
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
+        )
+
+    def forward(self, copies: Tensor) -> Tensor:
+        features = copies.flatten(1)
+        _check_features(features, self.in_features)
+        logits: Tensor = self.layers(features)
+        return logits
+
+
+@final
+class ConvWeightNet(nn.Module):
+    """A convolutional weight network, on images or on feature maps of one copy.
+
+    Two strided convolutions with BatchNorm and ReLU, the mean over a grid of 4 x 4 cells, dropout,
+    and a linear layer. The grid is what tells it which way is up.
+
+    Args:
+        in_channels: The number of channels.
+        hidden_channels: The number of channels of both convolutions.
+        dropout: The share of features that is dropped in training.
+
+    Shape:
+        (N, in_channels, H, W) to (N, 1), floating-point, of any height and width.
+
+    Raises:
+        ValueError: If a number of channels is below 1. Calls raise it for inputs of another shape.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 64, dropout: float = 0.3) -> None:
+        super().__init__()
+        _check_widths(in_channels=in_channels, hidden_channels=hidden_channels)
+        self.in_channels = in_channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, hidden_channels, 3, stride=2, padding=1),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+            nn.Conv2d(hidden_channels, hidden_channels, 3, stride=2, padding=1),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(GRID),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_channels * GRID**2, 1),
+        )
+
+    def forward(self, copies: Tensor) -> Tensor:
+        if copies.dim() != 4 or copies.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the copies have shape {tuple(copies.shape)}; this weight network takes "
+                f"(N, {self.in_channels}, H, W): check in_channels and weight_input"
+            )
+        logits: Tensor = self.layers(copies)
+        return logits
+
+
+@final
+class AttentionWeightNet(OrbitWeightNet):
+    """Attention over the orbit: the weight of each copy may look at all copies.
+
+    A linear layer on each copy, self-attention over the group without positions, and a linear
+    layer to one logit; equivariant to permutations of the copies, so that the wrapper stays
+    equivariant.
+
+    Args:
+        in_features: The number of features of one copy, all dimensions but the group and the
+            batch together.
+        hidden_features: The width of the attention, a multiple of ``heads``.
+        heads: The number of attention heads.
+
+    Shape:
+        (|G|, B, ...) to (|G|, B), floating-point.
+
+    Raises:
+        ValueError: If a width is below 1, or ``hidden_features`` is no multiple of ``heads``.
+            Calls raise it for another number of features.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        _check_widths(in_features=in_features, hidden_features=hidden_features, heads=heads)
+        if hidden_features % heads:
+            raise ValueError(
+                f"hidden_features is {hidden_features} and heads is {heads}; give a multiple"
+            )
+        self.in_features = in_features
+        self.embed = nn.Linear(in_features, hidden_features)
+        self.attention = nn.MultiheadAttention(hidden_features, heads)
+        self.norm = nn.LayerNorm(hidden_features)
+        self.score = nn.Sequential(
+            nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
+        )
+
+    def forward(self, stack: Tensor) -> Tensor:
+        features = stack.flatten(2)
+        _check_features(features, self.in_features)
+        tokens = self.embed(features)
+        seen, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        logits: Tensor = self.score(self.norm(tokens + seen)).squeeze(-1)
+        return logits
+
+
+def _check_widths(**widths: int) -> None:
+    for name, width in widths.items():
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"{name} is {width!r}; give a whole number of 1 or more")
+
+
+def _check_features(features: Tensor, expected: int) -> None:
+    if features.shape[-1] != expected:
+        raise ValueError(
+            f"the copies have {features.shape[-1]} features each, but in_features is {expected}; "
+            "check in_features and weight_input"
+        )
