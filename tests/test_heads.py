@@ -164,6 +164,18 @@ def test_pools_of_regular_features_are_invariant():
     assert GroupMeanPool(TrivialAction(d4()))(torch.ones(5, 3)).shape == (5, 1, 3)
     with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); give \(B, 8, channels\)"):
         GroupMeanPool(action)(torch.ones(5, 7, 3))
+    with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); give \(B, channels\)"):
+        GroupMeanPool(TrivialAction(d4()))(torch.ones(5, 7, 3))
+    with pytest.raises(TypeError, match="pools need floating-point features"):
+        GroupMeanPool(action)(torch.ones(5, 8, 3, dtype=torch.int64))
+
+
+def test_means_of_half_precision_do_not_overflow():
+    many = PermutationAction(cyclic(1024), [[(i + g) % 1024 for i in range(1024)]
+                                            for g in range(1024)], dim=1)  # fmt: skip
+    pooled = GroupMeanPool(many)(torch.full((1, 1024, 1), 100.0, dtype=torch.float16))
+    assert pooled.dtype == torch.float16
+    assert float(pooled) == 100
 
 
 @pytest.mark.parametrize("generators", [[], [1], [4], [2, 4]], ids=str)
@@ -182,8 +194,11 @@ def test_restriction_to_a_subgroup(generators):
         assert_equivariant(restricted, x, smaller, smaller)
     with pytest.raises(AssertionError):
         assert_equivariant(restricted, x, action, action)
+    assert not layer.eval().restrict(embedding).training
     with pytest.raises(ValueError, match="one into a group of order 4"):
         layer.restrict(c4().subgroup([1]))
+    with pytest.raises(TypeError, match="embedding is a FiniteGroup; give that of a subgroup"):
+        layer.restrict(d4())
 
 
 @pytest.mark.parametrize("group", [d4(), cyclic(32)], ids=["d4", "cyclic(32)"])
@@ -196,38 +211,43 @@ def test_the_variance_is_kept(group):
         assert float(y.var()) == pytest.approx(1, rel=0.2)
 
 
-def test_the_tied_weight_is_built_once_in_eval_mode(monkeypatch):
+@pytest.mark.parametrize("channels", [4, 20])
+def test_changed_parameters_are_seen_at_once(channels):
+    """Also by what does not tell PyTorch's version counters: fused optimizers, and ``.data``."""
     action = regular(d4())
-    layer = EquivariantLinear(action, action, 4, 3)
-    built = []
-    dense = EquivariantLinear.dense
-    monkeypatch.setattr(EquivariantLinear, "dense", lambda self: built.append(1) or dense(self))
-    x = torch.randn(5, 8, 4)
-    trained = layer(x)
-    layer.eval()
+    layer = EquivariantLinear(action, action, channels, 3).eval()
+    x = torch.randn(5, 8, channels)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
     with torch.no_grad():
-        assert torch.equal(layer(x), trained)
-        layer(x)
-        assert len(built) == 2
-        # Whatever changes the parameters is noticed.
-        layer.weight.mul_(2)
-        assert not torch.equal(layer(x), trained)
-        layer.load_state_dict({"weight": layer.weight / 2, "bias": layer.bias})
-        assert torch.equal(layer(x), trained)
-        assert layer.double()(x.double()).dtype == torch.float64
-        assert torch.equal(layer.float()(x), trained)
-        layer.bias.add_(1)
-        assert torch.allclose(layer(x), trained + 1)
-        layer.weight.data.mul_(2)
-        assert not torch.allclose(layer.eval()(x), trained + 1)
-        layer.weight = nn.Parameter(torch.zeros_like(layer.weight))
-        assert torch.equal(layer(x), torch.ones_like(trained))
-    # With gradients it is built each time.
-    before = len(built)
-    layer(x).sum().backward()
-    layer(x).sum().backward()
-    assert len(built) == before + 2
-    assert layer.weight.grad is not None
+        before = layer(x)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = layer(x)
+        assert not torch.allclose(after, before)
+        layer.weight.data.mul_(0)
+        layer.bias.data.fill_(2)
+        assert torch.equal(layer(x), torch.full_like(before, 2))
+
+
+@pytest.mark.parametrize("channels", [4, 20])
+def test_the_ties_are_no_state(channels):
+    """Averaging, or the meta device, must not change which weights are tied."""
+    action = regular(d4())
+    layer = EquivariantLinear(action, action, channels, 3)
+    assert not list(layer.buffers())
+    average = torch.optim.swa_utils.AveragedModel(
+        layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    for _ in range(5):
+        average.update_parameters(layer)
+    x = torch.randn(5, 8, channels)
+    torch.testing.assert_close(average(x), layer(x))
+    with torch.device("meta"):
+        later = nn.Sequential(EquivariantLinear(action, action, channels, 3), GroupMeanPool(action))
+    later.to_empty(device="cpu")
+    later[0].load_state_dict(layer.state_dict())
+    torch.testing.assert_close(later(x), GroupMeanPool(action)(layer(x)))
 
 
 def test_gradients():
@@ -303,6 +323,13 @@ def test_inputs_of_another_shape(shape):
     scores = EquivariantLinear(TrivialAction(d4()), regular(d4()), 4, 3)
     with pytest.raises(ValueError, match=r"give \(B, 4\)"):
         scores(torch.randn(5, 8, 4))
+
+
+def test_heads_name_their_own_arguments():
+    with pytest.raises(ValueError, match="hidden_channels is 0"):
+        InvariantHead(regular(d4()), 4, 3, hidden_channels=0)
+    with pytest.raises(TypeError, match=r"^action is a ImageAction"):
+        InvariantHead(ImageAction(d4()), 4, 3, hidden_channels=2)
 
 
 def test_groups_of_one_element_tie_nothing():

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, Self, final
+from collections.abc import Iterable
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from equitune.actions import Action, RegularFeatureAction, TrivialAction
 from equitune.actions.base import require_embedding
 from equitune.actions.permutation import IndexAction
+from equitune.actions.table import Table
 from equitune.groups import Embedding
 
 __all__ = ["EquivariantLinear", "GroupMaxPool", "GroupMeanPool", "GroupPool", "InvariantHead"]
 
 SHORT_BLOCK = 16
-
-_Built = tuple[list[tuple[int, int]], list[nn.Parameter], tuple[Tensor, Tensor | None]]
+MOST_PLACES = 2**21
 
 
 @final
@@ -34,9 +34,8 @@ class EquivariantLinear(nn.Module):
 
     The weight is tied over the orbits of the group on pairs of an output and an input point, the
     bias over those on output points. Initial weights keep the variance: where the inputs have
-    variance 1, the outputs have it too on average; the bias starts at 0. In eval mode and without
-    gradients the tied weight is built once, and again when the parameters change (what changes
-    their ``.data`` behind PyTorch's back has to call ``eval()`` again).
+    variance 1 and are not correlated from point to point, the outputs have variance 1 on average;
+    the bias starts at 0.
 
     Args:
         in_action: How the group permutes the input points: a permutation or regular action with
@@ -92,9 +91,7 @@ class EquivariantLinear(nn.Module):
                 f"in_action is one of a group of order {in_action.group.order}, out_action one of "
                 f"a group of order {out_action.group.order}; give two actions of one group"
             )
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-                raise ValueError(f"{name} is {channels!r}; give a whole number of 1 or more")
+        _check_channels(in_channels=in_channels, out_channels=out_channels)
         self.in_action, self.out_action = in_action, out_action
         self.in_channels, self.out_channels = in_channels, out_channels
         # The pair (i, j) of an output and an input point is number i n + j.
@@ -106,18 +103,17 @@ class EquivariantLinear(nn.Module):
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, self.bias_ties.count))
-        self._built: _Built | None = None
         self.reset_parameters()
 
     @property
     def in_points(self) -> int:
         """The number n of input points."""
-        return len(self.weight_ties.orbits) // self.out_points
+        return self.weight_ties.points // self.out_points
 
     @property
     def out_points(self) -> int:
         """The number m of output points."""
-        return len(self.bias_ties.orbits)
+        return self.bias_ties.points
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, uniform with variance 1 / (n in_channels)."""
@@ -136,10 +132,12 @@ class EquivariantLinear(nn.Module):
             The weight, (out_channels m, n in_channels), and the bias, (out_channels m,), if any.
         """
         rows = self.out_channels * self.out_points
-        weight = self.weight_ties(self.weight).reshape(rows, self.in_points * self.in_channels)
+        weight = self.weight_ties.spread(self.weight).reshape(
+            rows, self.in_points * self.in_channels
+        )
         if self.bias is None:
             return weight, None
-        return weight, self.bias_ties(self.bias.unsqueeze(-1)).flatten()
+        return weight, self.bias_ties.spread(self.bias.unsqueeze(-1)).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
         own: tuple[int, ...] = (self.in_channels,)
@@ -147,7 +145,7 @@ class EquivariantLinear(nn.Module):
             own = (self.in_points, *own)
         if x.shape[1:] != own:
             raise ValueError(f"x has shape {tuple(x.shape)}; give (B, {', '.join(map(str, own))})")
-        y = F.linear(x.flatten(1), *self._tied())
+        y = F.linear(x.flatten(1), *self.dense())
         if isinstance(self.out_action, TrivialAction):
             return y
         channels: Tensor = y.unflatten(1, (self.out_channels, self.out_points))
@@ -166,9 +164,10 @@ class EquivariantLinear(nn.Module):
             self.in_channels,
             self.out_channels,
             self.bias is not None,
-        ).to(self.weight)
+        )
+        layer.to(self.weight).train(self.training)
         with torch.no_grad():
-            layer.weight[:, layer.weight_ties.orbits] = self.weight_ties(self.weight)
+            layer.weight[:, layer.weight_ties.orbits] = self.weight_ties.spread(self.weight)
             if self.bias is not None and layer.bias is not None:
                 layer.bias[:, layer.bias_ties.orbits] = self.bias[:, self.bias_ties.orbits]
         return layer
@@ -179,37 +178,13 @@ class EquivariantLinear(nn.Module):
             f"of {self.out_channels}, {self.weight_ties.count} orbits"
         )
 
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; the tied weight is built anew."""
-        self._built = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Other dtypes and devices change the parameters' data, but not their versions.
-        self._built = None
-        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return moved
-
-    def _tied(self) -> tuple[Tensor, Tensor | None]:
-        parameters = [self.weight] if self.bias is None else [self.weight, self.bias]
-        fixed = not self.training and not torch.is_grad_enabled()
-        if not fixed or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
-            return self.dense()
-        versions = [(id(p), p._version) for p in parameters]
-        if self._built is None or self._built[0] != versions:
-            # The parameters are kept, so that no other ones can have their ids.
-            self._built = (versions, parameters, self.dense())
-        return self._built[2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": None}
-
 
 @final
-class _Ties(nn.Module):
+class _Ties:
     """Copies the block of each orbit to all of its points.
 
-    (rows, orbits, width) becomes (rows, points, width).
+    (rows, orbits, width) becomes (rows, points, width). It holds tables and no buffers, which
+    averaging, broadcasting or the meta device would change.
 
     Args:
         orbits: (points,) int64, the number of the orbit of each point.
@@ -217,24 +192,28 @@ class _Ties(nn.Module):
         width: The number of entries of each block in a row.
     """
 
-    orbits: Tensor
-    places: Tensor | None
-
     def __init__(self, orbits: Tensor, rows: int, width: int) -> None:
-        super().__init__()
         self.count = int(orbits.max()) + 1
-        self.register_buffer("orbits", orbits, persistent=False)
+        self.points = len(orbits)
+        self._shape = (rows, self.points, width)
+        self._orbits = Table(orbits)
+        self._places: Table | None = None
         # Short blocks are not worth a copy each: all entries are gathered one by one.
-        places = None
-        if width < SHORT_BLOCK:
+        if width < SHORT_BLOCK and math.prod(self._shape) <= MOST_PLACES:
             row = torch.arange(rows, device="cpu").view(-1, 1, 1) * self.count
             places = (row + orbits.view(1, -1, 1)) * width + torch.arange(width, device="cpu")
-        self.register_buffer("places", places, persistent=False)
+            self._places = Table(places.flatten())
 
-    def forward(self, entries: Tensor) -> Tensor:
-        if self.places is None:
-            return entries.index_select(1, self.orbits)
-        return entries.flatten().gather(0, self.places.flatten()).view(self.places.shape)
+    @property
+    def orbits(self) -> Tensor:
+        """(points,) int64, on the CPU."""
+        return self._orbits.host
+
+    def spread(self, entries: Tensor) -> Tensor:
+        """The entries of all points."""
+        if self._places is None:
+            return entries.index_select(1, self._orbits.on(entries.device))
+        return entries.flatten().gather(0, self._places.on(entries.device)).view(self._shape)
 
 
 class GroupPool(nn.Module, ABC):
@@ -247,29 +226,30 @@ class GroupPool(nn.Module, ABC):
         (B, n, channels) to (B, number of orbits, channels); one orbit for regular features.
 
     Raises:
-        TypeError: As :class:`EquivariantLinear`.
+        TypeError: As :class:`EquivariantLinear`, and in calls for features of another dtype.
         ValueError: As :class:`EquivariantLinear`.
     """
 
-    orbits: Tensor
-
     def __init__(self, action: Action) -> None:
         super().__init__()
-        points = _points(action, "action")
+        orbits = _orbits(_points(action, "action"))
         self.action = action
-        self.register_buffer("orbits", _orbits(points), persistent=False)
-        self.count = int(self.orbits.max()) + 1
+        self.count = int(orbits.max()) + 1
+        self._orbits = Table(orbits)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.action, TrivialAction):
-            x = x.unsqueeze(1)
-        if x.dim() != 3 or x.shape[1] != len(self.orbits):
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; give (B, {len(self.orbits)}, channels), one entry "
-                "per point"
-            )
-        places = self.orbits.view(1, -1, 1).expand_as(x)
-        return self.pool(x, places, x.new_zeros(x.shape[0], self.count, x.shape[2]))
+        own = () if isinstance(self.action, TrivialAction) else (len(self._orbits.host),)
+        if x.dim() != 2 + len(own) or x.shape[1:-1] != own:
+            dims = "".join(f"{n}, " for n in own)
+            raise ValueError(f"x has shape {tuple(x.shape)}; give (B, {dims}channels)")
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; pools need floating-point features")
+        x = x if own else x.unsqueeze(1)
+        places = self._orbits.on(x.device).view(1, -1, 1).expand_as(x)
+        # Sums of half precision overflow early.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        start = wide.new_zeros(x.shape[0], self.count, x.shape[2])
+        return self.pool(wide, places, start).to(x.dtype)
 
     @abstractmethod
     def pool(self, x: Tensor, places: Tensor, start: Tensor) -> Tensor:
@@ -326,11 +306,21 @@ class InvariantHead(nn.Sequential):
     def __init__(
         self, action: Action, in_channels: int, out_channels: int, hidden_channels: int
     ) -> None:
+        _points(action, "action")
+        _check_channels(
+            in_channels=in_channels, out_channels=out_channels, hidden_channels=hidden_channels
+        )
         super().__init__(
             EquivariantLinear(action, action, in_channels, hidden_channels),
             nn.ReLU(),
             EquivariantLinear(action, TrivialAction(action.group), hidden_channels, out_channels),
         )
+
+
+def _check_channels(**channels: int) -> None:
+    for name, count in channels.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count!r}; give a whole number of 1 or more")
 
 
 def _points(action: Action, name: str) -> Tensor:

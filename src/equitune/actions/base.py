@@ -210,6 +210,11 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
+    if not isinstance(embedding, Embedding):
+        raise TypeError(
+            f"embedding is a {type(embedding).__name__}; give that of a subgroup, such as "
+            "action.group.subgroup([1])"
+        )
     if embedding.group != action.group:
         raise ValueError(
             f"the embedding is one into a group of order {embedding.group.order}, but the action "

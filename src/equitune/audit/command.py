@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from equitune.actions import ImageAction
 from equitune.audit.checkpoints import is_checkpoint, load_checkpoint
 from equitune.audit.choices import GROUPS, WRAPPERS, wrap
 from equitune.audit.extras import require
-from equitune.audit.images import find_images, read_batches, read_image, spread
+from equitune.audit.images import check_images, find_images, read_batches, read_image, spread
 from equitune.audit.labels import Labels, labels_from_csv, labels_from_folders
 from equitune.audit.local import call_for_module
 from equitune.audit.measure import Audit, audit, count_classes
@@ -26,7 +27,7 @@ from equitune.wrappers import LambdaEquiTune
 
 __all__ = ["main"]
 
-PASSED, FAILED, MISUSED = 0, 1, 2
+PASSED, FAILED, MISUSED, BROKEN = 0, 1, 2, 3
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 where the plain model disagrees with itself more than is allowed, 2
-        where something that was asked for cannot be done.
+        where something that was asked for cannot be done, 3 where something else went wrong.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -47,14 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"equitune audit: error: {error}", file=sys.stderr)
         return MISUSED
+    except Exception:
+        # Python's own exit code would be that of the gate.
+        traceback.print_exc()
+        return BROKEN
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    if not arguments.report.absolute().parent.is_dir():
-        raise ValueError(f"report is {str(arguments.report)!r}, but there is no such folder")
+    if not arguments.report.absolute().parent.is_dir() or arguments.report.is_dir():
+        raise ValueError(
+            f"report is {str(arguments.report)!r}; give a file in a folder that exists"
+        )
     action = GROUPS[arguments.group]()
     found = find_images(arguments.images)
     paths = spread(found, arguments.limit)
+    check_images(paths)
     classifier = load_classifier(
         arguments.model,
         arguments.weights,
@@ -89,7 +97,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         return classifier.preprocessing.undo(read_image(paths[image], classifier.preprocessing))
 
     page = render_report(told, picture, facts=facts, class_names=class_names, worst=arguments.worst)
-    arguments.report.write_text(page, encoding="utf-8")
+    arguments.report.write_text(page, encoding="utf-8", errors="backslashreplace")
     print(f"report: {arguments.report}")
     return _gate(told, arguments.max_disagreement)
 
@@ -187,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs an image classifier, and equitune's wrappers around it, on all "
         "transformed copies of a folder of images; prints tables and writes a report.",
         epilog="Exit codes: 0; 1 if --max-disagreement is exceeded; 2 for errors in what was "
-        "asked for.",
+        "asked for; 3 for all others.",
         # An abbreviation would break when an option is added.
         allow_abbrev=False,
     )

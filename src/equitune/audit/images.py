@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from equitune.audit.extras import require
 
 __all__ = [
     "Preprocessing",
+    "check_images",
     "find_images",
+    "is_image",
     "plain_preprocessing",
     "read_batches",
     "read_image",
@@ -74,7 +77,7 @@ def plain_preprocessing(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; hidden files and folders are left out.
+    """All images below a folder, sorted; hidden files and folders are left out, links followed.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -82,13 +85,13 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"images is {str(folder)!r}, but there is no such folder")
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = sorted(
+        Path(place, name)
+        for place, folders, names in os.walk(folder, followlinks=True)
+        if _is_new(Path(place), folder, folders)
+        for name in names
+        if not name.startswith(".") and is_image(Path(place, name))
+    )
     if not found:
         raise ValueError(
             f"images is {str(folder)!r}, which holds no images; looked for "
@@ -97,8 +100,23 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file has the ending of an image."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _is_new(place: Path, root: Path, folders: list[str]) -> bool:
+    """Leaves hidden folders out of a walk, and links that lead back to where it came from."""
+    above = {(root / part).resolve() for part in place.relative_to(root).parents}
+    if place.resolve() in above:
+        folders.clear()
+        return False
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    return True
+
+
 def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
-    """At most ``limit`` of the images, evenly spaced, so that every class is met.
+    """At most ``limit`` of the images, evenly spaced, so that large classes are all met.
 
     Example:
         >>> from equitune.audit.images import spread
@@ -119,10 +137,32 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     pil, operations = (require(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
     try:
         with pil.open(path) as file:
-            image = operations.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, pil.DecompressionBombError) as error:
+            upright = operations.exif_transpose(file)
+            deep = upright.mode[0] in "IF"
+            image = upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    if deep:
+        raise ValueError(
+            f"{path} has more than 8 bits per pixel (mode {upright.mode}), of which a conversion "
+            "would cut the larger values off; convert it to 8 bits"
+        )
     return preprocessing.convert(image)
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Refuses files that are no images, before any work is done.
+
+    Raises:
+        ValueError: If a file is broken; the message names it.
+    """
+    pil = require("PIL.Image", "pillow")
+    for path in paths:
+        try:
+            with pil.open(path) as file:
+                file.verify()
+        except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def read_batches(

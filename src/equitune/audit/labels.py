@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import final
 
 import torch
 from torch import Tensor
+
+from equitune.audit.images import is_image
 
 __all__ = ["Labels", "labels_from_csv", "labels_from_folders"]
 
@@ -33,8 +36,8 @@ def labels_from_folders(
 ) -> Labels:
     """Takes the folders in ``root`` for classes, as torchvision's ``ImageFolder`` does.
 
-    They are found by name among the model's classes; where they are not, but there are as many of
-    them as classes, they stand for the classes in sorted order.
+    They are found by name among the model's classes. Where the model knows none of these names, and
+    there are as many folders as classes, they stand for the classes in sorted order.
 
     Args:
         root: The folder of folders.
@@ -43,7 +46,9 @@ def labels_from_folders(
         class_names: The names that the model has for them, if any.
 
     Raises:
-        ValueError: If an image lies in no folder, or the folders are not the classes.
+        ValueError: If an image lies in no folder, a folder has no image, or the folders are not
+            the classes: other ones, only some of them known by name, or numbers whose order as
+            words is another one.
     """
     places = [path.relative_to(root).parts for path in paths]
     loose = [path for path, parts in zip(paths, places, strict=True) if len(parts) < 2]
@@ -53,16 +58,31 @@ def labels_from_folders(
             f"directly in {root}; put the images in one folder per class, or give a CSV file"
         )
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-    if class_names is not None and set(folders) <= set(class_names):
+    empty = [name for name in folders if not any(is_image(p) for p in (root / name).rglob("*"))]
+    if empty:
+        raise ValueError(
+            f"labels: the folders {_first(empty)} hold no images, so that they may be no classes; "
+            "take them away, or give a CSV file"
+        )
+    known = [name for name in folders if name in (class_names or ())]
+    if class_names is not None and len(known) == len(folders):
         index = {name: _index_of(name, class_names) for name in folders}
+    elif known and class_names is not None:
+        other = next(name for name in folders if name not in known)
+        near = difflib.get_close_matches(other, class_names, n=3, cutoff=0.3)
+        raise ValueError(
+            f"labels: the model knows the classes {_first(known)}, but not {other!r}; near it: "
+            f"{near}; rename the folder, or give a CSV file"
+        )
     elif len(folders) == classes:
+        _refuse_numbers(folders)
         index = {name: i for i, name in enumerate(folders)}
         class_names = tuple(folders)
     else:
-        known = "" if class_names is None else ", and not all of them are names of its classes"
+        none = "" if class_names is None else ", and none of them is the name of one"
         raise ValueError(
             f"labels: {root} has {len(folders)} folders, but the model has {classes} classes"
-            f"{known}; give a CSV file with the columns image,label"
+            f"{none}; give a CSV file with the columns image,label"
         )
     return Labels(torch.tensor([index[parts[0]] for parts in places]), class_names)
 
@@ -91,13 +111,10 @@ def labels_from_csv(
         raise FileNotFoundError(f"labels is {str(file)!r}, but there is no such file")
     # A byte-order mark is what spreadsheets put first.
     with file.open(newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text)
-        if not {"image", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{file} has the columns {','.join(reader.fieldnames or ())}; it must have "
-                "image,label"
-            )
-        rows = [(Path(row["image"]).as_posix(), row["label"] or "") for row in reader]
+        try:
+            rows = _read_rows(csv.DictReader(text), file)
+        except (csv.Error, UnicodeError) as error:
+            raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     given = dict(rows)
     if len(given) < len(rows):
         raise ValueError(f"{file} has {len(rows)} rows for {len(given)} images; give one for each")
@@ -107,6 +124,35 @@ def labels_from_csv(
         raise ValueError(f"{file} has no label for {len(missing)} images: {_first(missing)}")
     indices = [_class_of(given[name], name, classes, class_names) for name in names]
     return Labels(torch.tensor(indices), class_names)
+
+
+def _read_rows(reader: csv.DictReader[str], file: Path) -> list[tuple[str, str]]:
+    columns = list(reader.fieldnames or ())
+    if any(columns.count(name) != 1 for name in ("image", "label")):
+        raise ValueError(
+            f"{file} has the columns {','.join(columns)}; it must have image,label, once each"
+        )
+    rows = []
+    for row in reader:
+        cells: dict[str | None, object] = {**row}
+        if None in cells or None in cells.values():
+            raise ValueError(
+                f"{file} has more or fewer cells than columns in line {reader.line_num}; put names "
+                "with a comma in quotes"
+            )
+        rows.append((Path(row["image"]).as_posix(), row["label"]))
+    return rows
+
+
+def _refuse_numbers(folders: Sequence[str]) -> None:
+    """Refuses numbers that stand in another order as words: 10 before 2."""
+    numbers = [int(name) for name in folders if name.isdecimal()]
+    if len(numbers) == len(folders) and numbers != sorted(numbers):
+        raise ValueError(
+            f"labels: the folders {_first(folders)} are numbers, and sorted as words, as "
+            "torchvision's ImageFolder does, they would not be the classes that they name; give "
+            "them leading zeros, or give a CSV file"
+        )
 
 
 def _class_of(label: str, image: str, classes: int, class_names: tuple[str, ...] | None) -> int:

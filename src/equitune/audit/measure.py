@@ -135,8 +135,8 @@ def audit(
 
     Raises:
         TypeError: If ``batches`` is a tensor or a model returns none.
-        ValueError: If there are no images, a model returns no logits (B, C), the plain model's
-            are not finite (the message names the image), or ``labels`` or ``names`` do not fit.
+        ValueError: If there are no images, a model returns no logits (B, C) or some that are not
+            finite (the message names the image), or ``labels`` or ``names`` do not fit.
 
     Example:
         >>> import torch
@@ -163,8 +163,7 @@ def audit(
                     # A copy, because a model may work in place on what it gets.
                     moved = action.transform(batch, g).clone(memory_format=torch.contiguous_format)
                     logits.append(_logits(module, moved, name).cpu().double())
-                    if module is model:
-                        _check_finite(logits[-1], seen, names, action.group.names[g])
+                    _check_finite(logits[-1], seen, names, f"{action.group.names[g]} ({name})")
                     if progress is not None:
                         progress(len(batch))
                 stack = torch.stack(logits)
@@ -221,7 +220,7 @@ def _check_finite(logits: Tensor, seen: int, names: Sequence[str] | None, elemen
     bad = (~logits.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if bad:
         image = seen + bad[0]
-        name = names[image] if names is not None else image
+        name = names[image] if names is not None and image < len(names) else image
         raise ValueError(
             f"the model's logits are not finite for image {name} under {element}; check the "
             "weights and the preprocessing"
@@ -235,7 +234,8 @@ def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
     try:
         for model in models:
             model.eval()
-        with torch.inference_mode():
+        # Not inference mode: what a model caches in it could not be used in training.
+        with torch.no_grad():
             yield
     finally:
         for module, training in flags.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from equitune.audit.checkpoints import build_fitting, is_checkpoint, load_checkpoint
@@ -183,7 +184,10 @@ def _load_transformers(request: Request) -> Classifier:
         weights = Path(request.weights).name
     else:
         _require_own(request)
-        inner, loading = kind.from_pretrained(request.name, output_loading_info=True)
+        # Images are in float32, whatever the checkpoint was stored in.
+        inner, loading = kind.from_pretrained(
+            request.name, output_loading_info=True, dtype=torch.float32
+        )
         if loading["missing_keys"]:
             raise ValueError(
                 f"{request.name} has no weights for {', '.join(sorted(loading['missing_keys']))}: "
