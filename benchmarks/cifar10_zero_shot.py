@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import record
-from cifar10 import data_folder, load_images, load_resnet, orientation_net
+from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import entropy, negative_max_probability
+from equitune.weights import ConvWeightNet
 from experiment import measure, train_weight_net
 
 NAME, SEED = "cifar10_zero_shot", 0
@@ -39,7 +40,7 @@ def main() -> None:
     images, labels = load_images(folder, "test")
     backbone, action = load_resnet(folder), ImageAction(c4())
     learned = LambdaEquiTune(
-        backbone, action, weight_net=orientation_net(), weight_input="layer2", chunk_size=CHUNK_SIZE
+        backbone, action, weight_net=ConvWeightNet(32), weight_input="layer2", chunk_size=CHUNK_SIZE
     )
     models: dict[str, nn.Module] = {
         "plain": backbone,

@@ -94,12 +94,3 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((-2, -1)))
-
-
-def orientation_net() -> nn.Sequential:
-    """A weight network on the activation of layer2, (N, 32, 16, 16): which way is up?"""
-    return nn.Sequential(
-        nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 16, 1),
-    )  # fmt: skip

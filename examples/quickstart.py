@@ -22,6 +22,7 @@ from tqdm import tqdm
 import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import negative_max_probability
+from equitune.weights import ConvWeightNet
 from experiment import Measured, measure, relative_times, train_weight_net
 
 matplotlib.use("Agg")
@@ -208,7 +209,7 @@ def on_cifar10(folder: Path, images: int, lambda_images: int, epochs: int, path:
     """The same with a pretrained ResNet-20, on real photographs."""
     test_images, test_labels = cifar10.load_images(folder, "test", images)
     train_images, train_labels = cifar10.load_images(folder, "train", lambda_images)
-    models = wrap(cifar10.load_resnet(folder), cifar10.orientation_net(), weight_input="layer2")
+    models = wrap(cifar10.load_resnet(folder), ConvWeightNet(32), weight_input="layer2")
     train_weight_net(models["LambdaEquiTune"], train_images, train_labels, epochs=epochs)
     measured = {
         name: measure(model, test_images, test_labels, name=name) for name, model in models.items()

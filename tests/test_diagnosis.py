@@ -368,6 +368,15 @@ def test_noise_around_zero():
     assert_invariant(nothing, torch.randn(9, 3, 32, 32), D4, atol=1e-2)
 
 
+def test_noise_in_one_tensor_does_not_explain_another():
+    def fn(x):
+        return {"noise": x.sum((-2, -1)) - x.cumsum(-1)[..., -1].sum(-1), "moves": x[:, :1]}
+
+    x = torch.randn(9, 3, 32, 32)
+    action = TreeAction({"noise": TrivialAction(d4()), "moves": TrivialAction(d4())})
+    assert "rounding noise" not in causes(fn, x, D4, action)
+
+
 def test_a_map_that_is_right_is_not_blamed(x):
     action = TreeAction({"l": TrivialAction(d4()), "m": D4})
     found = causes(lambda x: {"l": x[:, 0, 0], "m": x.relu()}, x, D4, action)

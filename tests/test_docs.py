@@ -23,6 +23,18 @@ def test_code_blocks_run(page, capsys):
         exec(compile(block.replace(*OFFLINE), str(page), "exec"), namespace)
 
 
+def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):
+    text = (ROOT / "docs" / "testing.md").read_text()
+    (shown,) = re.findall(r"prints\n\n```text\n(.*?)```", text, re.DOTALL)
+    namespace = {}
+    for block in BLOCK.findall(text):
+        exec(compile(block, "docs/testing.md", "exec"), namespace)
+        printed = capsys.readouterr().out
+        if "report.message()" in block:
+            break
+    assert printed.split() == shown.split()
+
+
 @pytest.mark.parametrize("page", render.PAGES, ids=lambda p: p.name)
 def test_tables_are_rendered_from_the_results(page):
     text = page.read_text()

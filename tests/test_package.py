@@ -26,6 +26,7 @@ LAYERS = (
 )
 # Below the wrappers, the later layers are beside each other.
 RANK = {
+    "checks": -1,
     "groups": 0,
     "actions": 1,
     "functional": 2,

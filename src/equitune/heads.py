@@ -20,6 +20,7 @@ from equitune.actions import Action, RegularFeatureAction, TrivialAction
 from equitune.actions.base import require_embedding
 from equitune.actions.permutation import IndexAction
 from equitune.actions.table import Table
+from equitune.checks import require_counts
 from equitune.groups import Embedding
 
 __all__ = ["EquivariantLinear", "GroupMaxPool", "GroupMeanPool", "GroupPool", "InvariantHead"]
@@ -91,7 +92,7 @@ class EquivariantLinear(nn.Module):
                 f"in_action is one of a group of order {in_action.group.order}, out_action one of "
                 f"a group of order {out_action.group.order}; give two actions of one group"
             )
-        _check_channels(in_channels=in_channels, out_channels=out_channels)
+        require_counts(in_channels=in_channels, out_channels=out_channels)
         self.in_action, self.out_action = in_action, out_action
         self.in_channels, self.out_channels = in_channels, out_channels
         # The pair (i, j) of an output and an input point is number i n + j.
@@ -307,7 +308,7 @@ class InvariantHead(nn.Sequential):
         self, action: Action, in_channels: int, out_channels: int, hidden_channels: int
     ) -> None:
         _points(action, "action")
-        _check_channels(
+        require_counts(
             in_channels=in_channels, out_channels=out_channels, hidden_channels=hidden_channels
         )
         super().__init__(
@@ -315,12 +316,6 @@ class InvariantHead(nn.Sequential):
             nn.ReLU(),
             EquivariantLinear(action, TrivialAction(action.group), hidden_channels, out_channels),
         )
-
-
-def _check_channels(**channels: int) -> None:
-    for name, count in channels.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count!r}; give a whole number of 1 or more")
 
 
 def _points(action: Action, name: str) -> Tensor:

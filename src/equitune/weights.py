@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from equitune.checks import require_counts
 from equitune.wrappers.lambda_equitune import OrbitWeightNet
 
 __all__ = ["AttentionWeightNet", "ConvWeightNet", "MlpWeightNet", "OrbitWeightNet"]
@@ -45,7 +46,7 @@ class MlpWeightNet(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int = 100) -> None:
         super().__init__()
-        _check_widths(in_features=in_features, hidden_features=hidden_features)
+        require_counts(in_features=in_features, hidden_features=hidden_features)
         self.in_features = in_features
         self.layers = nn.Sequential(
             nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
@@ -79,7 +80,7 @@ class ConvWeightNet(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int = 64, dropout: float = 0.3) -> None:
         super().__init__()
-        _check_widths(in_channels=in_channels, hidden_channels=hidden_channels)
+        require_counts(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels = in_channels
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, hidden_channels, 3, stride=2, padding=1),
@@ -128,7 +129,7 @@ class AttentionWeightNet(OrbitWeightNet):
 
     def __init__(self, in_features: int, hidden_features: int = 64, heads: int = 4) -> None:
         super().__init__()
-        _check_widths(in_features=in_features, hidden_features=hidden_features, heads=heads)
+        require_counts(in_features=in_features, hidden_features=hidden_features, heads=heads)
         if hidden_features % heads:
             raise ValueError(
                 f"hidden_features is {hidden_features} and heads is {heads}; give a multiple"
@@ -148,12 +149,6 @@ class AttentionWeightNet(OrbitWeightNet):
         seen, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         logits: Tensor = self.score(self.norm(tokens + seen)).squeeze(-1)
         return logits
-
-
-def _check_widths(**widths: int) -> None:
-    for name, width in widths.items():
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"{name} is {width!r}; give a whole number of 1 or more")
 
 
 def _check_features(features: Tensor, expected: int) -> None:
