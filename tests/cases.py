@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from equitune import (
     Action,
+    Canonicalize,
     EquiTune,
     EquiZero,
     ImageAction,
@@ -248,4 +249,5 @@ WRAPPERS: dict[str, Callable[..., nn.Module]] = {
     "LambdaEquiTune of a tapped activation": lambda *a: LambdaEquiTune(
         *a, weight_net=AnyWeightNet(), weight_input="features"
     ),
+    "Canonicalize": lambda *a: Canonicalize(*a, weight_net=AnyWeightNet()),
 }

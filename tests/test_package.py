@@ -21,28 +21,37 @@ LAYERS = (
     "losses",
     "weights",
     "heads",
+    "training",
     "testing",
     "audit",
+    "vision",
+    "viz",
 )
 # Below the wrappers, the later layers are beside each other.
 RANK = {
     "checks": -1,
+    "extras": -1,
     "groups": 0,
     "actions": 1,
     "functional": 2,
+    "cut": 2,
     "wrappers": 3,
     "losses": 4,
     "weights": 4,
     "heads": 4,
+    "training": 5,
     "testing": 5,
     "audit": 5,
+    "vision": 5,
+    "viz": 5,
 }
 
 
 def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
-        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command; "
+        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command, "
+        "equitune.vision, equitune.viz; "
         "new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"
     )
@@ -50,7 +59,7 @@ def test_the_core_needs_torch_alone():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     extras = {"torchvision", "transformers", "timm", "numpy", "matplotlib", "hypothesis", "sklearn",
-              "tqdm", "PIL", "safetensors", "pytest"}  # fmt: skip
+              "tqdm", "PIL", "safetensors", "pytest", "open_clip"}  # fmt: skip
     assert "equitune" in done.stdout
     assert not extras & set(ast.literal_eval(done.stdout))
 
@@ -91,7 +100,7 @@ def test_the_core_can_be_read_in_one_sitting():
                 if isinstance(node, kinds) and ast.get_docstring(node):
                     node.body.pop(0)
             lines += sum(1 for line in ast.unparse(tree).splitlines() if line.strip())
-    assert lines <= 1500
+    assert lines <= 1600
 
 
 def test_public_names_exist_and_are_documented():

@@ -26,6 +26,7 @@ from equitune.groups import (
     trivial,
 )
 from equitune.wrappers import (
+    Canonicalize,
     EquiTune,
     EquiZero,
     Explanation,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Canonicalize",
     "Drop",
     "Embedding",
     "EquiTune",

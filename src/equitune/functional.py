@@ -9,7 +9,14 @@ from torch import Tensor
 
 from equitune.actions import Action
 
-__all__ = ["orbit", "reynolds", "select_minimum", "weighted_mean", "weighted_reynolds"]
+__all__ = [
+    "can_be_averaged",
+    "orbit",
+    "reynolds",
+    "select_minimum",
+    "weighted_mean",
+    "weighted_reynolds",
+]
 
 
 def orbit(x: Any, action: Action) -> Any:
@@ -89,7 +96,7 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     Returns:
         (B, ...), in the dtype of ``stack``.
     """
-    if not (stack.is_floating_point() or stack.is_complex()):
+    if not can_be_averaged(stack):
         raise TypeError(
             f"outputs of dtype {stack.dtype} cannot be averaged over the group; return "
             "floating-point scores and take the decision afterwards, or mark the field with Drop()"
@@ -104,6 +111,11 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
     terms = torch.where(factors == 0, 0, factors * stack)
     return terms.sum(dim=0).to(stack.dtype)
+
+
+def can_be_averaged(outputs: Tensor) -> bool:
+    """Whether the mean of outputs of this dtype is one of this dtype."""
+    return outputs.is_floating_point() or outputs.is_complex()
 
 
 def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:

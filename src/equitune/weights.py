@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import final
+import copy
+from typing import Self, final
 
+import torch
 from torch import Tensor, nn
 
 from equitune.checks import require_counts
 from equitune.wrappers.lambda_equitune import OrbitWeightNet
+from equitune.wrappers.tap import Tap
 
-__all__ = ["AttentionWeightNet", "ConvWeightNet", "MlpWeightNet", "OrbitWeightNet"]
+__all__ = [
+    "AttentionWeightNet",
+    "ConvWeightNet",
+    "FrozenFeatures",
+    "MlpWeightNet",
+    "OnFeatures",
+    "OrbitWeightNet",
+]
 
 GRID = 4
 """The side of the grid that a convolutional network keeps, so that it knows where things are."""
@@ -148,6 +158,106 @@ class AttentionWeightNet(OrbitWeightNet):
         tokens = self.embed(features)
         seen, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         logits: Tensor = self.score(self.norm(tokens + seen)).squeeze(-1)
+        return logits
+
+
+@final
+class FrozenFeatures(nn.Module):
+    """What a network says or shows inside, from a frozen copy of it in eval mode.
+
+    In front of a weight network it keeps the weights steady while the network itself is
+    fine-tuned (second paper, section 5.2.1 and appendix D.4). See
+    :func:`equitune.training.with_frozen_features`.
+
+    Args:
+        network: The network; it is copied and not changed.
+        submodule: The dotted name of the submodule whose activation is read, or ``"output"`` for
+            what the network returns.
+        chunk_size: The most copies in one pass; None for no limit.
+
+    Shape:
+        (N, ...), what the network takes, to (N, ...), one tensor.
+
+    Raises:
+        TypeError: If the network is no module. Calls raise it if what is read is no tensor.
+        ValueError: If there is no such submodule, or ``chunk_size`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from equitune.weights import FrozenFeatures, MlpWeightNet
+        >>> network = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU())
+        >>> weight_net = torch.nn.Sequential(FrozenFeatures(network, "0"), MlpWeightNet(5))
+        >>> weight_net(torch.rand(3, 6)).shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self, network: nn.Module, submodule: str = "output", *, chunk_size: int | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
+        if chunk_size is not None:
+            require_counts(chunk_size=chunk_size)
+        self.submodule = submodule
+        self.chunk_size = chunk_size
+        self.extractor = copy.deepcopy(network).requires_grad_(False).eval()
+        self._tap = None if submodule == "output" else Tap(self.extractor, submodule, "submodule")
+        if self._tap is not None:
+            self._tap.attach(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; the copy stays in eval mode."""
+        super().train(mode)
+        self.extractor.eval()
+        return self
+
+    def forward(self, copies: Tensor) -> Tensor:
+        size = self.chunk_size
+        if size is None or len(copies) <= size:
+            return self._read(copies)
+        return torch.cat([self._read(piece) for piece in copies.split(size)])
+
+    def _read(self, copies: Tensor) -> Tensor:
+        if self._tap is not None:
+            return self._tap.read(lambda: self.extractor(copies))[1]
+        features = self.extractor(copies)
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"the network returns a {type(features).__name__}; give the name of a submodule "
+                "that returns a tensor"
+            )
+        return features
+
+
+@final
+class OnFeatures(OrbitWeightNet):
+    """A weight network that sees the whole orbit at once, on features of each copy.
+
+    Args:
+        extractor: Maps copies (N, ...) to features (N, ...), such as :class:`FrozenFeatures`.
+        weight_net: What reads the features, (|G|, B, ...), such as :class:`AttentionWeightNet`.
+
+    Shape:
+        (|G|, B, ...) to (|G|, B).
+
+    Raises:
+        TypeError: If ``weight_net`` sees single copies; put these two into an ``nn.Sequential``.
+    """
+
+    def __init__(self, extractor: nn.Module, weight_net: OrbitWeightNet) -> None:
+        super().__init__()
+        if not isinstance(weight_net, OrbitWeightNet):
+            raise TypeError(
+                f"weight_net is a {type(weight_net).__name__}, which sees single copies; give "
+                "LambdaEquiTune an nn.Sequential(extractor, weight_net)"
+            )
+        self.extractor = extractor
+        self.weight_net = weight_net
+
+    def forward(self, stack: Tensor) -> Tensor:
+        features: Tensor = self.extractor(stack.flatten(0, 1))
+        logits: Tensor = self.weight_net(features.unflatten(0, stack.shape[:2]))
         return logits
 
 

@@ -78,9 +78,14 @@ class Action(ABC):
         """
         elements = self._elements(elements)
         self._check_stack(y, elements)
-        return torch.stack(
-            [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
-        )
+        undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
+        for g, moved in zip(elements, undone, strict=True):
+            if moved.shape != undone[0].shape:
+                raise ValueError(
+                    f"y has entries of shape {tuple(y.shape[1:])}, but undoing element {g} gives "
+                    f"{tuple(moved.shape)}: they are no square images; check the action"
+                )
+        return torch.stack(undone)
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
@@ -244,7 +249,8 @@ def _require_tensor(x: object, name: str, action: Action) -> Tensor:
         raise TypeError(
             f"{name} is a {type(x).__name__}, but {type(action).__name__} acts on one tensor; "
             "for dicts, tuples, dataclasses and model outputs give a "
-            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined"
+            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined; "
+            "for a list of detections per image there is equitune.vision.PaddedDetections"
         )
     if x.dim() == 0:
         raise ValueError(f"{name} is a scalar; actions act on batches of shape (B, ...)")

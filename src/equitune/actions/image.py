@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from equitune.actions.base import Action, dimension, require_embedding, require_group
+from equitune.actions.permutation import PermutationAction
 from equitune.actions.table import Table
+from equitune.checks import require_counts
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
 
 __all__ = ["ImageAction", "VectorFieldAction"]
@@ -71,6 +73,40 @@ class ImageAction(Action):
     def rotation_180(cls, dims: tuple[int, int] = (-2, -1)) -> ImageAction:
         """The group of order 2 that rotates by 180 degrees."""
         return cls(cyclic(2), (0, ROTATION_180), dims)
+
+    def on_tokens(self, height: int, width: int, prefix: int = 1) -> PermutationAction:
+        """The matching action on the tokens of a grid of patches, as in a vision transformer.
+
+        Args:
+            height: The number of rows of patches.
+            width: The number of patches in a row; the patches stand row by row.
+            prefix: How many tokens stand before them and do not move, such as the class token.
+
+        Returns:
+            An action on (B, prefix + height * width, D).
+
+        Raises:
+            ValueError: If a count is wrong, or rows and columns differ in number and are exchanged.
+
+        Example:
+            >>> from equitune import ImageAction, c4
+            >>> ImageAction(c4()).on_tokens(2, 2).permutations[1]
+            (0, 3, 1, 4, 2)
+        """
+        require_counts(height=height, width=width)
+        if prefix < 0:
+            raise ValueError(f"prefix is {prefix}; give the number of tokens before the patches")
+        grid = torch.arange(height * width, device="cpu").view(1, height, width)
+        pixels = ImageAction(self.group, self.elements)
+        if len(pixels.shape_classes(grid)) > 1:
+            raise ValueError(
+                f"the grid of patches is {height} x {width}, and the group exchanges rows and "
+                "columns; use square images, or restrict the group to flips and half turns"
+            )
+        # What comes to a place from where, turned round: where a token goes.
+        moves = pixels.orbit(grid).flatten(1).argsort(dim=1) + prefix
+        fixed = torch.arange(prefix, device="cpu").expand(self.group.order, prefix)
+        return PermutationAction(self.group, torch.cat([fixed, moves], dim=1), dim=-2)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self.check(x, g)

@@ -50,6 +50,37 @@ class ProductAction(Action):
         pairs = itertools.product(first.group.elements, second.group.elements)
         self._set_pairs(tuple(pairs))
 
+    @classmethod
+    def simultaneous(cls, first: Action, second: Action) -> ProductAction:
+        """One group acting by both actions at once: g x = first_g(second_g x).
+
+        Such as maps of scores whose pixels move while left and right labels are exchanged.
+
+        Args:
+            first: An action of a group.
+            second: Another one of the same group, which commutes with the first.
+
+        Raises:
+            ValueError: If the groups differ, the actions do not commute, or cannot act on one
+                tensor.
+
+        Example:
+            >>> from equitune import ImageAction, PermutationAction, ProductAction
+            >>> flip = ImageAction.horizontal_flip()
+            >>> sides = PermutationAction(flip.group, [(0, 1, 2), (0, 2, 1)], dim=-3)
+            >>> ProductAction.simultaneous(flip, sides).group.order
+            2
+        """
+        groups = [getattr(action, "group", None) for action in (first, second)]
+        if groups[0] != groups[1]:
+            raise ValueError(f"the actions are of {groups[0]} and {groups[1]}; give one group")
+        _check_commuting(first, second)
+        diagonal = object.__new__(cls)
+        diagonal.group = first.group
+        diagonal.first, diagonal.second = first, second
+        diagonal._set_pairs(tuple((g, g) for g in first.group.elements))
+        return diagonal
+
     def _set_pairs(self, pairs: tuple[tuple[int, int], ...]) -> None:
         self._pairs = pairs
         self._table = Table(torch.tensor(pairs, device="cpu").T)

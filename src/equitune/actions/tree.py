@@ -16,6 +16,8 @@ __all__ = ["Drop", "TreeAction"]
 
 Key = str | int
 
+LISTS = "; for a list of detections per image there is equitune.vision.PaddedDetections"
+
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ class TreeAction(Action):
                 raise ValueError(
                     f"the TreeAction has an action for {key!r}, but {name} is a "
                     f"{type(x).__name__} with the fields {list(fields)}"
+                    + (LISTS if isinstance(x, list) else "")
                 )
         for key, value in fields.items():
             found = self._actions.get(key)

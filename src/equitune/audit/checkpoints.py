@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from equitune.audit.extras import require
+from equitune.extras import require
 
 __all__ = ["build_fitting", "is_checkpoint", "load_checkpoint", "read_checkpoint"]
 

@@ -15,7 +15,6 @@ import equitune
 from equitune.actions import ImageAction
 from equitune.audit.checkpoints import is_checkpoint, load_checkpoint
 from equitune.audit.choices import GROUPS, WRAPPERS, wrap
-from equitune.audit.extras import require
 from equitune.audit.images import check_images, find_images, read_batches, read_image, spread
 from equitune.audit.labels import Labels, labels_from_csv, labels_from_folders
 from equitune.audit.local import call_for_module
@@ -23,6 +22,7 @@ from equitune.audit.measure import Audit, audit, count_classes
 from equitune.audit.models import Classifier, load_classifier
 from equitune.audit.report import render_report
 from equitune.audit.table import elements_table, models_table
+from equitune.extras import require
 from equitune.wrappers import LambdaEquiTune
 
 __all__ = ["main"]

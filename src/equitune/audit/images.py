@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune.audit.extras import require
+from equitune.extras import require
 
 __all__ = [
     "Preprocessing",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune.audit.checkpoints import build_fitting, is_checkpoint, load_checkpoint
-from equitune.audit.extras import require
 from equitune.audit.images import Preprocessing, plain_preprocessing
 from equitune.audit.local import call_for_module
+from equitune.extras import require
 
 __all__ = ["FAMILIES", "Classifier", "Request", "load_classifier"]
 

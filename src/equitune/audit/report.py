@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from equitune.audit.extras import require
 from equitune.audit.measure import Audit
 from equitune.audit.table import Table, elements_table, models_table
+from equitune.extras import require
 
 __all__ = ["render_report"]
 

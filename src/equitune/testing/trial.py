@@ -18,6 +18,7 @@ from equitune.groups import FiniteGroup
 from equitune.testing.batches import check_batch, copied, one_element_each, tensors_of
 from equitune.testing.comparison import Gap, Tolerance
 from equitune.testing.layers import Layers
+from equitune.wrappers import Symmetrizer
 
 __all__ = ["Trial", "run_trial"]
 
@@ -40,6 +41,8 @@ class Trial:
         repeat_gap: How far a second fn(x) is from the first.
         draws: Whether torch's random numbers were used.
         layers: The layers of fn that can break a symmetry; looked at only if something differs.
+        cut: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves its
+            activation: the name of that submodule.
     """
 
     input_action: Action
@@ -54,6 +57,7 @@ class Trial:
     repeat_gap: Gap
     draws: bool
     layers: Layers
+    cut: str | None
 
     @property
     def group(self) -> FiniteGroup:
@@ -150,7 +154,7 @@ def run_trial(
     draws = not torch.equal(torch.get_rng_state(), state)
     trial = Trial(
         input_action, act, x, tolerance, reference, outputs, gaps, each, mixed_gap, repeat_gap,
-        draws, layers,
+        draws, layers, _cut_of(fn),
     )  # fmt: skip
     _check_visible(trial)
     return trial
@@ -177,6 +181,12 @@ def invariance_of(output: Any, group: FiniteGroup) -> Action:
             "structure of tensors"
         )
     return TreeAction(actions)
+
+
+def _cut_of(fn: object) -> str | None:
+    if isinstance(fn, Symmetrizer) and not isinstance(fn.output_action, TrivialAction):
+        return fn.at
+    return None
 
 
 def check_arguments(fn: object, x: Any, input_action: object, output_action: object | None) -> None:

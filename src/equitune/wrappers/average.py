@@ -21,10 +21,13 @@ class EquiTune(Symmetrizer):
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor.
         chunk_size: The most copies in one pass of the backbone; None for no limit.
+        at: The dotted name of a submodule of the backbone up to whose output it is symmetrised,
+            with ``output_action`` the action there; the rest runs once, on the result.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the actions are of different groups, or ``chunk_size`` is below 1. Calls
+        ValueError: If the actions are of different groups, ``chunk_size`` is below 1 or the
+            backbone cannot be cut at ``at``. Calls
             raise it for a tensor argument without an action, or shapes that do not fit.
 
     Example:

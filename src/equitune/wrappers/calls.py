@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -40,8 +40,8 @@ class MovedCall:
         """The stacks (E, B, ...) of all moved tensors."""
         return [action.orbit(leaf, elements) for action, leaf in self.leaves]
 
-    def run(self, backbone: nn.Module, copies: Sequence[Tensor]) -> Any:
-        """Calls the backbone with other tensors in the places of the moved ones."""
+    def run(self, backbone: Callable[..., Any], copies: Sequence[Tensor]) -> Any:
+        """Calls the backbone, or a part of it, with other tensors in the moved ones' places."""
         args, kwargs, start = list(self.args), dict(self.kwargs), 0
         for key, action in self.moved.items():
             place: Any = args if isinstance(key, int) else kwargs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.functional import select_minimum, weighted_mean
+from equitune.functional import can_be_averaged, select_minimum, weighted_mean
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer, in_group_order
 
 __all__ = ["EquiZero"]
@@ -32,7 +32,8 @@ class EquiZero(Symmetrizer):
     """The copy with the smallest proxy loss, equizero (second paper, equation 2).
 
     f(x) = g*^-1 M(g* x), where g* minimises the proxy loss l(M(gx)). Several minimisers share
-    the weight, so that inputs that are symmetric themselves stay equivariant.
+    the weight, so that inputs that are symmetric themselves stay equivariant. Integer outputs,
+    such as the labels of detections, cannot be shared: those of the first minimiser count.
 
     Args:
         backbone: The module M.
@@ -51,6 +52,7 @@ class EquiZero(Symmetrizer):
             Default by the dtype of the raw outputs: 1e-9 for float64, 1e-5 for float32, 5e-3 for
             float16, 3e-2 for bfloat16.
         chunk_size: The most copies in one pass of the backbone; None for no limit.
+        at: As for :class:`EquiTune`; the proxy loss then reads the activation there.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -77,8 +79,9 @@ class EquiZero(Symmetrizer):
         gradient: Gradient | None = "equitune",
         tie_tolerance: float | None = None,
         chunk_size: int | None = None,
+        at: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size)
+        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
         if not callable(proxy_loss):
             raise TypeError(
                 f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
@@ -125,6 +128,10 @@ class EquiZero(Symmetrizer):
         return _at_least_float32(losses)
 
     def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None and not can_be_averaged(stack):
+            # Decisions, such as the labels of detections, cannot be shared: the first one counts.
+            first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
+            return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
         selected = weighted_mean(stack, weights)
         if self.gradient == "selected":
             return selected

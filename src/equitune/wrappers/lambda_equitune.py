@@ -13,7 +13,7 @@ from equitune.actions import Action
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer, in_group_order
 from equitune.wrappers.tap import Tap
 
-__all__ = ["LambdaEquiTune", "OrbitWeightNet"]
+__all__ = ["LambdaEquiTune", "OrbitWeightNet", "check_weight_net", "orbit_logits"]
 
 
 class OrbitWeightNet(nn.Module, ABC):
@@ -54,6 +54,7 @@ class LambdaEquiTune(Symmetrizer):
             the raw outputs M(gx); or the dotted name of a submodule of the backbone, whose
             activation is then read in the pass that runs anyway.
         chunk_size: The most copies in one pass of the backbone; None for no limit.
+        at: As for :class:`EquiTune`; ``"output"`` is then the activation there.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -83,13 +84,10 @@ class LambdaEquiTune(Symmetrizer):
         weight_net: nn.Module,
         weight_input: str = "input",
         chunk_size: int | None = None,
+        at: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size)
-        if not isinstance(weight_net, nn.Module):
-            raise TypeError(
-                f"weight_net is a {type(weight_net).__name__}; give a torch.nn.Module that returns "
-                "one logit per copy"
-            )
+        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
+        check_weight_net(weight_net)
         if not isinstance(weight_input, str):
             raise TypeError(
                 f"weight_input is a {type(weight_input).__name__}; give 'input', 'output' or the "
@@ -112,14 +110,8 @@ class LambdaEquiTune(Symmetrizer):
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
-        if isinstance(self.weight_net, OrbitWeightNet):
-            stack = in_group_order(seen, passes, f"weight_input {self.weight_input!r}")
-            logits = self.weight_net(stack)
-            self._check_logits(logits, stack, (stack.shape[:2],))
-        else:
-            logits = in_group_order([self._score(s) for s in seen], passes, "weight_net")
-        # In float32 or higher, whatever autocast or the backbone work in.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        name = f"weight_input {self.weight_input!r}"
+        logits = orbit_logits(self.weight_net, seen, passes, name)
         return logits.softmax(dim=0), logits
 
     def _seen(self, orbit: OrbitPass) -> Tensor:
@@ -129,18 +121,42 @@ class LambdaEquiTune(Symmetrizer):
             return orbit.tapped
         return orbit.outputs[0][1]
 
-    def _score(self, stack: Tensor) -> Tensor:
-        copies = stack.flatten(0, 1)
-        logits: Tensor = self.weight_net(copies)
-        self._check_logits(logits, copies, (copies.shape[:1], (copies.shape[0], 1)))
-        return logits.reshape(stack.shape[:2])
 
-    def _check_logits(
-        self, logits: Tensor, seen: Tensor, shapes: tuple[tuple[int, ...], ...]
-    ) -> None:
-        if not isinstance(logits, Tensor) or logits.shape not in shapes:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
-                f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"
-            )
+def orbit_logits(
+    weight_net: nn.Module, seen: list[Tensor], passes: list[OrbitPass], name: str
+) -> Tensor:
+    """The logits (|G|, B) of what a weight network sees in each pass, in float32 or higher."""
+    if isinstance(weight_net, OrbitWeightNet):
+        stack = in_group_order(seen, passes, name)
+        logits = weight_net(stack)
+        _check_logits(logits, stack, (stack.shape[:2],))
+    else:
+        logits = in_group_order([_score(weight_net, s) for s in seen], passes, "weight_net")
+    # Whatever autocast or the backbone work in.
+    wide: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide
+
+
+def check_weight_net(weight_net: object) -> None:
+    """Refuses what is no module."""
+    if not isinstance(weight_net, nn.Module):
+        raise TypeError(
+            f"weight_net is a {type(weight_net).__name__}; give a torch.nn.Module that returns "
+            "one logit per copy"
+        )
+
+
+def _score(weight_net: nn.Module, stack: Tensor) -> Tensor:
+    copies = stack.flatten(0, 1)
+    logits: Tensor = weight_net(copies)
+    _check_logits(logits, copies, (copies.shape[:1], (copies.shape[0], 1)))
+    return logits.reshape(stack.shape[:2])
+
+
+def _check_logits(logits: Tensor, seen: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if not isinstance(logits, Tensor) or logits.shape not in shapes:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
+            f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
+from equitune.cut import Cut
 from equitune.functional import weighted_mean
 from equitune.wrappers.calls import InputActions, MovedCall
 from equitune.wrappers.tap import Tap
@@ -101,6 +102,7 @@ class OrbitModule(nn.Module, ABC):
         self.chunk_size = _check_chunk_size(chunk_size)
         self.backbone = backbone
         self._tap: Tap | None = None
+        self._cut: Cut | None = None
         # The parameters to give their gradients back to; None while nothing is frozen.
         self._thawed: tuple[str, ...] | None = None
         self._prepare_actions()
@@ -149,6 +151,9 @@ class OrbitModule(nn.Module, ABC):
         super().train(mode)
         if self._thawed is not None:
             self.backbone.eval()
+        if self._cut is not None:
+            # Now, because compiled code cannot.
+            self._cut.prepare()
         return self
 
     def extra_repr(self) -> str:
@@ -201,15 +206,11 @@ class OrbitModule(nn.Module, ABC):
         self, call: MovedCall, copies: list[Tensor]
     ) -> tuple[Any, list[tuple[Action, Tensor]], Tensor | None]:
         tapped = None
+        part = self.backbone if self._cut is None else self._cut.first
         if self._tap is None:
-            output = call.run(self.backbone, copies)
+            output = call.run(part, copies)
         else:
-            self._tap.open()
-            try:
-                output = call.run(self.backbone, copies)
-            finally:
-                seen = self._tap.close()
-            tapped = self._tap.only(seen)
+            output, tapped = self._tap.read(lambda: call.run(part, copies))
         leaves = self.output_action.flatten(output, "the backbone's output")
         for tensor in [leaf for _, leaf in leaves] + ([] if tapped is None else [tapped]):
             if tensor.shape[:1] != copies[0].shape[:1]:
@@ -247,7 +248,16 @@ class OrbitModule(nn.Module, ABC):
         """Undoes the output action, combines the copies of each tensor, restores the structure."""
         combined = []
         for k, (action, _) in enumerate(passes[0].outputs):
-            parts = [action.inverse_orbit(p.outputs[k][1], p.elements) for p in passes]
+            try:
+                parts = [action.inverse_orbit(p.outputs[k][1], p.elements) for p in passes]
+            except ValueError as error:
+                if self._cut is None:
+                    raise
+                raise ValueError(
+                    f"at is {self._cut.name!r}, whose activation output_action cannot move: "
+                    f"{error}; give the action of that activation, or None where it shall be "
+                    "invariant"
+                ) from error
             combined.append(combine(in_group_order(parts, passes, "the output")))
         return self.output_action.unflatten(passes[0].template, combined)
 
@@ -256,10 +266,42 @@ class Symmetrizer(OrbitModule):
     """A weighted Reynolds operator over the orbit: f(x) = sum_g w_g(x) g^-1 M(gx).
 
     Subclasses say how they weigh.
+
+    Args:
+        backbone: As for :class:`OrbitModule`.
+        input_action: As for :class:`OrbitModule`.
+        output_action: As for :class:`OrbitModule`; with ``at``, how the group acts on the
+            activation there.
+        chunk_size: As for :class:`OrbitModule`.
+        at: The dotted name of a submodule of the backbone, up to whose output it is symmetrised;
+            the rest then runs once, on the result. None for the whole backbone. An invariant
+            activation is always exact; one that moves is exact where the rest is invariant or
+            equivariant itself, which ``equitune.testing.assert_equivariant`` tells.
+
+    Raises:
+        TypeError: As :class:`OrbitModule`.
+        ValueError: As :class:`OrbitModule`, and where the backbone cannot be cut at ``at``.
     """
 
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        chunk_size: int | None = None,
+        at: str | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size)
+        self._cut = None if at is None else Cut(backbone, at)
+
+    @property
+    def at(self) -> str | None:
+        """The submodule up to which the backbone is symmetrised; None for the whole of it."""
+        return None if self._cut is None else self._cut.name
+
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
-        return self._evaluate(self._bind(x, args, kwargs))[0]
+        return self._finish(self._evaluate(self._bind(x, args, kwargs))[0])
 
     def explain(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Explanation:
         """Calls the wrapper as ``forward`` does, and says how it came to its output.
@@ -272,7 +314,7 @@ class Symmetrizer(OrbitModule):
         if weights is None:
             order, (_, leaf) = self.group.order, self.output_action.flatten(output)[0]
             weights = leaf.new_full((order, call.batch_size), 1 / order, dtype=leaf.real.dtype)
-        return Explanation(output, weights, scores, weights.argmax(dim=0))
+        return Explanation(self._finish(output), weights, scores, weights.argmax(dim=0))
 
     @abstractmethod
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
@@ -287,6 +329,9 @@ class Symmetrizer(OrbitModule):
         weights, scores = self.weigh(passes)
         output = self._combine_copies(passes, lambda stack: self.combine(stack, weights))
         return output, weights, scores
+
+    def _finish(self, output: Any) -> Any:
+        return output if self._cut is None else self._cut.rest(output)
 
 
 def in_group_order(parts: Sequence[Tensor], passes: list[OrbitPass], name: str) -> Tensor:

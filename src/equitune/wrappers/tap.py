@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import weakref
+from collections.abc import Callable
 from typing import Any, final
 
 from torch import Tensor, nn
+
+from equitune.cut import find_submodule
 
 __all__ = ["Tap"]
 
@@ -22,24 +24,18 @@ class Tap:
     Args:
         backbone: The module to look into.
         name: The dotted name of a submodule of it.
+        argument: The user's name of that argument, for messages.
 
     Raises:
         ValueError: If there is no such submodule.
     """
 
-    def __init__(self, backbone: nn.Module, name: str) -> None:
-        modules = dict(backbone.named_modules(remove_duplicate=False))
-        if name not in modules or name == "":
-            known = [known for known in modules if known]
-            near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
-            raise ValueError(
-                f"weight_input is {name!r}, but the backbone has no submodule of that name; give "
-                f"'input', 'output' or the dotted name of a submodule, such as {near}"
-            )
+    def __init__(self, backbone: nn.Module, name: str, argument: str = "weight_input") -> None:
+        self._module = find_submodule(backbone, name, argument, "'input', 'output' or ")
         self.name = name
+        self._argument = argument
         self._open = False
         self._seen: list[Any] = []
-        self._module = modules[name]
 
     def attach(self, owner: object) -> None:
         """Puts the hook on the submodule, until the owner is gone."""
@@ -51,26 +47,22 @@ class Tap:
         if self._open:
             self._seen.append(output.clone() if isinstance(output, Tensor) else output)
 
-    def open(self) -> None:
-        """Starts to copy."""
-        self._seen = []
-        self._open = True
-
-    def close(self) -> list[Any]:
-        """Stops, and gives what the submodule has returned since; nothing is kept."""
-        seen, self._seen, self._open = self._seen, [], False
-        return seen
-
-    def only(self, seen: list[Any]) -> Tensor:
-        """The one tensor that a pass must have left."""
+    def read(self, run: Callable[[], Any]) -> tuple[Any, Tensor]:
+        """Runs a pass; what it returns, and the one tensor that the submodule must return in it."""
+        self._seen, self._open = [], True
+        try:
+            output = run()
+        finally:
+            # Nothing is kept between calls.
+            seen, self._seen, self._open = self._seen, [], False
         if len(seen) != 1:
             raise ValueError(
-                f"weight_input: the submodule {self.name!r} ran {len(seen)} times in one pass of "
-                "the backbone; tap one that runs once"
+                f"{self._argument}: the submodule {self.name!r} ran {len(seen)} times in one pass "
+                "of the backbone; give one that runs once"
             )
         if not isinstance(seen[0], Tensor):
             raise TypeError(
-                f"weight_input: the submodule {self.name!r} returns a {type(seen[0]).__name__}; "
-                "tap one that returns a tensor"
+                f"{self._argument}: the submodule {self.name!r} returns a "
+                f"{type(seen[0]).__name__}; give one that returns a tensor"
             )
-        return seen[0]
+        return output, seen[0]

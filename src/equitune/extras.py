@@ -1,4 +1,4 @@
-"""Packages that the audit needs and the core does not: imported where they are used."""
+"""Packages that some parts need and the core does not: imported where they are used."""
 
 from __future__ import annotations
 

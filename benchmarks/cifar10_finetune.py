@@ -1,0 +1,59 @@
+"""One epoch of fine-tuning on CIFAR-10, tested on rotated images: plain, c4 and d4 equi-tuning.
+
+The form of Table 3 of the first paper, with CIFAR ResNets. Runs that are done are kept, so that an
+interrupted benchmark goes on. The default number of training images is what two CPU cores manage.
+
+    EQUITUNE_DATA=... python benchmarks/cifar10_finetune.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import nn
+
+import cifar10
+from finetuning import Recipe, Run, Split, benchmark, runs
+
+NAME = "cifar10_finetune"
+RECIPE = Recipe(epochs=1, batch_size=10, learning_rate=3e-4, measured_batch=250)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depths", nargs="+", type=int, default=[20, 56])
+    parser.add_argument("--train-images", nargs="+", type=int, default=[10000, 5000],
+                        help="for each depth; 50000 is the whole training set")  # fmt: skip
+    parser.add_argument("--test-images", type=int, default=2500)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    if len(arguments.train_images) != len(arguments.depths):
+        parser.error("give as many --train-images as --depths")
+    folder = cifar10.data_folder()
+    if folder is None:
+        raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
+    counts = {
+        f"resnet{depth}": count
+        for depth, count in zip(arguments.depths, arguments.train_images, strict=True)
+    }
+    images, labels = cifar10.load_images(folder, "train", max(counts.values()))
+    test = Split(*cifar10.load_images(folder, "test", arguments.test_images))
+
+    def load(run: Run) -> tuple[nn.Module, Split]:
+        backbone = cifar10.load_resnet(folder, int(run.model.removeprefix("resnet")))
+        count = counts[run.model]
+        return backbone, Split(images[:count], labels[:count])
+
+    benchmark(
+        NAME,
+        "python benchmarks/cifar10_finetune.py",
+        runs(list(counts), arguments.seeds),
+        load,
+        test,
+        RECIPE,
+        {"train_images": counts},
+    )
+
+
+if __name__ == "__main__":
+    main()

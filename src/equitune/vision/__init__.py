@@ -1,0 +1,23 @@
+"""Kits for images: boxes, keypoints and labels, detectors, CLIP as a zero-shot classifier."""
+
+from equitune.vision.coordinates import BoxAction, BoxFormat, KeypointAction, label_swaps
+from equitune.vision.detections import AbsoluteCoordinates, PaddedDetections, RelativeCoordinates
+from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
+from equitune.vision.prompts import DEFAULT_TEMPLATES, PHOTO_TEMPLATES, embed_classes
+from equitune.vision.zero_shot import ZeroShotClassifier
+
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "PHOTO_TEMPLATES",
+    "AbsoluteCoordinates",
+    "BoxAction",
+    "BoxFormat",
+    "ImageTextLoss",
+    "KeypointAction",
+    "PaddedDetections",
+    "RelativeCoordinates",
+    "UnitEmbeddings",
+    "ZeroShotClassifier",
+    "embed_classes",
+    "label_swaps",
+]

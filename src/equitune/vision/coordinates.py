@@ -1,0 +1,287 @@
+"""How boxes, keypoints and labels move when an image is rotated or flipped."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from equitune.actions import Action, ImageAction, PermutationAction
+from equitune.actions.base import dimension, require_embedding
+from equitune.actions.table import Table
+from equitune.checks import require_counts
+from equitune.groups import Embedding
+
+__all__ = ["BoxAction", "BoxFormat", "KeypointAction", "label_swaps"]
+
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+FORMATS = ("xyxy", "xywh", "cxcywh")
+Size = tuple[float, float]
+Move = tuple[int, int]
+"""Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
+
+
+class CoordinateAction(Action):
+    """Moves coordinates: each new one is an old one, or the size of the image minus an old one."""
+
+    images: ImageAction
+    image_size: Size | None
+    _sources: Table
+    _signs: Table
+    _offsets: Table
+
+    def _set(self, images: ImageAction, image_size: Size | None) -> None:
+        if not isinstance(images, ImageAction):
+            raise TypeError(
+                f"images is a {type(images).__name__}; give the action on the images, such as "
+                "ImageAction(d4())"
+            )
+        self.group = images.group
+        self.images = images
+        self.image_size = _check_size(images, image_size)
+        height, width = self.image_size or (1.0, 1.0)
+        rows = [self._row(_moves(element), (width, height)) for element in images.elements]
+        sources, signs, offsets = zip(*rows, strict=True)
+        self._sources = Table(torch.tensor(sources, device="cpu"))
+        self._signs = Table(torch.tensor(signs, dtype=torch.float64, device="cpu"))
+        self._offsets = Table(torch.tensor(offsets, dtype=torch.float64, device="cpu"))
+
+    @abstractmethod
+    def _row(
+        self, moves: tuple[Move, Move], size: Size
+    ) -> tuple[list[int], list[int], list[float]]:
+        """For one element: the source, sign and offset of each entry."""
+
+    def _move(self, x: Tensor, g: int | Tensor) -> Tensor:
+        """Moves the entries along the last dimension."""
+        shape = [1] * (x.dim() - 1) + [-1]
+        if isinstance(g, Tensor):
+            shape[0] = x.shape[0]
+        sources, signs, offsets = (
+            table.on(x.device)[g].view(shape)
+            for table in (self._sources, self._signs, self._offsets)
+        )
+        return x.gather(-1, sources.expand_as(x)) * signs.to(x.dtype) + offsets.to(x.dtype)
+
+    def _check_coordinates(self, x: Tensor, g: int | Tensor, last: tuple[int, ...]) -> None:
+        self.check(x, g)
+        if x.dim() < 2 or x.shape[-1] not in last:
+            given = " or ".join(map(str, last))
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but {type(self).__name__} moves the {given} "
+                "numbers along the last dimension"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; give floating-point coordinates")
+
+
+@final
+class BoxAction(CoordinateAction):
+    """Moves boxes (B, ..., 4) with the image that they are in.
+
+    x points to the right and y downwards, from the top left corner of the image, whose edges are
+    at 0 and at its size. Boxes keep their format: after a rotation the first corner is again the
+    top left one.
+
+    Args:
+        images: How the group moves the images.
+        box_format: ``"xyxy"``, two corners; ``"xywh"``, a corner, width and height; ``"cxcywh"``,
+            the middle, width and height; as in ``torchvision.ops.box_convert``.
+        image_size: (H, W) for boxes in pixels; None for boxes relative to the size of the image,
+            in [0, 1]. Images that are not square change their size when they are rotated by 90
+            degrees: their boxes have to be relative, see
+            :class:`equitune.vision.RelativeCoordinates`.
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``.
+        ValueError: If the format is another one, or ``image_size`` does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.vision import BoxAction
+        >>> top_left = torch.tensor([[0.0, 0.0, 0.5, 0.25]])
+        >>> BoxAction(ImageAction(c4())).transform(top_left, 1)  # at the bottom left, and upright
+        tensor([[0.0000, 0.5000, 0.2500, 1.0000]])
+    """
+
+    def __init__(
+        self,
+        images: ImageAction,
+        box_format: BoxFormat = "xyxy",
+        image_size: Size | None = None,
+    ) -> None:
+        if box_format not in FORMATS:
+            raise ValueError(f"box_format is {box_format!r}; give one of {FORMATS}")
+        self.box_format: BoxFormat = box_format
+        self._set(images, image_size)
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        self._check_coordinates(x, g, (4,))
+        if self.box_format != "xywh":
+            return self._move(x, g)
+        corner, size = x[..., :2], x[..., 2:]
+        moved = self._move(torch.cat([corner, corner + size], dim=-1), g)
+        return torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
+
+    def restrict(self, embedding: Embedding) -> BoxAction:
+        require_embedding(self, embedding)
+        return BoxAction(self.images.restrict(embedding), self.box_format, self.image_size)
+
+    def _row(
+        self, moves: tuple[Move, Move], size: Size
+    ) -> tuple[list[int], list[int], list[float]]:
+        sources, signs, offsets = _point_row(moves, size)
+        if self.box_format == "cxcywh":
+            return [*sources, *[s + 2 for s in sources]], [*signs, 1, 1], [*offsets, 0.0, 0.0]
+        # Where a coordinate is reversed, the far corner becomes the near one.
+        near = [s if sign > 0 else s + 2 for s, sign in zip(sources, signs, strict=True)]
+        return [*near, *[(s + 2) % 4 for s in near]], signs * 2, offsets * 2
+
+    def _extent(self) -> dict[int, int | None]:
+        return {-1: 4}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self.images, self.box_format, self.image_size)
+
+
+@final
+class KeypointAction(CoordinateAction):
+    """Moves keypoints (B, ..., K, 2), or (B, ..., K, 3) with a visibility, with their image.
+
+    Elements that reflect the image also exchange keypoints, such as the left and the right hand.
+
+    Args:
+        images: How the group moves the images.
+        keypoints: The number K of keypoints.
+        swaps: The pairs of keypoints, counted from 0, that a reflection exchanges.
+        image_size: As for :class:`BoxAction`; for keypoints that are indices of pixels, the
+            largest indices (H - 1, W - 1).
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``.
+        ValueError: If a pair names no keypoint, or one twice, or ``image_size`` does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction
+        >>> from equitune.vision import KeypointAction
+        >>> flip = ImageAction.horizontal_flip()
+        >>> hands = torch.tensor([[[0.25, 0.5], [1.0, 0.5]]])  # left, right
+        >>> KeypointAction(flip, 2, swaps=[(0, 1)]).transform(hands, 1)
+        tensor([[[0.0000, 0.5000],
+                 [0.7500, 0.5000]]])
+    """
+
+    def __init__(
+        self,
+        images: ImageAction,
+        keypoints: int,
+        swaps: Sequence[tuple[int, int]] = (),
+        image_size: Size | None = None,
+    ) -> None:
+        self._set(images, image_size)
+        self._labels = label_swaps(images, keypoints, swaps, dim=-2)
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        self._check_coordinates(x, g, (2, 3))
+        dimension(x, -2, self, self._labels.size)
+        exchanged = self._labels.transform(x, g)
+        return torch.cat([self._move(exchanged[..., :2], g), exchanged[..., 2:]], dim=-1)
+
+    def restrict(self, embedding: Embedding) -> KeypointAction:
+        restricted = object.__new__(KeypointAction)
+        restricted._set(self.images.restrict(embedding), self.image_size)
+        restricted._labels = self._labels.restrict(embedding)
+        return restricted
+
+    def _row(
+        self, moves: tuple[Move, Move], size: Size
+    ) -> tuple[list[int], list[int], list[float]]:
+        return _point_row(moves, size)
+
+    def _extent(self) -> dict[int, int | None]:
+        return {-2: self._labels.size, -1: None}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self.images, self._labels, self.image_size)
+
+
+def label_swaps(
+    images: ImageAction, count: int, swaps: Sequence[tuple[int, int]], dim: int = -1
+) -> PermutationAction:
+    """Exchanges classes or channels where an image is reflected, such as left and right organs.
+
+    By itself it is the output action of scores; for maps of scores, (B, count, H, W), use
+    ``ProductAction.simultaneous(images, label_swaps(images, count, swaps, dim=-3))``.
+
+    Args:
+        images: How the group moves the images.
+        count: The number of classes.
+        swaps: The pairs of classes, counted from 0, that a reflection exchanges.
+        dim: The dimension of the classes.
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``.
+        ValueError: If ``count`` is below 1, or a pair names no class, or one twice.
+
+    Example:
+        >>> from equitune import ImageAction
+        >>> from equitune.vision import label_swaps
+        >>> label_swaps(ImageAction.horizontal_flip(), 3, [(1, 2)]).permutations
+        ((0, 1, 2), (0, 2, 1))
+    """
+    if not isinstance(images, ImageAction):
+        raise TypeError(
+            f"images is a {type(images).__name__}; give the action on the images, such as "
+            "ImageAction(d4())"
+        )
+    require_counts(count=count)
+    exchanged = list(range(count))
+    for pair in swaps:
+        left, right = pair
+        for index in pair:
+            if not 0 <= index < count:
+                raise ValueError(f"swaps names {index} in {tuple(pair)}, but count is {count}")
+        if exchanged[left] != left or exchanged[right] != right or left == right:
+            raise ValueError(
+                f"swaps has {tuple(pair)}, which names one twice; give pairs that share nothing"
+            )
+        exchanged[left], exchanged[right] = right, left
+    kept = list(range(count))
+    rows = [exchanged if element >= 4 else kept for element in images.elements]
+    return PermutationAction(images.group, rows, dim)
+
+
+def _moves(element: int) -> tuple[Move, Move]:
+    """What an element of d4 does to (x, y): the source and sign of the new x and the new y."""
+    reflected, quarters = divmod(element, 4)
+    x, y = (0, 1), (1, 1)
+    for _ in range(quarters):
+        # Counter-clockwise, y downwards: what was at the right is at the top.
+        x, y = y, (x[0], -x[1])
+    return ((x[0], -x[1]), y) if reflected else (x, y)
+
+
+def _point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:
+    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
+    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
+    return sources, signs, offsets
+
+
+def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
+    if image_size is None:
+        return None
+    if len(image_size) != 2 or not all(side > 0 for side in image_size):
+        raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
+    height, width = image_size
+    if height != width and any(element % 2 for element in images.elements):
+        raise ValueError(
+            f"image_size is {tuple(image_size)}, and the group rotates by 90 degrees, which "
+            "exchanges height and width; give None, and put the model into "
+            "equitune.vision.RelativeCoordinates, so that its coordinates are relative"
+        )
+    return float(height), float(width)

@@ -1,0 +1,149 @@
+"""One pass through the backbone: Canonicalize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import Action
+from equitune.actions.table import Table
+from equitune.functional import can_be_averaged, select_minimum
+from equitune.wrappers.calls import MovedCall
+from equitune.wrappers.equizero import TIE_TOLERANCES
+from equitune.wrappers.lambda_equitune import check_weight_net, orbit_logits
+from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+
+__all__ = ["Canonicalize"]
+
+
+@final
+class Canonicalize(Symmetrizer):
+    """Turns the input to the copy that a weight network prefers, and runs the backbone once.
+
+    f(x) = g*^-1 M(g* x), where g* maximises the logit of gx. The network sees all copies, the
+    backbone only the chosen one; where several are equally good, as for inputs that are symmetric
+    themselves, it sees these and takes their mean. A weight network that was trained in
+    :class:`LambdaEquiTune` with ``weight_input="input"`` fits; the choice has no gradient, so that
+    it does not learn here, and it is kept in eval mode. The backbone can be fine-tuned.
+
+    The number of copies depends on the data: ``torch.compile`` breaks its graph there.
+
+    Args:
+        backbone: The module M.
+        input_action: How the group acts on the first argument of the backbone, or a mapping from
+            argument names to actions.
+        output_action: How it acts on the output; None means one invariant tensor.
+        weight_net: As for :class:`LambdaEquiTune`: the copies gx of the first moved tensor as a
+            flat batch (N, ...) to one logit each; or an :class:`OrbitWeightNet`.
+        tie_tolerance: Logits closer than this to the largest, relative to the largest in size,
+            count as ties. Default by the dtype of the input, as for :class:`EquiZero`.
+        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        at: As for :class:`EquiTune`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: As :class:`EquiTune`, and for a negative ``tie_tolerance``. Calls raise it if
+            the weight network returns another shape.
+
+    Example:
+        >>> import torch
+        >>> from equitune import Canonicalize, ImageAction, c4
+        >>> from equitune.weights import MlpWeightNet
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = Canonicalize(backbone, ImageAction(c4()), weight_net=MlpWeightNet(64))
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> torch.allclose(model(x), model(x.rot90(1, (-2, -1))), atol=1e-6)
+        True
+    """
+
+    weight_net: nn.Module
+    reads_inputs = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        weight_net: nn.Module,
+        tie_tolerance: float | None = None,
+        chunk_size: int | None = None,
+        at: str | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
+        check_weight_net(weight_net)
+        if tie_tolerance is not None and not tie_tolerance >= 0:
+            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
+        self.tie_tolerance = tie_tolerance
+        self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
+        self.weight_net = weight_net
+        self.weight_net.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; the weight network stays in eval mode."""
+        super().train(mode)
+        self.weight_net.eval()
+        return self
+
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            seen = [p.inputs[0] for p in passes]
+            logits = orbit_logits(self.weight_net, seen, passes, "the first moved argument")
+            tolerance = self.tie_tolerance
+            if tolerance is None:
+                tolerance = TIE_TOLERANCES.get(seen[0].dtype, TIE_TOLERANCES[torch.float32])
+            # Relative to the largest logit in size: a common shift of all logits means nothing,
+            # so that their maximum may be next to 0.
+            size = logits.abs().amax(dim=0)
+            return select_minimum(size + logits.amax(dim=0) - logits, tolerance), logits
+
+    def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor, Tensor]:
+        passes = [
+            OrbitPass(elements, call.orbits(elements), None, [], None)
+            for elements in call.shape_classes()
+        ]
+        weights, scores = self.weigh(passes)
+        template: Any = None
+        sums: list[Tensor] = []
+        for p in passes:
+            chosen = torch.stack([weights[g] for g in p.elements])
+            rows, samples = chosen.nonzero(as_tuple=True)
+            if not len(rows) and call.batch_size:
+                continue
+            performed = torch.tensor(p.elements, device=rows.device)[rows]
+            undo = self._inverses.on(rows.device)[performed]
+            share = chosen[rows, samples]
+            first = performed == weights.argmax(dim=0)[samples]
+            template, leaves = self._run_pieces(call, [s[rows, samples] for s in p.inputs])
+            undone = [action.transform(leaf, undo) for action, leaf in leaves]
+            sums = sums or [y.new_zeros(call.batch_size, *y.shape[1:]) for y in undone]
+            # Out of place, for autograd. Decisions cannot be shared: the first one counts.
+            sums = [
+                total.index_add(0, samples, _times(y, share))
+                if can_be_averaged(y)
+                else total.index_copy(0, samples[first], y[first])
+                for total, y in zip(sums, undone, strict=True)
+            ]
+        return self.output_action.unflatten(template, sums), weights, scores
+
+    def _run_pieces(
+        self, call: MovedCall, copies: list[Tensor]
+    ) -> tuple[Any, list[tuple[Action, Tensor]]]:
+        size = self.chunk_size or max(1, len(copies[0]))
+        ran = [self._run_piece(call, list(piece)) for piece in zip(
+            *[c.split(size) for c in copies], strict=True)]  # fmt: skip
+        template, first, _ = ran[0]
+        return template, [
+            (action, torch.cat([leaves[k][1] for _, leaves, _ in ran]))
+            for k, (action, _) in enumerate(first)
+        ]
+
+
+def _times(y: Tensor, share: Tensor) -> Tensor:
+    factors = share.view(-1, *[1] * (y.dim() - 1))
+    # A share of 1 leaves infinities and the last bit alone.
+    product: Tensor = torch.where(factors == 1, y, (factors * y).to(y.dtype))
+    return product

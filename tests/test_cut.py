@@ -1,0 +1,280 @@
+"""Symmetrising up to a submodule: every family of networks, and what cannot be cut."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from cases import AnyWeightNet, proxy
+from equitune import (
+    Canonicalize,
+    EquiTune,
+    EquiZero,
+    ImageAction,
+    LambdaEquiTune,
+    PermutationAction,
+    c4,
+    cyclic,
+    d4,
+)
+from equitune.cut import Cut
+from equitune.testing import assert_equivariant, equivariance_report
+
+torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+# Name, cut, and whether what is behind it pools globally (and so is invariant to moved maps).
+FAMILIES = [
+    ("resnet", "layer4", True),
+    ("resnet", "layer2", False),
+    ("alexnet", "features", False),
+    ("vgg", "features", False),
+    ("densenet", "features", True),
+    ("densenet", "features.denseblock3", False),
+    ("squeezenet1_0", "features", True),
+    ("vit", "encoder.layers.encoder_layer_0", True),
+    ("vit", "encoder", True),
+]
+
+
+def small(make):
+    """A network of its family, made without its widest layers, with random weights."""
+    with torch.device("meta"):
+        net = make()
+    if hasattr(net, "classifier") and isinstance(net.classifier, nn.Sequential):
+        inputs = next((m.in_features for m in net.classifier if isinstance(m, nn.Linear)), None)
+        if inputs is not None:
+            net.classifier = nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 5))
+    net.to_empty(device="cpu")
+    for name, tensor in net.state_dict().items():
+        fans = tensor[0].numel() if tensor.dim() > 1 else 4
+        if tensor.is_floating_point():
+            tensor.normal_(std=fans**-0.5)
+        if name.endswith("running_var") or (tensor.dim() == 1 and "weight" in name):
+            tensor.abs_().add_(0.5)
+    return net
+
+
+@functools.cache
+def _network(name):
+    models = torchvision.models
+    torch.manual_seed(1)
+    makers = {
+        "resnet": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5),
+        "alexnet": lambda: models.alexnet(num_classes=5),
+        "vgg": lambda: models.VGG(
+            models.vgg.make_layers([8, "M", 16, "M", 512, "M"], batch_norm=True), num_classes=5),
+        "densenet": lambda: models.DenseNet(4, (2, 2, 2, 2), 8, num_classes=5),
+        "squeezenet1_0": lambda: models.squeezenet1_0(num_classes=5),
+        "vit": lambda: models.VisionTransformer(
+            image_size=96, patch_size=24, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=16,
+            num_classes=5),
+    }  # fmt: skip
+    return small(makers[name]).double()
+
+
+def network(name):
+    return copy.deepcopy(_network(name)).eval()
+
+
+def moved_activation(name, group):
+    action = ImageAction(group)
+    return action.on_tokens(4, 4) if name == "vit" else action
+
+
+def photographs(size=96):
+    return torch.randn(2, 3, size, size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_two_parts_are_the_backbone(name, at, pools, mode):
+    net = network(name).train(mode == "train")
+    cut, x = Cut(net, at), photographs()
+    torch.manual_seed(0)
+    expected = net(x)
+    torch.manual_seed(0)
+    assert torch.equal(cut.rest(cut.first(x)), expected)
+
+
+@pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
+def test_an_invariant_activation_is_always_exact(name, at, pools):
+    action = ImageAction(d4())
+    net, x = network(name), photographs()
+    assert_equivariant(EquiTune(net, action, at=at), x, action)
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(net, x, action)
+
+
+@pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
+def test_a_moved_activation_is_exact_where_the_rest_pools(name, at, pools):
+    action, net, x = ImageAction(d4()), network(name), photographs()
+    model = EquiTune(net, action, moved_activation(name, d4()), at=at)
+    if pools:
+        assert_equivariant(model, x, action)
+        return
+    with pytest.raises(AssertionError, match=f"behind the cut at {at!r}"):
+        assert_equivariant(model, x, action)
+    assert not equivariance_report(model, x, action).passed
+
+
+def test_the_rest_runs_once():
+    net = network("resnet")
+    calls = []
+    net.layer3.register_forward_hook(lambda *_: calls.append("layer3"))
+    net.fc.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    EquiTune(net, ImageAction(d4()), ImageAction(d4()), at="layer4")(photographs())
+    assert calls == ["layer3", 2]
+
+
+@pytest.mark.parametrize("wrapper", [
+    lambda *a: EquiZero(*a, proxy_loss=proxy, at="layer4"),
+    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), at="layer4"),
+    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), weight_input="output", at="layer4"),
+    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), weight_input="layer2", at="layer4"),
+    lambda *a: EquiTune(*a, chunk_size=5, at="layer4"),
+    lambda *a: Canonicalize(*a, weight_net=AnyWeightNet(), at="layer4"),
+])  # fmt: skip
+def test_every_wrapper_can_stop_at_a_cut(wrapper):
+    action = ImageAction(d4())
+    model = wrapper(network("resnet"), action, action).double()
+    assert model.at == "layer4"
+    assert_equivariant(model, photographs(), action)
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    assert_equivariant(model, x, action)
+    told = model.explain(x)
+    assert torch.allclose(told.output, model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_formula():
+    net, x, action = network("resnet"), photographs(), ImageAction(c4())
+    children = list(net.children())
+    first = nn.Sequential(*children[:-3])
+    rest = nn.Sequential(*children[-3:-1], nn.Flatten(), net.fc)
+    expected = rest(sum(first(x.rot90(k, (2, 3))).rot90(-k, (2, 3)) for k in range(4)) / 4)
+    wrapped = EquiTune(net, action, action, at="layer3")
+    torch.testing.assert_close(wrapped(x), expected, rtol=1e-12, atol=1e-12)
+    # Turned the wrong way round, symmetrised as a whole, or not at all, it is something else.
+    wrong = rest(sum(first(x.rot90(k, (2, 3))).rot90(k, (2, 3)) for k in range(4)) / 4)
+    for other in (wrong, EquiTune(net, action)(x), net(x)):
+        assert (other - expected).abs().max() > 1e-3
+
+
+def test_state_copies_pickles_and_training():
+    net, x, action = network("resnet"), photographs(), ImageAction(c4())
+    model = EquiTune(net, action, action, at="layer4").eval()
+    assert {key.split(".")[0] for key in model.state_dict()} == {"backbone"}
+    assert model.unwrap() is net
+    expected = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), expected)
+        with torch.no_grad():
+            twin.backbone.fc.weight.zero_()
+            twin.backbone.conv1.weight.zero_()
+        assert not torch.equal(twin(x), expected)
+    assert torch.equal(model(x), expected)
+    model.train()(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_it_compiles_to_one_graph():
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    action = ImageAction(c4())
+    model = EquiTune(net, action, action, at="0").eval()
+    x = photographs(8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class Sequence(nn.Module):
+    """An encoder and a decoder of a set, permuted by cyclic(3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, x, scale=2.0, mask=None):
+        y = self.encoder(x) * scale
+        return self.decoder(y if mask is None else y * mask)
+
+
+def test_arguments_with_defaults():
+    net = Sequence().double()
+    shift = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+    model, x = EquiTune(net, shift, at="encoder"), torch.randn(5, 3, dtype=torch.float64)
+    assert_equivariant(model, x, shift)
+    torch.testing.assert_close(
+        model(x), net.decoder(2 * sum(net.encoder(x.roll(k, 1)) for k in range(3)) / 3)
+    )
+    model(x, scale=net.forward.__defaults__[0])
+    with pytest.raises(ValueError, match=r"keeps the defaults of its arguments, here 2\.0"):
+        model(x, scale=3.0)
+
+
+class Skips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y) + x
+
+
+class Branches(Skips):
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y) if y.sum() > 0 else y
+
+
+class InPlace(Skips):
+    def forward(self, x):
+        y = self.first(x)
+        y.mul_(2)
+        return self.second(y)
+
+
+class Variadic(Skips):
+    def forward(self, *inputs):
+        return self.second(self.first(inputs[0]))
+
+
+@pytest.mark.parametrize(("net", "at", "said"), [
+    (Variadic, "first", r"takes \*inputs"),
+    (Skips, "first", "passes the cut by"),
+    (Skips, "unused", "runs 0 times"),
+    (Skips, "firts", r"such as \['first'"),
+    (Skips, "", "has no submodule of that name"),
+    (Branches, "first", "torch.fx cannot trace"),
+    (InPlace, "first", "'mul_' and do not use its result"),
+])  # fmt: skip
+def test_what_cannot_be_cut(net, at, said):
+    with pytest.raises(ValueError, match=said):
+        EquiTune(net(), PermutationAction(cyclic(2), [(0, 1, 2, 3), (1, 0, 2, 3)]), at=at)
+
+
+def test_bad_input():
+    action = ImageAction(d4())
+    with pytest.raises(TypeError, match="at is a int"):
+        EquiTune(network("resnet"), action, at=4)
+    with pytest.raises(ValueError, match=r"such as \['layer4'"):
+        EquiTune(network("resnet"), action, at="layr4")
+    with pytest.raises(ValueError, match="runs 2 times"):
+        EquiTune(network("resnet"), action, at="layer4.0.relu")
+    with pytest.raises(ValueError, match="passes the cut by"):
+        EquiTune(network("resnet"), action, at="layer4.0.conv1")
+    model = EquiTune(network("alexnet"), action, action, at="classifier.1")
+    with pytest.raises(ValueError, match=r"'classifier\.1', whose activation output_action cannot"):
+        model(photographs())
+    tokens = EquiTune(network("vit"), action, action, at="encoder")
+    with pytest.raises(ValueError, match="'encoder', whose activation output_action cannot"):
+        tokens(photographs())
+    with pytest.raises(ValueError, match="2 x 3, and the group exchanges rows and columns"):
+        action.on_tokens(2, 3)
+    with pytest.raises(ValueError, match="prefix"):
+        action.on_tokens(2, 2, -1)
+    assert ImageAction.rotation_180().on_tokens(2, 3, 0).permutations[1] == (5, 4, 3, 2, 1, 0)

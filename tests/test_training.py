@@ -1,0 +1,224 @@
+"""The phases of training: who learns, who is fixed, and what stays steady."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cases import AnyWeightNet, ConvNet, images
+from equitune import EquiTune, ImageAction, LambdaEquiTune, PermutationAction, c4, cyclic, d4
+from equitune.testing import assert_equivariant
+from equitune.training import (
+    backbone_phase,
+    joint_phase,
+    probing_phase,
+    upright_loss,
+    weights_phase,
+    with_frozen_features,
+)
+from equitune.weights import (
+    AttentionWeightNet,
+    ConvWeightNet,
+    FrozenFeatures,
+    MlpWeightNet,
+    OnFeatures,
+)
+
+ACTION = ImageAction(d4())
+
+
+def make(weight_net=None, weight_input="features", action=ACTION):
+    torch.manual_seed(0)
+    backbone = ConvNet(3, 4, dense=False)
+    return LambdaEquiTune(
+        backbone, action, weight_net=weight_net or ConvWeightNet(5), weight_input=weight_input
+    )
+
+
+def step(model, parameters):
+    """One step of training; the names of what it changed."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    torch.manual_seed(1)
+    x, labels = images(9, 3, 8, 8)(torch.float32), torch.arange(9) % 4
+    told = model.explain(x)
+    loss = F.cross_entropy(told.output, labels)
+    if told.scores is not None:
+        loss = loss + upright_loss(told.scores)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return {name for name, value in model.state_dict().items()
+            if not torch.equal(value, before[name])}  # fmt: skip
+
+
+def test_weights_phase():
+    model = make()
+    changed = step(model, weights_phase(model))
+    assert {name.split(".")[0] for name in changed} == {"weight_net"}
+    assert "weight_net.layers.0.weight" in changed
+    assert not model.backbone.training
+    assert model.weight_net.training
+
+
+def test_backbone_phase():
+    model = make(AnyWeightNet(), "input")
+    model.backbone.head.bias.requires_grad_(False)
+    weights_phase(model)
+    changed = step(model, backbone_phase(model))
+    # What the user had frozen stays so; statistics of BatchNorm move.
+    assert "backbone.head.weight" in changed
+    assert "backbone.features.1.running_mean" in changed
+    assert "backbone.head.bias" not in changed
+    assert not any(name.startswith("weight_net") for name in changed)
+    assert model.backbone.training
+    assert not model.weight_net.training
+
+
+def test_backbone_phase_without_weights():
+    model = EquiTune(ConvNet(3, 4, dense=False), ACTION)
+    assert len(backbone_phase(model.freeze_backbone())) == len(list(model.backbone.parameters()))
+    assert "backbone.head.weight" in step(model, backbone_phase(model))
+
+
+def test_joint_phase():
+    model = make()
+    weights_phase(model)
+    changed = step(model, joint_phase(model))
+    assert {name.split(".")[0] for name in changed} == {"backbone", "weight_net"}
+
+
+def test_probing_phase():
+    model = make()
+    changed = step(model, probing_phase(model, ["head"]))
+    assert changed == {"backbone.head.weight", "backbone.head.bias"}
+    assert not model.backbone.training
+    changed = step(model, backbone_phase(with_frozen_features(model)))
+    assert "backbone.features.0.weight" in changed
+    plain = EquiTune(ConvNet(3, 4, dense=False), ACTION)
+    assert step(plain, probing_phase(plain, ["features.0", "head"])) == {
+        f"backbone.{name}" for name in
+        ("features.0.weight", "features.0.bias", "head.weight", "head.bias")
+    }  # fmt: skip
+
+
+def test_fixed_weights_that_would_drift_are_refused():
+    for weight_input in ("features", "output"):
+        with pytest.raises(ValueError, match="with_frozen_features"):
+            backbone_phase(make(AnyWeightNet(), weight_input))
+
+
+@pytest.mark.parametrize("weight_net", [
+    lambda: ConvWeightNet(5), lambda: AttentionWeightNet(5 * 8 * 8), AnyWeightNet,
+], ids=["convolutional", "attention", "any"])  # fmt: skip
+@pytest.mark.parametrize("weight_input", ["features", "output"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_frozen_features_are_the_same_and_stay_so(weight_net, weight_input, chunk_size):
+    if weight_input == "output":
+        weight_net = AnyWeightNet
+    model = make(weight_net(), weight_input).eval()
+    model.chunk_size = chunk_size
+    weights_phase(model)
+    model.eval()
+    frozen = with_frozen_features(model)
+    assert (frozen.training, frozen.weight_net.training) == (False, False)
+    x = images(5, 3, 8, 8)(torch.float32)
+    before = model.explain(x)
+    assert torch.equal(frozen.explain(x).weights, before.weights)
+    torch.testing.assert_close(frozen(x), before.output, rtol=0, atol=0)
+    parameters = backbone_phase(frozen)
+    assert {id(p) for p in parameters} == {id(p) for p in model.backbone.parameters()}
+    changed = step(frozen, parameters)
+    assert all(name.startswith("backbone") for name in changed)
+    frozen.eval()
+    assert torch.equal(frozen.explain(x).weights, before.weights)
+    # The activation of the backbone itself has drifted, and the weights with it.
+    assert not torch.equal(model.eval().explain(x).weights, before.weights)
+    assert (frozen(x) - before.output).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("group", [c4, d4])
+def test_the_model_stays_equivariant(group):
+    action = ImageAction(group())
+    model = make(AttentionWeightNet(5 * 8 * 8), action=action).double()
+    for prepare in (weights_phase, lambda m: backbone_phase(with_frozen_features(m)), joint_phase):
+        for parameter in prepare(model):
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        x = torch.randn(9, 3, 8, 8, dtype=torch.float64)
+        assert_equivariant(model, x, action)
+        assert_equivariant(with_frozen_features(model), x, action)
+
+
+def test_cyclic_3():
+    shifts = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+    backbone = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    model = LambdaEquiTune(backbone, shifts, weight_net=MlpWeightNet(8).double(), weight_input="1")
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert_equivariant(with_frozen_features(model), x, shifts)
+    weights_phase(model)
+    assert_equivariant(model, x, shifts)
+
+
+def test_joint_training_leaves_frozen_features_alone():
+    frozen = with_frozen_features(make())
+    for prepare in (weights_phase, joint_phase):
+        frozen.train()
+        changed = step(frozen, prepare(frozen))
+        assert not any("extractor" in name for name in changed)
+        assert any(name.startswith("weight_net.1") for name in changed)
+
+
+def test_frozen_features_leave_the_network_alone():
+    network = ConvNet(3, 4, dense=False).train()
+    features = FrozenFeatures(network, "features").train()
+    assert network.training
+    assert all(p.requires_grad for p in network.parameters())
+    assert not features.extractor.training
+    assert not any(p.requires_grad for p in features.parameters())
+    x = images(3, 3, 8, 8)(torch.float32)
+    before = features(x)
+    network(x)
+    assert torch.equal(features(x), before)
+    assert torch.equal(copy.deepcopy(features)(x), before)
+    assert torch.equal(before, network.eval().features.eval()(x)) is False
+
+
+def test_upright_loss():
+    scores = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    log_weights = scores.log_softmax(0)
+    assert torch.allclose(upright_loss(scores), -log_weights[0].mean())
+    elements = torch.tensor([0, 3, 1, 2, 2])
+    expected = -log_weights[elements, torch.arange(5)].mean()
+    assert torch.allclose(upright_loss(scores, elements), expected)
+    assert not torch.allclose(upright_loss(scores), expected)
+
+
+@pytest.mark.parametrize(("call", "error", "said"), [
+    (lambda: weights_phase(nn.Linear(2, 2)), TypeError, "give a LambdaEquiTune"),
+    (lambda: joint_phase(EquiTune(nn.Linear(2, 2), ACTION)), TypeError, "EquiTune"),
+    (lambda: backbone_phase(nn.Linear(2, 2)), TypeError, "give a wrapper"),
+    (lambda: weights_phase(make(nn.Flatten(), "input")), ValueError, "without parameters"),
+    (lambda: probing_phase(make(), "head"), TypeError, r"\['head'\]"),
+    (lambda: probing_phase(make(), ["haed"]), ValueError, "such as .'head'"),
+    (lambda: probing_phase(make(), ["features.2"]), ValueError, "no parameters"),
+    (lambda: probing_phase(make(), []), ValueError, "no parameters"),
+    (lambda: with_frozen_features(make(AnyWeightNet(), "input")), ValueError, "does not drift"),
+    (lambda: with_frozen_features(nn.Linear(2, 2)), TypeError, "LambdaEquiTune"),
+    (lambda: upright_loss(None), TypeError, "model.explain"),
+    (lambda: upright_loss(torch.zeros(4)), ValueError, "give .*G"),
+    (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(2)), TypeError, "int64"),
+    (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(3).long()), ValueError, "one element per"),
+    (lambda: upright_loss(torch.zeros(4, 2), torch.tensor([0, 4])), ValueError, "holds 4"),
+    (lambda: upright_loss(torch.zeros(4, 2), torch.tensor([-1, 0])), ValueError, "holds -1"),
+    (lambda: FrozenFeatures(3), TypeError, "torch.nn.Module"),
+    (lambda: FrozenFeatures(nn.Linear(2, 2), "wieght"), ValueError, "no submodule"),
+    (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "chunk_size is 0"),
+    (lambda: FrozenFeatures(nn.LSTM(2, 2))(torch.zeros(3, 2)), TypeError, "returns a tuple"),
+    (lambda: OnFeatures(nn.Flatten(), MlpWeightNet(3)), TypeError, "nn.Sequential"),
+])  # fmt: skip
+def test_bad_input(call, error, said):
+    with pytest.raises(error, match=said):
+        call()

@@ -1,0 +1,713 @@
+"""CLIP as a zero-shot classifier: the formulas, written out, on tiny random models."""
+
+import copy
+import json
+import math
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, RegularFeatures, c4, d4
+from equitune.losses import negative_similarity
+from equitune.testing import assert_equivariant, assert_invariant
+from equitune.training import backbone_phase, upright_loss, weights_phase, with_frozen_features
+from equitune.vision import (
+    DEFAULT_TEMPLATES,
+    PHOTO_TEMPLATES,
+    ImageTextLoss,
+    UnitEmbeddings,
+    ZeroShotClassifier,
+    embed_classes,
+)
+from equitune.weights import AttentionWeightNet, MlpWeightNet
+
+transformers = pytest.importorskip("transformers", reason="install transformers")
+
+import clip_zero_shot  # noqa: E402
+import record  # noqa: E402
+from clip_models import (  # noqa: E402
+    END,
+    TINY_SIZE,
+    load_open_clip,
+    load_transformers,
+    random_pictures,
+    spell,
+    tiny_model,
+)
+
+C4, D4 = ImageAction(c4()), ImageAction(d4())
+NAMES = ("cat", "dog", "motor car", "bee", "{braces}")
+TEMPLATES = ("a photo of a {}.", "the {} is not a {{}}", "{}")
+WIDTH = 8
+
+
+class Uneven(nn.Module):
+    """A random encoder whose embeddings are of very different lengths, and never centred."""
+
+    def __init__(self, width=5):
+        super().__init__()
+        self.linear = nn.Linear(3 * 6 * 6, width)
+        self.length = nn.Linear(3 * 6 * 6, 1)
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return (self.linear(flat) + 0.5) * (4 * self.length(flat)).exp()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(7, 3, 6, 6, dtype=torch.float64)
+
+
+@pytest.fixture
+def classifier():
+    classes = torch.randn(4, 5, dtype=torch.float64)
+    return ZeroShotClassifier(Uneven().double(), classes, NAMES[:4], logit_scale=7.0)
+
+
+def from_tiny_transformers():
+    model = tiny_model().double().eval()
+    return model, ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
+
+
+def from_tiny_open_clip():
+    open_clip = pytest.importorskip("open_clip", reason="install equitune[clip]")
+    vision = open_clip.CLIPVisionCfg(
+        layers=1, width=16, head_width=8, image_size=TINY_SIZE, patch_size=4
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=77, vocab_size=END + 1, width=16, heads=2, layers=1
+    )  # fmt: skip
+    model = open_clip.CLIP(WIDTH, vision, text).double().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return model, ZeroShotClassifier.from_open_clip(model, spell_77, NAMES, TEMPLATES)
+
+
+def spell_77(prompts):
+    ids = spell(prompts)["input_ids"]
+    return F.pad(ids, (0, 77 - ids.shape[1]))
+
+
+SOURCES = {"transformers": from_tiny_transformers, "open_clip": from_tiny_open_clip}
+WRAPS = {
+    "EquiTune": lambda classifier, action: lambda encoder: EquiTune(encoder, action),
+    "EquiZero": lambda classifier, action: lambda encoder: EquiZero(
+        encoder, action, proxy_loss=classifier.image_text_loss
+    ),
+    "LambdaEquiTune": lambda classifier, action: lambda encoder: LambdaEquiTune(
+        encoder, action, weight_input="output",
+        weight_net=MlpWeightNet(classifier.class_embeddings.shape[1]),
+    ),
+    "LambdaEquiTune, attention": lambda classifier, action: lambda encoder: LambdaEquiTune(
+        encoder, action, weight_input="output",
+        weight_net=AttentionWeightNet(classifier.class_embeddings.shape[1], 8, 2),
+    ),
+}  # fmt: skip
+
+
+def symmetrized(classifier, action, wrap="EquiTune"):
+    return classifier.symmetrize(WRAPS[wrap](classifier, action)).double()
+
+
+def unit(x):
+    return x / (x * x).sum(-1, keepdim=True).sqrt()
+
+
+def close(actual, expected, atol=1e-12):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+# The text side, once.
+
+
+def literal_classes(embed, names, templates):
+    rows = []
+    for name in names:
+        total = 0
+        for template in templates:
+            total = total + unit(embed([template.replace("{}", name)])[0])
+        rows.append(unit(total / len(templates)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 256])
+def test_class_embeddings_are_unit_means_of_unit_prompts(batch_size):
+    table = torch.randn(300, 6, dtype=torch.float64)
+
+    def embed(prompts):
+        # Of very different lengths, so that the mean of raw ones is another.
+        rows = [table[list(prompt.encode())].sum(0) * len(prompt) ** 3 for prompt in prompts]
+        return torch.stack(rows)
+
+    classes = embed_classes(embed, NAMES, TEMPLATES, batch_size=batch_size)
+    close(classes, literal_classes(embed, NAMES, TEMPLATES))
+    raw = embed([t.replace("{}", n) for n in NAMES for t in TEMPLATES]).view(5, 3, 6).mean(1)
+    assert (classes - unit(raw)).abs().max() > 1e-3
+
+
+def test_progress_sees_every_prompt_once_and_other_braces_are_text():
+    seen = []
+
+    def watched(batches):
+        for batch in batches:
+            seen.extend(batch)
+            yield batch
+
+    embed_classes(lambda p: torch.ones(len(p), 2), NAMES[3:], TEMPLATES, batch_size=4,
+                  progress=watched)  # fmt: skip
+    assert seen == [
+        "a photo of a bee.", "the bee is not a {bee}", "bee",
+        "a photo of a {braces}.", "the {braces} is not a {{braces}}", "{braces}",
+    ]  # fmt: skip
+
+
+def test_half_precision_texts_are_averaged_in_float32():
+    embeddings = embed_classes(lambda p: torch.full((len(p), 3), 300.0).half(), NAMES, TEMPLATES)
+    assert embeddings.dtype == torch.float32
+    close(embeddings, torch.full((5, 3), 3**-0.5), atol=1e-6)
+
+
+def test_the_templates_that_come_along():
+    assert set(DEFAULT_TEMPLATES) < set(PHOTO_TEMPLATES)
+    assert len(set(PHOTO_TEMPLATES)) == len(PHOTO_TEMPLATES) > 40
+    assert all(template.count("{}") == 1 for template in PHOTO_TEMPLATES)
+
+
+# The models that it comes from.
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_logits_are_those_of_the_model_itself(source):
+    model, classifier = SOURCES[source]()
+    pixels = torch.randn(3, 3, TINY_SIZE, TINY_SIZE, dtype=torch.float64)
+    if source == "transformers":
+        encode = lambda p: model.get_text_features(**spell(p)).pooler_output  # noqa: E731
+        embeddings = model.get_image_features(pixel_values=pixels).pooler_output
+        # For one template the model's own forward says the same.
+        one = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES[:1])
+        prompts = [TEMPLATES[0].replace("{}", name) for name in NAMES]
+        whole = model(pixel_values=pixels, **spell(prompts))
+        close(one(pixels), whole.logits_per_image, atol=1e-9)
+    else:
+        encode = lambda p: model.encode_text(spell_77(p))  # noqa: E731
+        embeddings = model.encode_image(pixels)
+    classes = literal_classes(encode, NAMES, TEMPLATES).detach()
+    close(classifier.class_embeddings, classes)
+    expected = math.exp(model.logit_scale.item()) * unit(embeddings) @ classes.T
+    close(classifier(pixels), expected)
+    assert expected.std(1).min() > 1e-3
+    assert expected.std(0).max() > 1e-3
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_text_side_runs_once_in_eval_mode_and_the_model_stays_as_it_was(source):
+    model, _ = SOURCES[source]()
+    make = {"transformers": ZeroShotClassifier.from_transformers,
+            "open_clip": ZeroShotClassifier.from_open_clip}[source]  # fmt: skip
+    tokenizer = {"transformers": spell, "open_clip": spell_77}[source]
+    model.train()
+    next(model.children()).eval()
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    calls = []
+    text = model.text_model if source == "transformers" else model.transformer
+    text.register_forward_hook(lambda module, *_: calls.append(module.training))
+    classifier = make(model, tokenizer, NAMES, TEMPLATES)
+    assert calls == [False]
+    assert [module.training for module in model.modules()] == modes
+    classifier(torch.randn(2, 3, TINY_SIZE, TINY_SIZE, dtype=torch.float64)).sum().backward()
+    assert calls == [False]
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    # The image side alone is registered, and shared.
+    own = {id(p) for p in classifier.parameters()}
+    assert own < {id(p) for p in model.parameters()}
+    assert not own & {id(p) for p in text.parameters()}
+    assert all(p.grad is not None for n, p in classifier.named_parameters() if "embedding" in n)
+
+
+def test_older_versions_of_transformers_return_tensors():
+    model, classifier = from_tiny_transformers()
+    new = model.get_text_features
+    model.get_text_features = lambda **tokens: new(**tokens).pooler_output
+    older = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
+    assert torch.equal(older.class_embeddings, classifier.class_embeddings)
+
+
+def word_tokenizer():
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[PAD]": 0, "[UNK]": 2, "[EOS]": END, "a": 3, "photo": 4, "of": 5, "cat": 6, "dog": 7}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A [EOS]", special_tokens=[("[EOS]", END)]
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]")
+
+
+def test_a_tokenizer_of_transformers():
+    model = tiny_model().double().eval()
+    classifier = ZeroShotClassifier.from_transformers(
+        model, word_tokenizer(), ["cat", "photo of a dog"], ["a photo of a {}", "a {}"]
+    )
+    ids = [[3, 4, 5, 3, 6, END], [3, 6, END], [3, 4, 5, 3, 4, 5, 3, 7, END], [3, 4, 5, 3, 7, END]]
+    rows = [unit(model.get_text_features(torch.tensor([row])).pooler_output[0]) for row in ids]
+    close(classifier.class_embeddings, unit(torch.stack(rows).view(2, 2, -1).mean(1)).detach())
+
+
+def classify_pictures(clip):
+    classifier = clip.classify(["cat", "dog"], ["a photo of a {}", "a {}"])
+    pictures = random_pictures(3, clip.preprocess)
+    # As the workers of a DataLoader get them.
+    pictures = pickle.loads(pickle.dumps(pictures))
+    images = torch.stack([pictures[i][0] for i in range(3)])
+    assert images.shape == (3, 3, TINY_SIZE, TINY_SIZE)
+    assert images.std() > 0.1
+    assert classifier(images).shape == (3, 2)
+    assert_invariant(symmetrized(classifier, D4), images.double(), D4)
+
+
+def test_loading_from_the_hub_of_transformers(tmp_path):
+    """What from_pretrained reads, from a folder in the place of the hub."""
+    tiny_model().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    size = {"height": TINY_SIZE, "width": TINY_SIZE}
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": TINY_SIZE}, crop_size=size
+    ).save_pretrained(tmp_path)
+    classify_pictures(load_transformers(str(tmp_path)))
+
+
+def test_loading_from_open_clip(tmp_path):
+    """What open_clip makes and its own tokenizer, with a tiny configuration and random weights."""
+    open_clip = pytest.importorskip("open_clip", reason="install equitune[clip]")
+    vision = {"layers": 1, "width": 16, "head_width": 8, "image_size": TINY_SIZE, "patch_size": 4}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny-for-tests.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-for-tests.json")
+    classify_pictures(load_open_clip("tiny-for-tests", None))
+
+
+# Symmetrised.
+
+
+@pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("source", ["uneven", *SOURCES])
+def test_logits_are_invariant(source, wrap, action, classifier, images):
+    if source != "uneven":
+        _, classifier = SOURCES[source]()
+        images = torch.randn(3, 3, TINY_SIZE, TINY_SIZE, dtype=torch.float64)
+    assert_invariant(symmetrized(classifier, action, wrap), images, action)
+    with pytest.raises(AssertionError, match="not invariant"):
+        assert_invariant(classifier, images, action)
+
+
+@pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
+def test_equitune_is_the_literal_formula(action, classifier, images):
+    """The mean of unit embeddings, of unit length again, times the classes."""
+    logits = symmetrized(classifier, action)(images)
+    raw = classifier.encoder
+    for i, image in enumerate(images):
+        copies = [raw(action.transform(image[None], g))[0] for g in action.group.elements]
+        mean = sum(unit(e) for e in copies) / action.group.order
+        close(logits[i], 7.0 * classifier.class_embeddings @ unit(mean))
+        # A mean of raw embeddings would be ruled by the longest, and is something else.
+        other = 7.0 * classifier.class_embeddings @ unit(sum(copies))
+        assert (logits[i] - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
+def test_equizero_is_a_loop_over_the_elements(action, classifier, images):
+    model = symmetrized(classifier, action, "EquiZero")
+    logits, told = model(images), model.explain(images)
+    classes = classifier.class_embeddings
+    by_class = []
+    for i, image in enumerate(images):
+        best, best_similarity, best_element = None, -math.inf, None
+        for g in action.group.elements:
+            cosines = classes @ unit(classifier.encoder(action.transform(image[None], g))[0])
+            close(told.scores[g, i], -cosines.max())
+            if cosines.max() > best_similarity:
+                best, best_similarity, best_element = cosines, cosines.max(), g
+        close(logits[i], 7.0 * best)
+        assert told.elements[i] == best_element
+        assert told.weights[best_element, i] == 1
+        by_class.append(torch.stack([
+            7.0 * classes @ unit(classifier.encoder(action.transform(image[None], g))[0])
+            for g in action.group.elements
+        ]).amax(0))  # fmt: skip
+    # One element per image: the best copy of each class for itself would be something else.
+    assert (logits - torch.stack(by_class)).abs().max() > 1e-2
+    assert torch.equal(told.output, logits)
+
+
+@pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
+def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
+    model = symmetrized(classifier, action, "LambdaEquiTune")
+    logits, told = model(images), model.explain(images)
+    net = model.encoder.weight_net
+    for i, image in enumerate(images):
+        copies = [unit(classifier.encoder(action.transform(image[None], g))[0])
+                  for g in action.group.elements]  # fmt: skip
+        lambdas = [net(copy[None])[0, 0].exp() for copy in copies]
+        total = sum(lambdas)
+        mean = sum(w / total * e for w, e in zip(lambdas, copies, strict=True))
+        close(logits[i], 7.0 * classifier.class_embeddings @ unit(mean))
+        close(told.weights[:, i], torch.stack(lambdas) / total)
+    assert told.weights.std(0).max() > 1e-3
+
+
+def test_explanations_are_of_each_image(classifier, images):
+    told = symmetrized(classifier, C4).explain(images)
+    assert told.output.shape == (7, 4)
+    assert told.weights.shape == (4, 7)
+    assert (told.weights == 0.25).all()
+    with pytest.raises(TypeError, match=r"symmetrise it first: classifier.symmetrize\(lambda"):
+        classifier.explain(images)
+
+
+def test_the_loss_is_the_similarity_and_can_be_any_length(classifier):
+    stack = torch.randn(4, 3, 5, dtype=torch.float64)
+    cosines = unit(stack) @ classifier.class_embeddings.T
+    loss = classifier.image_text_loss
+    close(loss(stack), negative_similarity(cosines))
+    close(loss(stack), -cosines.amax(-1))
+    close(loss(30 * stack), loss(stack))
+    close(ImageTextLoss(3 * classifier.class_embeddings)(stack), loss(stack))
+
+
+def test_the_encoder_and_the_classes_are_shared(classifier, images):
+    model = symmetrized(classifier, C4)
+    assert {id(p) for p in model.parameters()} == {id(p) for p in classifier.parameters()}
+    model.float()
+    assert classifier.class_embeddings.dtype == torch.float32
+    assert model.image_text_loss is classifier.image_text_loss
+    assert classifier(images.float()).dtype == torch.float32
+    with torch.no_grad():
+        classifier.encoder.linear.bias.zero_()
+    assert not model.encoder.backbone.encoder.linear.bias.any()
+    # What was symmetrised once is of unit length already.
+    again = symmetrized(symmetrized(classifier, C4), D4).double()
+    assert isinstance(again.encoder.backbone.encoder, EquiTune)
+    assert_invariant(again, images, D4)
+    assert isinstance(from_tiny_transformers()[1].symmetrize(lambda e: e).encoder, UnitEmbeddings)
+
+
+def test_the_classes_belong_to_the_names_and_not_to_the_checkpoint(classifier, images):
+    model = symmetrized(classifier, C4, "LambdaEquiTune")
+    assert all(key.startswith("encoder.") for key in model.state_dict())
+    assert not any("class" in key for key in model.state_dict())
+    other = ZeroShotClassifier(Uneven(), torch.randn(2, 5), ["ant", "fly"]).double()
+    before = other.class_embeddings.clone()
+    other.load_state_dict(classifier.state_dict())
+    assert torch.equal(other.class_embeddings, before)
+    close(other(images), 100 * unit(classifier.encoder(images)) @ before.T)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_copies_and_pickles(wrap, classifier, images):
+    model = symmetrized(classifier, C4, wrap)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images), model(images))
+        other.float()
+        assert model.class_embeddings.dtype == torch.float64
+        assert other(images.float()).dtype == torch.float32
+
+
+def test_it_compiles_to_one_graph(classifier, images):
+    for wrap in ("EquiTune", "EquiZero"):
+        model = symmetrized(classifier, C4, wrap)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        close(compiled(images), model(images))
+
+
+def test_similarities_are_float32_also_in_half_precision(classifier, images):
+    model = symmetrized(classifier, C4).float()
+    expected, loss = model(images.float()), model.image_text_loss
+    embeddings = torch.randn(9, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(images.float()).dtype == torch.float32
+        # In bfloat16, logits near 100 would be multiples of a half.
+        inside = loss.similarities(embeddings)
+    assert torch.equal(inside, loss.similarities(embeddings))
+    half = copy.deepcopy(model).bfloat16()
+    assert half.encoder(images.bfloat16()).dtype == torch.bfloat16
+    assert half(images.bfloat16()).dtype == torch.float32
+    close(half(images.bfloat16()), expected, atol=0.3)
+
+
+def test_an_encoder_that_says_nothing_gives_no_nan(images):
+    for dtype in (torch.float16, torch.float64):
+        silent = nn.Sequential(nn.Flatten(), nn.Linear(108, 5)).to(dtype)
+        for parameter in silent.parameters():
+            nn.init.zeros_(parameter)
+        model = ZeroShotClassifier(silent, torch.eye(5), NAMES)
+        assert not model.symmetrize(lambda e: EquiTune(e, C4))(images.to(dtype)).any()
+
+
+# Trained, in the phases of the paper.
+
+
+def test_lambda_learns_and_then_reads_frozen_features(classifier, images):
+    plain = copy.deepcopy(classifier)
+    model = symmetrized(classifier, C4, "LambdaEquiTune")
+    optimizer = torch.optim.SGD(weights_phase(model.encoder), lr=0.3)
+    first = None
+    for _ in range(40):
+        loss = upright_loss(model.explain(images).scores)
+        first = first if first is not None else loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.8 * first
+    assert torch.equal(classifier(images), plain(images))
+    learned = model.eval().explain(images).weights
+    model.encoder.unfreeze_backbone()
+    model = model.with_encoder(with_frozen_features(model.encoder))
+    optimizer = torch.optim.SGD(backbone_phase(model.encoder), lr=0.1)
+    F.cross_entropy(model(images), torch.arange(7) % 4).backward()
+    optimizer.step()
+    assert not torch.equal(classifier(images), plain(images))
+    close(model.explain(images).weights, learned)
+    assert_invariant(model.eval(), images, C4)
+
+
+@pytest.mark.parametrize("wrap", ["EquiTune", "EquiZero"])
+def test_the_backbone_learns_through_the_wrapper(wrap, classifier, images):
+    model = symmetrized(classifier, C4, wrap)
+    optimizer = torch.optim.SGD(backbone_phase(model.encoder), lr=0.05)
+    labels = torch.arange(7) % 4
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert min(losses) < losses[0] - 0.1
+    assert_equivariant(model, images, C4)
+
+
+# Bad input.
+
+
+def embed_one(prompts):
+    return torch.ones(len(prompts), 2)
+
+
+@pytest.mark.parametrize(("names", "templates", "error", "message"), [
+    ([], ["{}"], ValueError, "class_names is empty"),
+    (["cat"], [], ValueError, "templates is empty"),
+    ("cat", ["{}"], TypeError, r"class_names is the string 'cat'; .* \['cat'\]"),
+    (["cat"], "a {}", TypeError, "templates is the string 'a {}'"),
+    (["cat", "dog", "cat"], ["{}"], ValueError, r"class_names\[2\] and class_names\[0\] are both"),
+    (["cat"], ["a {}", "a {}"], ValueError, r"templates\[1\] and templates\[0\] are both 'a {}'"),
+    (["cat", " "], ["{}"], ValueError, r"class_names\[1\] is ' '; give a string with something"),
+    (["cat", 3], ["{}"], TypeError, r"class_names\[1\] is 3; give a string"),
+    (["cat"], ["a {}", "a photo"], ValueError, r"templates\[1\] is 'a photo', without a place"),
+    (["cat"], ["a {name}"], ValueError, "write {} there, such as 'a photo of a {}.'"),
+])  # fmt: skip
+def test_bad_names_and_templates(names, templates, error, message):
+    with pytest.raises(error, match=message):
+        embed_classes(embed_one, names, templates)
+
+
+@pytest.mark.parametrize(("embed", "error", "message"), [
+    (lambda p: torch.ones(1, 2), ValueError, r"returned \(1, 2\) for 2 prompts"),
+    (lambda p: torch.ones(2), ValueError, r"returned \(2,\) for 2 prompts"),
+    (lambda p: torch.ones(2, 2).long(), TypeError, "returned torch.int64 for 2 prompts"),
+    (lambda p: p, TypeError, "returned list for 2 prompts"),
+    (lambda p: torch.tensor([[1.0, 0], [0, 0]]), ValueError, "class 'dog' has the norm 0.0"),
+    (lambda p: torch.tensor([[1.0, 0], [0, math.nan]]), ValueError, "class 'dog' has the norm nan"),
+])  # fmt: skip
+def test_bad_text_encoders(embed, error, message):
+    with pytest.raises(error, match=message):
+        embed_classes(embed, ["cat", "dog"], ["{}"])
+
+
+@pytest.mark.parametrize("batch_size", [0, 2.5, True])
+def test_bad_batch_sizes(batch_size):
+    with pytest.raises(ValueError, match="batch_size is"):
+        embed_classes(embed_one, ["cat"], ["{}"], batch_size=batch_size)
+
+
+EYE = torch.eye(2)
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ((Uneven(), EYE, ["cat"]), ValueError, "class_names has 1 names, but class_embeddings has 2"),
+    ((Uneven(), EYE, ["cat", "cat"]), ValueError, "are both 'cat'"),
+    ((Uneven(), EYE, []), ValueError, "class_names is empty"),
+    ((len, EYE, ["cat", "dog"]), TypeError, "encoder is a builtin_function_or_method"),
+    ((Uneven(), EYE.tolist(), ["cat", "dog"]), TypeError, "class_embeddings is a list"),
+    ((Uneven(), EYE.int(), ["cat", "dog"]), TypeError, "of dtype torch.int32"),
+    ((Uneven(), EYE[0], ["cat", "dog"]), ValueError, r"has shape \(2,\); give \(classes, D\)"),
+    ((Uneven(), EYE[:0], ["cat"]), ValueError, r"has shape \(0, 2\)"),
+    ((Uneven(), 0 * EYE, ["cat", "dog"]), ValueError, r"class_embeddings\[0\] has the norm 0.0"),
+])  # fmt: skip
+def test_bad_classifiers(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ZeroShotClassifier(*arguments)
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
+def test_bad_scales(scale):
+    with pytest.raises(ValueError, match="logit_scale is"):
+        ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_scale=scale)
+
+
+@pytest.mark.parametrize("wrap", [None, "EquiTune"])
+def test_bad_images(wrap, classifier, images):
+    model = classifier if wrap is None else symmetrized(classifier, C4, wrap)
+    for call in (model, *([model.explain] if wrap else [])):
+        with pytest.raises(ValueError, match=r"images has shape \(3, 6, 6\).*image.unsqueeze\(0\)"):
+            call(images[0])
+        with pytest.raises(TypeError, match=r"images is a tensor of dtype torch\.uint8"):
+            call(images.byte())
+        with pytest.raises(TypeError, match="images is a list"):
+            call([images])
+
+
+@pytest.mark.parametrize(("encoder", "error", "message"), [
+    (lambda x: x.flatten(1), ValueError, "embeddings of 108 numbers, but those of the classes"),
+    (lambda x: x, ValueError, r"returned \(7, 3, 6, 6\) for 7 images"),
+    (lambda x: x.flatten(1)[:3], ValueError, r"returned \(3, 108\) for 7 images"),
+    (lambda x: (x,), TypeError, "returned a tuple"),
+    (lambda x: x.flatten(1).long(), TypeError, "returned a tensor of dtype torch.int64"),
+])  # fmt: skip
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_bad_encoders(encoder, error, message, wrapped, classifier, images):
+    module = nn.Module()
+    module.forward = encoder
+    with pytest.raises(error, match=message):
+        classifier.with_encoder(UnitEmbeddings(module) if wrapped else module)(images)
+
+
+def test_bad_stacks_of_the_loss(classifier):
+    with pytest.raises(ValueError, match=r"shape \(3, 5\); this loss takes .* \(\|G\|, B, D\)"):
+        classifier.image_text_loss(torch.rand(3, 5))
+    with pytest.raises(
+        ValueError, match="embeddings of 6 numbers, but those of the classes have 5"
+    ):
+        classifier.image_text_loss(torch.rand(4, 3, 6))
+
+
+def test_bad_wraps(classifier, images):
+    with pytest.raises(TypeError, match="wrap is a EquiTune; give a function of the encoder"):
+        classifier.symmetrize(EquiTune(classifier.encoder, C4))
+    with pytest.raises(TypeError, match="encoder is a Tensor"):
+        classifier.symmetrize(lambda encoder: images)
+    regular = classifier.symmetrize(lambda encoder: RegularFeatures(encoder, C4))
+    with pytest.raises(ValueError, match=r"returned \(7, 4, 5\) for 7 images"):
+        regular(images)
+    with pytest.raises(TypeError, match="encoder is a UnitEmbeddings"):
+        from_tiny_transformers()[1].explain(images)
+
+
+def test_bad_models():
+    model = tiny_model()
+    make = ZeroShotClassifier.from_transformers
+    with pytest.raises(TypeError, match=r"a Linear, without \['vision_model', .*'logit_scale'\]"):
+        make(nn.Linear(2, 2), spell, NAMES)
+    with pytest.raises(
+        TypeError, match="without \\['visual', 'encode_text'\\]; give a model of op"
+    ):
+        ZeroShotClassifier.from_open_clip(model, spell, NAMES)
+    with pytest.raises(TypeError, match=r"a processor of images and texts; .* processor.tokenizer"):
+        make(model, SimpleNamespace(image_processor=None), NAMES)
+    with pytest.raises(TypeError, match="returned a list without input_ids"):
+        make(model, lambda prompts, **_: prompts, NAMES)
+    with pytest.raises(
+        ValueError, match=r"a prompt has 97 tokens, but the model takes 77; .*'x{90}"
+    ):
+        make(model, spell, ["cat", "x" * 90], ["{} here"])
+    model.get_text_features = lambda **_: (1, 2)
+    with pytest.raises(TypeError, match="the text encoder returned tuple"):
+        make(model, spell, NAMES)
+
+
+def test_a_bad_tokenizer_of_open_clip():
+    model, _ = from_tiny_open_clip()
+    with pytest.raises(TypeError, match=r"returned a dict; give open_clip\.get_tokenizer"):
+        ZeroShotClassifier.from_open_clip(model, spell, NAMES)
+
+
+# The benchmark, in small.
+
+
+def test_the_benchmark_runs_and_goes_on(tmp_path, capsys, monkeypatch):
+    words = ["--tiny", "--output", str(tmp_path)]
+    kept = {path: path.read_bytes() for path in record.RESULTS.glob("*")}
+    clip_zero_shot.main(words)
+    assert {path: path.read_bytes() for path in record.RESULTS.glob("*")} == kept
+    path = tmp_path / "clip_zero_shot.json"
+    rows = record.load(str(path.with_suffix("")))["rows"]
+    assert [name.removeprefix("tiny, random, c4, ") for name in rows] == [
+        "zero-shot, plain", "zero-shot, EquiTune", "zero-shot, EquiZero",
+        "zero-shot, LambdaEquiTune, seed 0", "2 steps, EquiTune, seed 0",
+        "4 steps, EquiTune, seed 0", "2 steps, EquiZero, seed 0", "4 steps, EquiZero, seed 0",
+        "2 steps, LambdaEquiTune, seed 0", "4 steps, LambdaEquiTune, seed 0",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        plain = name.endswith("plain")
+        assert (row["changed"] == 0) or plain, name
+        assert plain or sum(row["weights"]) == pytest.approx(1, abs=1e-5)
+    assert rows["tiny, random, c4, zero-shot, plain"]["changed"] > 0
+    assert str(tmp_path) not in path.read_text()
+    assert "zero-shot, EquiZero" in capsys.readouterr().out
+
+    # What is there is kept, what was made with other settings is not.
+    done = []
+    measured = clip_zero_shot.measured
+    monkeypatch.setattr(
+        clip_zero_shot, "measured", lambda *a, **k: done.append(a[-1]) or measured(*a, **k)
+    )
+    clip_zero_shot.main(words)
+    assert done == []
+    monkeypatch.setitem(clip_zero_shot.TINY, "lambda_steps", 2)
+    clip_zero_shot.main(words)
+    assert len(done) == 3
+    assert all("LambdaEquiTune" in name for name in done)
+
+
+def test_the_benchmark_counts_what_changes():
+    class TopLeft(nn.Module):
+        def forward(self, images):
+            return torch.stack([images[:, 0, 0, 0], 1 - images[:, 0, 0, 0]], dim=1)
+
+    bright = torch.zeros(3, 3, 4, 4)
+    bright[0, :, 0, 0] = bright[1, :, 3, 3] = 1
+    model = ZeroShotClassifier(TopLeft(), EYE, ["bright", "dark"])
+    loader = [(bright[:2], torch.tensor([0, 1])), (bright[2:], torch.tensor([0]))]
+    row = clip_zero_shot.measured(model, loader, C4, torch.device("cpu"))
+    assert row == {"upright": 2 / 3, "moved": pytest.approx(1 / 3), "changed": 2 / 3}
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--tiny", "--output", str(record.RESULTS)], "--tiny is a test"),
+    (["--evaluate-every", "5000"], "give an --evaluate-every from 1"),
+    (["--group", "c5"], "invalid choice"),
+])  # fmt: skip
+def test_bad_options_of_the_benchmark(words, message, capsys):
+    with pytest.raises(SystemExit):
+        clip_zero_shot.parse(words)
+    assert message in capsys.readouterr().err
+
+
+def test_the_benchmark_wants_a_batch(monkeypatch, tmp_path):
+    monkeypatch.setitem(clip_zero_shot.TINY, "train_images", 3)
+    with pytest.raises(SystemExit, match="3 pictures to learn from make no batch"):
+        clip_zero_shot.main(["--tiny", "--output", str(tmp_path)])
