@@ -1,6 +1,6 @@
 """Kits for images: boxes, keypoints and labels, detectors, CLIP as a zero-shot classifier."""
 
-from equitune.vision.coordinates import BoxAction, BoxFormat, KeypointAction, label_swaps
+from equitune.vision.coordinates import BoxAction, KeypointAction, label_swaps
 from equitune.vision.detections import AbsoluteCoordinates, PaddedDetections, RelativeCoordinates
 from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
 from equitune.vision.prompts import DEFAULT_TEMPLATES, PHOTO_TEMPLATES, embed_classes
@@ -11,7 +11,6 @@ __all__ = [
     "PHOTO_TEMPLATES",
     "AbsoluteCoordinates",
     "BoxAction",
-    "BoxFormat",
     "ImageTextLoss",
     "KeypointAction",
     "PaddedDetections",

@@ -15,7 +15,7 @@ from equitune.actions.table import Table
 from equitune.checks import require_counts
 from equitune.groups import Embedding
 
-__all__ = ["BoxAction", "BoxFormat", "KeypointAction", "label_swaps"]
+__all__ = ["BoxAction", "KeypointAction", "label_swaps"]
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 FORMATS = ("xyxy", "xywh", "cxcywh")
