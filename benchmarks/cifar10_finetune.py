@@ -12,46 +12,47 @@ import argparse
 
 from torch import nn
 
-import cifar10
-from finetuning import Recipe, Run, Split, benchmark, runs
+import finetuning
+import record
+from cifar10 import data_folder, load_images, load_resnet
 
 NAME = "cifar10_finetune"
-RECIPE = Recipe(epochs=1, batch_size=10, learning_rate=3e-4, measured_batch=250)
+RECIPE = finetuning.Recipe(epochs=1, batch_size=10, learning_rate=3e-4, measured_batch=250)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", nargs="+", type=int, default=[20, 56])
-    parser.add_argument("--train-images", nargs="+", type=int, default=[10000, 5000],
+    parser.add_argument("--train-images", nargs="+", type=int, default=[10000, 2500],
                         help="for each depth; 50000 is the whole training set")  # fmt: skip
     parser.add_argument("--test-images", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     if len(arguments.train_images) != len(arguments.depths):
         parser.error("give as many --train-images as --depths")
-    folder = cifar10.data_folder()
+    folder = data_folder()
     if folder is None:
         raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
     counts = {
         f"resnet{depth}": count
         for depth, count in zip(arguments.depths, arguments.train_images, strict=True)
     }
-    images, labels = cifar10.load_images(folder, "train", max(counts.values()))
-    test = Split(*cifar10.load_images(folder, "test", arguments.test_images))
+    images, labels = load_images(folder, "train", max(counts.values()))
+    test = finetuning.Split(*load_images(folder, "test", arguments.test_images))
 
-    def load(run: Run) -> tuple[nn.Module, Split]:
-        backbone = cifar10.load_resnet(folder, int(run.model.removeprefix("resnet")))
+    def load(run: finetuning.Run) -> tuple[nn.Module, finetuning.Split]:
+        backbone = load_resnet(folder, int(run.model.removeprefix("resnet")))
         count = counts[run.model]
-        return backbone, Split(images[:count], labels[:count])
+        return backbone, finetuning.Split(images[:count], labels[:count])
 
-    benchmark(
+    finetuning.benchmark(
         NAME,
         "python benchmarks/cifar10_finetune.py",
-        runs(list(counts), arguments.seeds),
+        finetuning.runs(list(counts), arguments.seeds),
         load,
         test,
         RECIPE,
-        {"train_images": counts},
+        {"train_images": {**record.load(NAME).get("train_images", {}), **counts}},
     )
 
 

@@ -1,7 +1,8 @@
 """A frozen ResNet-20 on rotated CIFAR-10: plain, EquiTune, EquiZero and LambdaEquiTune (c4).
 
-The form of Figures 5b and 11b of the second paper. Every test image is tried in all four
-rotations. Rows that are done are kept, so that an interrupted run goes on; --fresh starts again.
+The form of Figures 5b, 11b and 12 of the second paper: weight networks of all kinds, on logits and
+on features, and linear probing on top. Every test image is tried in all four rotations. Rows that
+are done are kept, so that an interrupted run goes on; --fresh starts again.
 
     EQUITUNE_DATA=... python benchmarks/cifar10_zero_shot.py
 """
@@ -10,23 +11,192 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
 import record
 from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
+from equitune.functional import orbit, weighted_mean
 from equitune.losses import entropy, negative_max_probability
-from equitune.weights import ConvWeightNet
-from experiment import measure, train_weight_net
+from equitune.training import probing_phase, upright_loss
+from equitune.weights import (
+    AttentionWeightNet,
+    ConvWeightNet,
+    FrozenFeatures,
+    MlpWeightNet,
+    OrbitWeightNet,
+)
+from experiment import measure, measure_invariant
 
 NAME, SEED = "cifar10_zero_shot", 0
 COMMAND = "python benchmarks/cifar10_zero_shot.py"
-LAMBDA_IMAGES, LAMBDA_EPOCHS = 5000, 6
+ACTION = ImageAction(c4())
 # Pieces that suit a CPU; a GPU wants none.
 CHUNK_SIZE = 128
+BATCH = 125
+LAMBDA_IMAGES = 10_000
+PROBED = "conv, layer3"
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """A weight network, what it reads, and how it is trained."""
+
+    weight_input: str
+    make: Callable[[], nn.Module]
+    epochs: int
+    learning_rate: float
+
+
+WEIGHTINGS = {
+    "MLP, logits": Weighting("output", lambda: MlpWeightNet(10), 10, 2e-3),
+    "attention, logits": Weighting("output", lambda: AttentionWeightNet(10), 10, 2e-3),
+    "MLP, layer3": Weighting("layer3", lambda: MlpWeightNet(64 * 8 * 8), 6, 1e-3),
+    "attention, layer3": Weighting("layer3", lambda: AttentionWeightNet(64 * 8 * 8), 6, 1e-3),
+    "conv, layer2": Weighting("layer2", lambda: ConvWeightNet(32), 6, 2e-3),
+    PROBED: Weighting("layer3", lambda: ConvWeightNet(64), 6, 2e-3),
+}
+
+
+@torch.inference_mode()
+def seen(backbone: nn.Module, weight_input: str, images: Tensor) -> Tensor:
+    """What a weight network reads of all copies of all images, (4, N, ...), in bfloat16."""
+    features = FrozenFeatures(backbone, weight_input)
+    stacks = []
+    for batch in tqdm(images.split(250), desc=f"reading {weight_input}", leave=False):
+        copies = orbit(batch.to(memory_format=torch.channels_last), ACTION)
+        pieces = [features(piece) for piece in copies.flatten(0, 1).split(CHUNK_SIZE)]
+        stacks.append(torch.cat(pieces).unflatten(0, copies.shape[:2]).bfloat16())
+    return torch.cat(stacks, dim=1)
+
+
+def train(
+    net: nn.Module, weighting: Weighting, stack: Tensor, outputs: Tensor, labels: Tensor
+) -> None:
+    """Phase one of the paper. The backbone is frozen, so that it need not run in every epoch."""
+    optimizer = torch.optim.AdamW(net.parameters(), weighting.learning_rate, weight_decay=1e-2)
+    steps = weighting.epochs * (len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, weighting.learning_rate, total_steps=steps
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    net.train()
+    with tqdm(total=steps, desc="lambda", unit="batch", leave=False) as bar:
+        for _ in range(weighting.epochs):
+            order = torch.randperm(len(labels), generator=generator)
+            for batch in order.split(BATCH)[: len(labels) // BATCH]:
+                copies = stack[:, batch].float()
+                if isinstance(net, OrbitWeightNet):
+                    scores = net(copies)
+                else:
+                    scores = net(copies.flatten(0, 1)).view(copies.shape[:2])
+                averaged = weighted_mean(outputs[:, batch].float(), scores.softmax(0))
+                loss = F.cross_entropy(averaged, labels[batch]) + upright_loss(scores)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    net.eval()
+
+
+def probe(model: LambdaEquiTune, images: Tensor, labels: Tensor) -> None:
+    """Linear probing: one epoch of the last layer (second paper, section 5.2.2)."""
+    optimizer = torch.optim.Adam(probing_phase(model, ["linear"]), lr=1e-3)
+    generator = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(len(labels), generator=generator)
+    for batch in tqdm(order.split(BATCH), desc="probing", unit="batch", leave=False):
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+@torch.inference_mode()
+def mean_weights(model: LambdaEquiTune, images: Tensor) -> list[float]:
+    """The mean weight of the four copies of upright images (Figure 12)."""
+    weights = [model.explain(batch).weights for batch in images.split(250)]
+    return [round(float(w), 4) for w in torch.cat(weights, dim=1).mean(dim=1)]
+
+
+class Benchmark:
+    """The rows, each made when it is asked for."""
+
+    def __init__(self, folder: Path, fresh: bool) -> None:
+        self.folder = folder
+        self.images, self.labels = load_images(folder, "test")
+        self.backbone = load_resnet(folder)
+        self.rows = {} if fresh else record.load(NAME).get("rows", {})
+        self._training: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def training(self) -> tuple[Tensor, Tensor]:
+        if self._training is None:
+            self._training = load_images(self.folder, "train", LAMBDA_IMAGES)
+        return self._training
+
+    def plain(self, name: str) -> None:
+        start = time.perf_counter()
+        # Batches of the size of a piece, as the wrappers have.
+        measured = measure(
+            self.backbone, self.images, self.labels, batch_size=CHUNK_SIZE, name=name
+        )
+        self._keep(name, asdict(measured), start)
+
+    def wrapped(self, name: str, model: nn.Module) -> None:
+        start = time.perf_counter()
+        measured = measure_invariant(model, self.images, self.labels, checked=500, name=name)
+        self._keep(name, asdict(measured), start)
+
+    def learned(self, name: str, weighting: Weighting) -> None:
+        start = time.perf_counter()
+        torch.manual_seed(SEED)
+        images, labels = self.training
+        net = weighting.make()
+        stack = seen(self.backbone, weighting.weight_input, images)
+        train(net, weighting, stack, self.outputs, labels)
+        model = LambdaEquiTune(
+            self.backbone, ACTION, weight_net=net, weight_input=weighting.weight_input,
+            chunk_size=CHUNK_SIZE,
+        ).eval()  # fmt: skip
+        row = self._learned_row(name, model)
+        self._keep(f"LambdaEquiTune: {name}", row, start)
+        if name == PROBED:
+            start = time.perf_counter()
+            kept = {key: value.clone() for key, value in self.backbone.state_dict().items()}
+            probe(model, images, labels)
+            row = self._learned_row("probed", model)
+            self._keep(f"LambdaEquiTune: {name}, with linear probing", row, start)
+            model.unfreeze_backbone().unwrap().load_state_dict(kept)
+            self.backbone.eval()
+
+    @property
+    def outputs(self) -> Tensor:
+        if not hasattr(self, "_outputs"):
+            self._outputs = seen(self.backbone, "output", self.training[0])
+        return self._outputs
+
+    def _learned_row(self, name: str, model: LambdaEquiTune) -> dict[str, object]:
+        measured = measure_invariant(model, self.images, self.labels, checked=500, name=name)
+        return {**asdict(measured), "mean_weights": mean_weights(model, self.images[:1000])}
+
+    def _keep(self, name: str, row: dict[str, object], start: float) -> None:
+        self.rows[name] = {**row, "seconds": round(time.perf_counter() - start)}
+        numbers = {
+            "test_images": len(self.images),
+            "training_images": LAMBDA_IMAGES,
+            "rows": self.rows,
+        }
+        record.save(NAME, COMMAND, SEED, numbers)
+        print(f"{name:<60} {row['upright']:>7.2%} {row['rotated']:>7.2%} {row['changed']:>7.2%}")
 
 
 def main() -> None:
@@ -36,44 +206,31 @@ def main() -> None:
     folder = data_folder()
     if folder is None:
         raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
-    torch.manual_seed(SEED)
-    images, labels = load_images(folder, "test")
-    backbone, action = load_resnet(folder), ImageAction(c4())
-    learned = LambdaEquiTune(
-        backbone, action, weight_net=ConvWeightNet(32), weight_input="layer2", chunk_size=CHUNK_SIZE
-    )
-    models: dict[str, nn.Module] = {
-        "plain": backbone,
-        "EquiTune": EquiTune(backbone, action, chunk_size=CHUNK_SIZE),
-        "EquiZero, negative_max_probability": EquiZero(
-            backbone, action, proxy_loss=negative_max_probability, chunk_size=CHUNK_SIZE
+    bench = Benchmark(folder, fresh)
+    options = {"chunk_size": CHUNK_SIZE}
+    models: dict[str, Callable[[], nn.Module]] = {
+        "EquiTune": lambda: EquiTune(bench.backbone, ACTION, **options),
+        "EquiTune, at features (layer3)": lambda: EquiTune(
+            bench.backbone, ACTION, ACTION, at="layer3", **options
         ),
-        "EquiZero, entropy": EquiZero(backbone, action, proxy_loss=entropy, chunk_size=CHUNK_SIZE),
-        f"LambdaEquiTune, {LAMBDA_IMAGES:,} training images": learned,
+        "EquiZero, negative_max_probability": lambda: EquiZero(
+            bench.backbone, ACTION, proxy_loss=negative_max_probability, **options
+        ),
+        "EquiZero, entropy": lambda: EquiZero(
+            bench.backbone, ACTION, proxy_loss=entropy, **options
+        ),
     }
-    rows = {} if fresh else record.load(NAME).get("rows", {})
-    for name, model in models.items():
-        if name in rows:
-            print(f"{name}: kept from {record.RESULTS / NAME}.json")
-            continue
-        start = time.perf_counter()
-        if model is learned:
-            train_weight_net(
-                learned, *load_images(folder, "train", LAMBDA_IMAGES),
-                epochs=LAMBDA_EPOCHS, seed=SEED,
-            )  # fmt: skip
-        # Batches of the size of a piece for the plain network as well.
-        size = CHUNK_SIZE if model is backbone else 250
-        rows[name] = asdict(measure(model, images, labels, batch_size=size, name=name))
-        rows[name]["seconds"] = round(time.perf_counter() - start)
-        record.save(NAME, COMMAND, SEED, {"test_images": len(images), "rows": rows})
-    print(f"\nResNet-20, {len(images)} test images of CIFAR-10, each in all four rotations\n")
-    print(f"{'':<40} {'upright':>8} {'rotated':>8} {'changed':>8} {'error':>9}")
-    for name, row in rows.items():
-        print(
-            f"{name:<40} {row['upright']:>8.2%} {row['rotated']:>8.2%} {row['changed']:>8.2%} "
-            f"{row['error']:>9.1e}"
-        )
+    if "plain" not in bench.rows:
+        bench.plain("plain")
+    for name, make in models.items():
+        if name not in bench.rows:
+            bench.wrapped(name, make())
+    for name, weighting in WEIGHTINGS.items():
+        probed = f"LambdaEquiTune: {name}, with linear probing"
+        if f"LambdaEquiTune: {name}" not in bench.rows or (
+            name == PROBED and probed not in bench.rows
+        ):
+            bench.learned(name, weighting)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 import record
 from equitune import EquiTune, ImageAction, c4, d4
-from experiment import Measured, measure
+from experiment import measure_invariant
 
 GROUPS = {"plain": None, "c4": c4, "d4": d4}
 AUGMENTATIONS = ("none", "c4")
-CHECKED = 100
 
 
 @dataclass(frozen=True)
@@ -95,26 +94,6 @@ def finetune(model: nn.Module, run: Run, train: Split, recipe: Recipe) -> None:
     model.eval()
 
 
-def on_rotated(model: nn.Module, test: Split, batch_size: int) -> Measured:
-    """In float32, every test image in all four rotations.
-
-    Where no rotation changes any of the first predictions, as it has to be for a wrapper, the
-    upright images of the rest tell the same.
-    """
-    first = measure(
-        model, test.images[:CHECKED], test.labels[:CHECKED], batch_size=batch_size, name="rotated"
-    )
-    if first.changed > 0:
-        return measure(model, test.images, test.labels, batch_size=batch_size, name="rotated")
-    right = 0
-    with torch.inference_mode():
-        pairs = zip(test.images.split(batch_size), test.labels.split(batch_size), strict=True)
-        for images, labels in pairs:
-            right += int((model(images).argmax(-1) == labels).sum())
-    accuracy = right / len(test.labels)
-    return Measured(accuracy, accuracy, first.changed, first.error)
-
-
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """The numbers of a batch, and a rotation for each of its images."""
     for batch in torch.randperm(count, generator=generator).split(size):
@@ -144,8 +123,11 @@ def benchmark(
         backbone.to(device, memory_format=torch.channels_last)
         model = symmetrised(backbone, run.group)
         finetune(model, run, train, recipe)
-        measured = on_rotated(model, test.to(device), recipe.measured_batch)
+        on_device = test.to(device)
+        measured = measure_invariant(
+            model, on_device.images, on_device.labels, batch_size=recipe.measured_batch
+        )
         rows[run.name] = {**asdict(run), **asdict(measured)}
         rows[run.name]["seconds"] = round(time.perf_counter() - start)
-        record.save(name, command, run.seed, {**about, "rows": rows})
+        record.save(name, command, todo[0].seed, {**about, "rows": rows})
         tqdm.write(f"{run.name}: {measured.rotated:.1%} on rotated images")

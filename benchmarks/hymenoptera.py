@@ -13,12 +13,12 @@ import argparse
 
 from torch import nn
 
-import ants_and_bees
-import cifar10
-from finetuning import Recipe, Run, Split, benchmark, runs
+import finetuning
+from ants_and_bees import load_network, load_photographs
+from cifar10 import data_folder
 
 NAME = "hymenoptera"
-RECIPE = Recipe(epochs=10, batch_size=8, learning_rate=3e-4)
+RECIPE = finetuning.Recipe(epochs=10, batch_size=8, learning_rate=3e-4)
 
 
 def main() -> None:
@@ -27,19 +27,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="pixels, height and width")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    folder = cifar10.data_folder()
+    folder = data_folder()
     train, test = (
-        Split(*ants_and_bees.load_photographs(split, arguments.size, folder))
+        finetuning.Split(*load_photographs(split, arguments.size, folder))
         for split in ("train", "val")
     )
 
-    def load(run: Run) -> tuple[nn.Module, Split]:
-        return ants_and_bees.load_network(run.model, folder), train
+    def load(run: finetuning.Run) -> tuple[nn.Module, finetuning.Split]:
+        return load_network(run.model, folder), train
 
-    benchmark(
+    finetuning.benchmark(
         NAME,
         f"python benchmarks/hymenoptera.py --size {arguments.size}",
-        runs(arguments.models, arguments.seeds),
+        finetuning.runs(arguments.models, arguments.seeds),
         load,
         test,
         RECIPE,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from equitune import LambdaEquiTune
+from equitune.training import upright_loss, weights_phase
 
 IMAGE_DIMS = (-2, -1)
 
@@ -27,15 +28,8 @@ def train_weight_net(
     batch_size: int = 125,
     seed: int = 0,
 ) -> None:
-    """Phase one of the paper: trains the weight network on upright images, the backbone frozen.
-
-    The loss is the cross-entropy of the averaged prediction, plus the negative log-likelihood
-    of the identity under the weights, because the images are known to be upright.
-    """
-    model.freeze_backbone().train()
-    optimizer = torch.optim.AdamW(
-        model.weight_net.parameters(), lr=learning_rate, weight_decay=1e-2
-    )
+    """Phase one of the paper: trains the weight network on upright images, the backbone frozen."""
+    optimizer = torch.optim.AdamW(weights_phase(model), lr=learning_rate, weight_decay=1e-2)
     steps = epochs * (len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
@@ -44,9 +38,7 @@ def train_weight_net(
             order = torch.randperm(len(images), generator=generator)
             for batch in order.split(batch_size)[: len(images) // batch_size]:
                 told = model.explain(images[batch])
-                upright = torch.zeros(len(batch), dtype=torch.long)
-                loss = F.cross_entropy(told.output, labels[batch])
-                loss = loss + F.cross_entropy(told.scores.T, upright)
+                loss = F.cross_entropy(told.output, labels[batch]) + upright_loss(told.scores)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -81,6 +73,32 @@ def measure(
     right = (predictions == labels).double()
     changed = (predictions != predictions[0]).any(0).double().mean()
     return Measured(float(right[0].mean()), float(right.mean()), float(changed), worst)
+
+
+def measure_invariant(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = 250,
+    checked: int = 100,
+    name: str = "",
+) -> Measured:
+    """As ``measure``, for models that should be invariant, which makes it four times as fast.
+
+    Where no rotation changes any of the first predictions, upright images tell all of the rest.
+    """
+    first = measure(model, images[:checked], labels[:checked], batch_size=batch_size, name=name)
+    if first.changed > 0:
+        return measure(model, images, labels, batch_size=batch_size, name=name)
+    right = 0
+    with torch.inference_mode(), tqdm(total=len(labels), desc=name, leave=False) as bar:
+        batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        for batch, truth in batches:
+            right += int((model(batch).argmax(-1) == truth).sum())
+            bar.update(len(truth))
+    accuracy = right / len(labels)
+    return Measured(accuracy, accuracy, first.changed, first.error)
 
 
 @torch.inference_mode()

@@ -230,6 +230,40 @@ def test_changed_parameters_are_seen_at_once(channels):
         assert torch.equal(layer(x), torch.full_like(before, 2))
 
 
+def test_the_dense_weight_is_made_once_in_eval_mode(monkeypatch):
+    action = regular(d4())
+    layer, x = EquivariantLinear(action, action, 20, 3), torch.randn(5, 8, 20)
+    made = []
+    dense = EquivariantLinear.dense
+    monkeypatch.setattr(EquivariantLinear, "dense", lambda self: made.append(0) or dense(self))
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        assert len(made) == 3  # in train mode it is not kept
+        layer.eval()
+        for _ in range(3):
+            expected = layer(x)
+        assert len(made) == 4
+        layer.load_state_dict({key: 2 * value for key, value in layer.state_dict().items()})
+        torch.testing.assert_close(layer(x), 2 * expected)
+        assert len(made) == 5
+        assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+        assert torch.equal(layer.double()(x.double()), layer(x.double()))
+        assert layer(x.double()).dtype == torch.float64
+    layer.float()
+    with torch.inference_mode():
+        layer(x)
+    # What was made in inference mode serves gradients of the input as well.
+    layer.requires_grad_(False)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    # Where the weights learn, they are part of the graph.
+    layer.requires_grad_(True)
+    layer(x).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("channels", [4, 20])
 def test_the_ties_are_no_state(channels):
     """Averaging, or the meta device, must not change which weights are tied."""

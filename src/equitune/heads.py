@@ -10,7 +10,8 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import final
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,11 @@ class EquivariantLinear(nn.Module):
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, self.bias_ties.count))
+        self._held: _Held | None = None
         self.reset_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_held": None}
 
     @property
     def in_points(self) -> int:
@@ -146,11 +151,34 @@ class EquivariantLinear(nn.Module):
             own = (self.in_points, *own)
         if x.shape[1:] != own:
             raise ValueError(f"x has shape {tuple(x.shape)}; give (B, {', '.join(map(str, own))})")
-        y = F.linear(x.flatten(1), *self.dense())
+        y = F.linear(x.flatten(1), *self._held_dense())
         if isinstance(self.out_action, TrivialAction):
             return y
         channels: Tensor = y.unflatten(1, (self.out_channels, self.out_points))
         return channels.transpose(1, 2)
+
+    def _held_dense(self) -> tuple[Tensor, Tensor | None]:
+        """The dense weight and bias; in eval mode on the CPU made once, as long as they hold.
+
+        They are compared by value with what they were made of, which is |G| times smaller: an
+        optimizer, a checkpoint or an average of weights may change parameters without a trace.
+        Elsewhere the comparison would be a synchronisation.
+        """
+        weight = self.weight
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if (
+            self.training
+            or learns
+            or weight.device.type != "cpu"
+            or type(weight) is not nn.Parameter
+            or torch.compiler.is_compiling()
+        ):
+            return self.dense()
+        if self._held is None or not self._held.made_of(self):
+            # Usable with autograd later, also if this is inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                self._held = _Held.of(self)
+        return self._held.dense
 
     def restrict(self, embedding: Embedding) -> EquivariantLinear:
         """The same map as a layer that has to respect a subgroup only, with more parameters.
@@ -178,6 +206,23 @@ class EquivariantLinear(nn.Module):
             f"{self.in_points} points of {self.in_channels} channels to {self.out_points} points "
             f"of {self.out_channels}, {self.weight_ties.count} orbits"
         )
+
+
+@final
+@dataclass(frozen=True)
+class _Held:
+    """A dense weight and bias, with the parameters that they were made of."""
+
+    dense: tuple[Tensor, Tensor | None]
+    parameters: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, layer: EquivariantLinear) -> _Held:
+        return cls(layer.dense(), tuple(p.detach().clone() for p in layer.parameters()))
+
+    def made_of(self, layer: EquivariantLinear) -> bool:
+        pairs = zip(self.parameters, layer.parameters(), strict=True)
+        return all(held.dtype == p.dtype and torch.equal(held, p) for held, p in pairs)
 
 
 @final
