@@ -173,7 +173,7 @@ class Bench:
         self.optimise(
             parameters, loss, self.arguments.lambda_steps, self.arguments.lambda_rate, seed
         )
-        model.eval().encoder.unfreeze_backbone()
+        model.eval()
         return model
 
     def finetune(self, mode: str, seed: int) -> None:

@@ -475,7 +475,6 @@ def test_lambda_learns_and_then_reads_frozen_features(classifier, images):
     assert loss < 0.8 * first
     assert torch.equal(classifier(images), plain(images))
     learned = model.eval().explain(images).weights
-    model.encoder.unfreeze_backbone()
     model = model.with_encoder(with_frozen_features(model.encoder))
     optimizer = torch.optim.SGD(backbone_phase(model.encoder), lr=0.1)
     F.cross_entropy(model(images), torch.arange(7) % 4).backward()
