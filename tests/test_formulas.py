@@ -8,9 +8,19 @@ from torch import nn
 
 import cases
 from cases import CASES, WRAPPERS, ConvNet
-from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, RegularFeatures, c4, d4
+from equitune import (
+    Canonicalize,
+    EquiTune,
+    EquiZero,
+    ImageAction,
+    LambdaEquiTune,
+    RegularFeatures,
+    c4,
+    d4,
+)
 from equitune.losses import entropy, negative_max_probability
 from equitune.testing import (
+    CanonicalizeFormula,
     EquiTuneFormula,
     EquiZeroFormula,
     Formula,
@@ -46,6 +56,57 @@ def test_weights_that_see_the_whole_orbit(case):
         weight_net=cases.Attention(), weight_input="output",
     )  # fmt: skip
     assert_matches_formula(model.double().eval(), case.input(torch.float64)[:3])
+
+
+class Layers(torch.nn.Module):
+    """A network that can be cut at its first part."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = ConvNet(3, 2, dense=True)
+        self.rest = ConvNet(2, 4, dense=False)
+
+    def forward(self, x):
+        return self.rest(self.features(x).tanh())
+
+
+@pytest.mark.parametrize("wrapper", [
+    lambda *a: EquiTune(*a, at="features"),
+    lambda *a: EquiZero(*a, proxy_loss=cases.proxy, at="features"),
+    lambda *a: LambdaEquiTune(*a, weight_net=cases.AnyWeightNet(), at="features"),
+    lambda *a: LambdaEquiTune(*a, weight_net=cases.Attention(), weight_input="output",
+                              at="features"),
+    lambda *a: Canonicalize(*a, weight_net=cases.AnyWeightNet(), at="features"),
+])  # fmt: skip
+@pytest.mark.parametrize("moved", [None, D4], ids=["invariant", "moved"])
+def test_wrappers_that_stop_at_a_cut_match(wrapper, moved, x):
+    backbone = Layers().double().eval()
+    model = wrapper(backbone, D4, moved).double().eval()
+    assert_matches_formula(model, x)
+    # Another activation, another way to move it, or no cut, is another formula.
+    for other in (
+        EquiTuneFormula(backbone, D4),
+        EquiTuneFormula(backbone, D4, D4 if moved is None else None, at="features"),
+    ):
+        with pytest.raises(AssertionError, match="fn is not EquiTuneFormula"):
+            assert_matches_formula(model, x, other)
+
+
+def test_canonicalize_is_told_from_its_opposite(backbone, x):
+    class Opposite(torch.nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, copies):
+            return -self.net(copies)
+
+    net = cases.AnyWeightNet().double().eval()
+    model = Canonicalize(backbone, D4, weight_net=net).eval()
+    assert_matches_formula(model, x, CanonicalizeFormula(backbone, D4, weight_net=net))
+    opposite = CanonicalizeFormula(backbone, D4, weight_net=Opposite(net).eval())
+    with pytest.raises(AssertionError, match="fn is not CanonicalizeFormula"):
+        assert_matches_formula(model, x, opposite)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from equitune.testing.assertions import assert_equivariant, assert_invariant, eq
 from equitune.testing.axioms import assert_action, assert_group
 from equitune.testing.comparison import RELATIVE_TOLERANCES
 from equitune.testing.formulas import (
+    CanonicalizeFormula,
     EquiTuneFormula,
     EquiZeroFormula,
     Formula,
@@ -18,6 +19,7 @@ from equitune.testing.report import ElementErrors, EquivarianceReport
 
 __all__ = [
     "RELATIVE_TOLERANCES",
+    "CanonicalizeFormula",
     "ElementErrors",
     "EquiTuneFormula",
     "EquiZeroFormula",

@@ -13,19 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
+from equitune.groups import FiniteGroup
 from equitune.testing.batches import copied, tensors_of
 from equitune.testing.comparison import Gap, Tolerance
 from equitune.wrappers import (
+    Canonicalize,
     EquiTune,
     EquiZero,
     LambdaEquiTune,
     OrbitModule,
     OrbitWeightNet,
     RegularFeatures,
+    Symmetrizer,
 )
 from equitune.wrappers.equizero import TIE_TOLERANCES
 
 __all__ = [
+    "CanonicalizeFormula",
     "EquiTuneFormula",
     "EquiZeroFormula",
     "Formula",
@@ -42,18 +46,28 @@ class Formula(ABC):
         backbone: The module M of one argument.
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
+        at: The dotted name of a submodule; M is then the module up to its output, and the rest of
+            the module follows on the combination.
     """
 
     def __init__(
-        self, backbone: nn.Module, input_action: Action, output_action: Action | None = None
+        self,
+        backbone: nn.Module,
+        input_action: Action,
+        output_action: Action | None = None,
+        *,
+        at: str | None = None,
     ) -> None:
         self.backbone = backbone
         self.input_action = input_action
         self.output_action = output_action or TrivialAction(input_action.group)
+        self.at = at
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
         samples = [self._evaluate(sample) for sample in _samples(self.input_action, x)]
+        if self.at is not None:
+            return torch.cat(samples)
         leaves = [self.output_action.flatten(sample) for sample in samples]
         columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
         return self.output_action.unflatten(samples[0], columns)
@@ -61,8 +75,7 @@ class Formula(ABC):
     def _evaluate(self, x: Any) -> Any:
         group = self.output_action.group
         inputs = [self.input_action.transform(x, g) for g in group.elements]
-        # The backbone may work in place on what it gets.
-        raw = [self.backbone(copied(self.input_action, copy)) for copy in inputs]
+        raw = [self._run(copy) for copy in inputs]
         moved = [self.output_action.transform(raw[g], group.inverse(g)) for g in group.elements]
         weights = self.weigh(inputs, raw)
         leaves = [self.output_action.flatten(copy) for copy in moved]
@@ -70,7 +83,28 @@ class Formula(ABC):
             self.combine([leaf for _, leaf in column], weights)
             for column in zip(*leaves, strict=True)
         ]
-        return self.output_action.unflatten(raw[0], combined)
+        output = self.output_action.unflatten(raw[0], combined)
+        return output if self.at is None else self._finish(x, output)
+
+    def _run(self, x: Any) -> Any:
+        # The backbone may work in place on what it gets.
+        given = copied(self.input_action, x)
+        if self.at is None:
+            return self.backbone(given)
+        return read_submodule(self.backbone, self.at, given)
+
+    def _finish(self, x: Any, output: Any) -> Any:
+        """What the backbone returns where its submodule returns something else."""
+        handle = self.backbone.get_submodule(str(self.at)).register_forward_hook(lambda *_: output)
+        try:
+            return self.backbone(copied(self.input_action, x))
+        finally:
+            handle.remove()
+
+    @property
+    def group(self) -> FiniteGroup:
+        """The group that acts."""
+        return self.input_action.group
 
     @abstractmethod
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
@@ -115,6 +149,7 @@ class EquiZeroFormula(Formula):
         output_action: As for :class:`Formula`.
         proxy_loss: As for :class:`equitune.EquiZero`; called for one copy at a time.
         tie_tolerance: As for :class:`equitune.EquiZero`.
+        at: As for :class:`Formula`.
     """
 
     def __init__(
@@ -125,8 +160,9 @@ class EquiZeroFormula(Formula):
         *,
         proxy_loss: Callable[[Any], Tensor],
         tie_tolerance: float | None = None,
+        at: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action)
+        super().__init__(backbone, input_action, output_action, at=at)
         self.proxy_loss = proxy_loss
         self.tie_tolerance = tie_tolerance
 
@@ -154,6 +190,7 @@ class LambdaEquiTuneFormula(Formula):
         output_action: As for :class:`Formula`.
         weight_net: As for :class:`equitune.LambdaEquiTune`; log lambda.
         weight_input: As for :class:`equitune.LambdaEquiTune`.
+        at: As for :class:`Formula`.
     """
 
     def __init__(
@@ -164,17 +201,15 @@ class LambdaEquiTuneFormula(Formula):
         *,
         weight_net: nn.Module,
         weight_input: str = "input",
+        at: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action)
+        super().__init__(backbone, input_action, output_action, at=at)
         self.weight_net = weight_net
         self.weight_input = weight_input
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]
-        if isinstance(self.weight_net, OrbitWeightNet):
-            logits = self.weight_net(torch.stack(seen)).flatten().double()
-        else:
-            logits = torch.cat([self.weight_net(copy).flatten() for copy in seen]).double()
+        logits = logits_of(self.weight_net, seen)
         factors = (logits - logits.max()).exp()
         return cast(list[float], (factors / factors.sum()).tolist())
 
@@ -183,14 +218,66 @@ class LambdaEquiTuneFormula(Formula):
             return self.input_action.flatten(x)[0][1]
         if self.weight_input == "output":
             return self.output_action.flatten(y)[0][1]
-        activations: list[Tensor] = []
-        layer = self.backbone.get_submodule(self.weight_input)
-        handle = layer.register_forward_hook(lambda m, args, out: activations.append(out.clone()))
-        try:
-            self.backbone(copied(self.input_action, x))
-        finally:
-            handle.remove()
-        return activations[0]
+        read = read_submodule(self.backbone, self.weight_input, copied(self.input_action, x))
+        return cast(Tensor, read)
+
+
+@final
+class CanonicalizeFormula(Formula):
+    """g*^-1 M(g* x), where g* maximises what a network says of gx.
+
+    Args:
+        backbone: As for :class:`Formula`.
+        input_action: As for :class:`Formula`.
+        output_action: As for :class:`Formula`.
+        weight_net: As for :class:`equitune.Canonicalize`.
+        tie_tolerance: As for :class:`equitune.Canonicalize`.
+        at: As for :class:`Formula`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action,
+        output_action: Action | None = None,
+        *,
+        weight_net: nn.Module,
+        tie_tolerance: float | None = None,
+        at: str | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, at=at)
+        self.weight_net = weight_net
+        self.tie_tolerance = tie_tolerance
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        seen = [self.input_action.flatten(x)[0][1] for x in inputs]
+        logits = [float(logit) for logit in logits_of(self.weight_net, seen)]
+        tolerance = self.tie_tolerance
+        if tolerance is None:
+            tolerance = TIE_TOLERANCES.get(seen[0].dtype, 1e-5)
+        allowed = tolerance * max(map(abs, logits))
+        ties = [max(logits) - logit <= allowed for logit in logits]
+        return [tie / sum(ties) for tie in ties]
+
+
+def logits_of(weight_net: nn.Module, seen: list[Tensor]) -> Tensor:
+    """What a weight network says of each copy of one sample, (|G|,) in float64."""
+    if isinstance(weight_net, OrbitWeightNet):
+        return cast(Tensor, weight_net(torch.stack(seen))).flatten().double()
+    return torch.cat([weight_net(copy).flatten() for copy in seen]).double()
+
+
+def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
+    """What a submodule returns when the backbone gets x."""
+    read: list[Any] = []
+    handle = backbone.get_submodule(name).register_forward_hook(
+        lambda m, args, out: read.append(out.clone() if isinstance(out, Tensor) else out)
+    )
+    try:
+        backbone(x)
+    finally:
+        handle.remove()
+    return read[0]
 
 
 def assert_matches_formula(
@@ -242,9 +329,11 @@ def assert_matches_formula(
                 f"{name} has modules in train mode, where a sample's output depends on its batch; "
                 "call .eval() first"
             )
-    action = formula.output_action
     with torch.no_grad():
-        expected = tensors_of(action, formula(x))
+        literal = formula(x)
+        # What is behind a cut has an action of its own, or none: one tensor.
+        action = formula.output_action if formula.at is None else TrivialAction(formula.group)
+        expected = tensors_of(action, literal)
         found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
     gap = Gap.between(found, expected, Tolerance(rtol, atol, slack=10.0))
     if gap.mismatch is not None:
@@ -273,17 +362,22 @@ def formula_of(wrapper: object) -> Formula:
             "of one argument: wrap a module of one argument, or one structure with a TreeAction"
         )
     parts = (wrapper.backbone, wrapper.input_action, wrapper.output_action)
-    if isinstance(wrapper, EquiTune):
-        return EquiTuneFormula(*parts)
     if isinstance(wrapper, RegularFeatures):
         return RegularFeaturesFormula(*parts)
+    at = wrapper.at if isinstance(wrapper, Symmetrizer) else None
+    if isinstance(wrapper, EquiTune):
+        return EquiTuneFormula(*parts, at=at)
     if isinstance(wrapper, EquiZero):
         return EquiZeroFormula(
-            *parts, proxy_loss=wrapper.proxy_loss, tie_tolerance=wrapper.tie_tolerance
+            *parts, proxy_loss=wrapper.proxy_loss, tie_tolerance=wrapper.tie_tolerance, at=at
         )
     if isinstance(wrapper, LambdaEquiTune):
         return LambdaEquiTuneFormula(
-            *parts, weight_net=wrapper.weight_net, weight_input=wrapper.weight_input
+            *parts, weight_net=wrapper.weight_net, weight_input=wrapper.weight_input, at=at
+        )
+    if isinstance(wrapper, Canonicalize):
+        return CanonicalizeFormula(
+            *parts, weight_net=wrapper.weight_net, tie_tolerance=wrapper.tie_tolerance, at=at
         )
     raise TypeError(
         f"fn is a {type(wrapper).__name__}, whose formula is not known; give one of your own, a "

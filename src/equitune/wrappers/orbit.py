@@ -207,10 +207,19 @@ class OrbitModule(nn.Module, ABC):
     ) -> tuple[Any, list[tuple[Action, Tensor]], Tensor | None]:
         tapped = None
         part = self.backbone if self._cut is None else self._cut.first
-        if self._tap is None:
-            output = call.run(part, copies)
-        else:
-            output, tapped = self._tap.read(lambda: call.run(part, copies))
+        try:
+            if self._tap is None:
+                output = call.run(part, copies)
+            else:
+                output, tapped = self._tap.read(lambda: call.run(part, copies))
+        except RuntimeError as error:
+            shapes = [tuple(leaf.shape) for _, leaf in call.leaves]
+            error.add_note(
+                f"The wrapper was called with {shapes} and gave the backbone copies of the shapes "
+                f"{[tuple(c.shape) for c in copies]}. The first dimension is the batch: images are "
+                "(B, C, H, W)."
+            )
+            raise
         leaves = self.output_action.flatten(output, "the backbone's output")
         for tensor in [leaf for _, leaf in leaves] + ([] if tapped is None else [tapped]):
             if tensor.shape[:1] != copies[0].shape[:1]:
