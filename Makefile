@@ -25,6 +25,9 @@ docs: .venv/.dev
 
 benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/cifar10_zero_shot.py
+	$(BIN)/python benchmarks/equizero_sign.py
+	$(BIN)/python benchmarks/hymenoptera.py
+	$(BIN)/python benchmarks/cifar10_finetune.py
 	$(BIN)/python benchmarks/bfloat16_consistency.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/heads.py
