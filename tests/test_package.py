@@ -25,6 +25,7 @@ LAYERS = (
     "testing",
     "audit",
     "vision",
+    "text",
     "viz",
 )
 # Below the wrappers, the later layers are beside each other.
@@ -43,6 +44,7 @@ RANK = {
     "testing": 5,
     "audit": 5,
     "vision": 5,
+    "text": 5,
     "viz": 5,
 }
 

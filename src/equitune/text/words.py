@@ -1,0 +1,285 @@
+"""Equality words: what a demographic group is called, and what another one is called instead."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from equitune.actions import TokenAction
+from equitune.groups import FiniteGroup
+from equitune.text.variants import forms, token_ids
+
+__all__ = ["EqualityWords", "ResolvedWords", "SkippedWords"]
+
+
+@final
+@dataclass(frozen=True)
+class SkippedWords:
+    """A form of an equality list that could not be resolved.
+
+    Attributes:
+        words: The form, one word for each demographic group.
+        tokens: The tokens of each word.
+    """
+
+    words: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+@final
+@dataclass(frozen=True)
+class ResolvedWords:
+    """Equality words as tokens of one vocabulary.
+
+    ``first * second`` are two demographics at once, by the direct product of their groups.
+
+    Attributes:
+        action: How the group acts on token ids; ``action.on_logits()`` is that on scores.
+        general: The ids of the general words, which the group does not act on.
+        cycles: The token ids that are exchanged, one tuple for each form of a list.
+        skipped: The forms that are left out, because a word of them has several tokens.
+    """
+
+    action: TokenAction
+    general: tuple[int, ...]
+    cycles: tuple[tuple[int, ...], ...]
+    skipped: tuple[SkippedWords, ...]
+
+    @property
+    def group(self) -> FiniteGroup:
+        """The group that exchanges the words."""
+        return self.action.group
+
+    @property
+    def equality(self) -> frozenset[int]:
+        """The ids of all equality words."""
+        return frozenset(itertools.chain.from_iterable(self.cycles))
+
+    def __mul__(self, other: ResolvedWords) -> ResolvedWords:
+        if not isinstance(other, ResolvedWords):
+            return NotImplemented
+        sizes = (self.action.vocabulary_size, other.action.vocabulary_size)
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the words are of vocabularies of {sizes[0]} and {sizes[1]} tokens; resolve both "
+                "with one tokenizer"
+            )
+        shared = sorted(self.equality & other.equality)
+        if shared:
+            raise ValueError(
+                f"both demographics exchange the tokens {shared}; each token may belong to one"
+            )
+        for words, general in ((self, other.general), (other, self.general)):
+            both = sorted(words.equality & set(general))
+            if both:
+                raise ValueError(
+                    f"the tokens {both} are general words of one demographic and equality words "
+                    "of the other"
+                )
+        rows = [
+            [first[second[token]] for token in range(sizes[0])]
+            for first in self.action.permutations
+            for second in other.action.permutations
+        ]
+        return ResolvedWords(
+            TokenAction(self.group * other.group, rows, self.action.ignore_index),
+            tuple(sorted({*self.general, *other.general})),
+            self.cycles + other.cycles,
+            self.skipped + other.skipped,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class EqualityWords:
+    """Lists of equality words for d demographic groups (first paper, section 5.3).
+
+    The group is cyclic of order d. Its generator turns each word into the next one of its list, and
+    the last into the first: ``("man", "woman")`` exchanges the two, ``("a", "b", "c")`` turns a
+    into b. The two papers shift in opposite directions; the outputs are shifted back in either.
+
+    Args:
+        lists: The equality words, one list for each meaning, with the word of each demographic
+            group in the same order.
+        general: General words, on which the group does not act and which keep the plain model's
+            probabilities in the relaxed models.
+
+    Raises:
+        TypeError: If a list is one string, or something else than strings stands in it.
+        ValueError: If there is no list, lists differ in length or have fewer than two words, or a
+            word occurs twice.
+
+    Example:
+        >>> from equitune.text import EqualityWords
+        >>> EqualityWords([("man", "woman"), ("he", "she")], general=["his", "her"]).order
+        2
+    """
+
+    lists: tuple[tuple[str, ...], ...]
+    general: tuple[str, ...]
+
+    def __init__(self, lists: Iterable[Sequence[str]], general: Iterable[str] = ()) -> None:
+        object.__setattr__(self, "lists", _check_lists(lists))
+        object.__setattr__(self, "general", _check_general(general, self.lists))
+
+    @property
+    def order(self) -> int:
+        """The number d of demographic groups."""
+        return len(self.lists[0])
+
+    def resolve(
+        self,
+        tokenizer: Callable[..., Any],
+        vocabulary_size: int | None = None,
+        *,
+        skip_split: bool = False,
+    ) -> ResolvedWords:
+        """Finds the tokens of all words, in all forms that exist as one token each.
+
+        Each word is looked up in the middle of a text and at its beginning; with a small and a
+        capital first letter; and in the plural. A form of which some word has several tokens is
+        left out and reported, unless it is the word as it was given, in the middle of a text.
+
+        Args:
+            tokenizer: One of transformers: a text and ``add_special_tokens=False`` to
+                ``input_ids``.
+            vocabulary_size: The number of tokens that the model knows,
+                ``model.config.vocab_size``; it may be larger than the tokenizer's. Default the
+                tokenizer's.
+            skip_split: Whether words as given that have several tokens are left out and reported as
+                well, instead of refused.
+
+        Raises:
+            ValueError: If a word is unknown or has several tokens, if a token would have to be
+                exchanged for two others, or if the model knows fewer tokens than the tokenizer.
+        """
+        size = _vocabulary(tokenizer, vocabulary_size)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        cycles: dict[tuple[int, ...], tuple[str, ...]] = {}
+        skipped: list[SkippedWords] = []
+        split: list[SkippedWords] = []
+        for words in self.lists:
+            for form in forms(words):
+                found = [token_ids(tokenizer, word) for word in form]
+                for place, tokens in enumerate(zip(*found, strict=True)):
+                    if all(len(ids) == 1 for ids in tokens):
+                        cycle = tuple(ids[0] for ids in tokens)
+                        _check_known(cycle, form, unknown)
+                        cycles.setdefault(cycle, form)
+                    else:
+                        given = form == words and place == 0
+                        (split if given else skipped).append(SkippedWords(form, tuple(tokens)))
+        if split and not skip_split:
+            raise ValueError(
+                "some equality words have several tokens: "
+                + ", ".join(_listed(entry) for entry in split)
+                + "; leave them out, or give skip_split=True to have them skipped and reported"
+            )
+        if not cycles:
+            raise ValueError("no equality word is one token of this tokenizer; give others")
+        _check_one_to_one(cycles)
+        general = _general_ids(tokenizer, self.general, unknown, cycles)
+        return ResolvedWords(
+            TokenAction.cyclic_swaps(size, list(cycles)),
+            general,
+            tuple(cycles),
+            tuple(skipped + split),
+        )
+
+
+def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    checked: list[tuple[str, ...]] = []
+    for words in lists:
+        if isinstance(words, str):
+            raise TypeError(f"lists has the string {words!r}; give lists such as ('man', 'woman')")
+        if not all(isinstance(word, str) and word.strip() == word and word for word in words):
+            raise TypeError(f"lists has {list(words)}; give words without spaces around them")
+        checked.append(tuple(words))
+    lengths = sorted({len(words) for words in checked})
+    if len(lengths) != 1 or lengths[0] < 2:
+        raise ValueError(
+            f"lists have the lengths {lengths}; give at least one list, all of the same length, "
+            "the number of demographic groups, 2 or more"
+        )
+    seen: dict[str, tuple[str, ...]] = {}
+    for words in checked:
+        for word in words:
+            if word in seen:
+                raise ValueError(
+                    f"{word!r} stands in {seen[word]} and in {words}; it can be exchanged for one "
+                    "word only: leave one of the lists out, or make it a general word"
+                )
+            seen[word] = words
+    return tuple(checked)
+
+
+def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    if isinstance(general, str):
+        raise TypeError(f"general is the string {general!r}; give a list, [{general!r}]")
+    words = tuple(general)
+    both = sorted(set(words) & set(itertools.chain.from_iterable(lists)))
+    if both:
+        raise ValueError(f"{both} are general and equality words; a word can be one of them")
+    return words
+
+
+def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; give one of transformers")
+    own = len(tokenizer)
+    if vocabulary_size is None:
+        return own
+    if vocabulary_size < own:
+        raise ValueError(
+            f"vocabulary_size is {vocabulary_size}, but the tokenizer has {own} tokens; give the "
+            "tokenizer of the model"
+        )
+    return vocabulary_size
+
+
+def _check_known(cycle: tuple[int, ...], form: tuple[str, ...], unknown: int | None) -> None:
+    for token, word in zip(cycle, form, strict=True):
+        if token == unknown:
+            raise ValueError(f"the tokenizer does not know the word {word!r}; leave its list out")
+
+
+def _check_one_to_one(cycles: dict[tuple[int, ...], tuple[str, ...]]) -> None:
+    seen: dict[int, tuple[str, ...]] = {}
+    for cycle, form in cycles.items():
+        for token in cycle:
+            if token in seen or cycle.count(token) > 1:
+                other = seen.get(token, form)
+                raise ValueError(
+                    f"the token {token} would have to be exchanged within {other} and within "
+                    f"{form}; a token can be exchanged for one other only: leave one of them out"
+                )
+        seen.update(dict.fromkeys(cycle, form))
+
+
+def _general_ids(
+    tokenizer: Callable[..., Any],
+    words: tuple[str, ...],
+    unknown: int | None,
+    cycles: dict[tuple[int, ...], tuple[str, ...]],
+) -> tuple[int, ...]:
+    """The tokens of general words, as given and with a capital letter."""
+    equality = set(itertools.chain.from_iterable(cycles))
+    found: set[int] = set()
+    for word in words:
+        for form in dict.fromkeys((word, word[:1].upper() + word[1:])):
+            for ids in token_ids(tokenizer, form):
+                if len(ids) == 1 and ids[0] != unknown:
+                    found.add(ids[0])
+                elif form == word and unknown in ids:
+                    raise ValueError(f"the tokenizer does not know the general word {word!r}")
+    both = sorted(found & equality)
+    if both:
+        raise ValueError(f"the tokens {both} belong to general and to equality words")
+    return tuple(sorted(found))
+
+
+def _listed(entry: SkippedWords) -> str:
+    words = zip(entry.words, entry.tokens, strict=True)
+    return ", ".join(f"{word!r} ({len(ids)})" for word, ids in words if len(ids) != 1)

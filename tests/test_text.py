@@ -1,0 +1,196 @@
+"""Equality words: forms, tokens, one-to-one, and the group that exchanges them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from equitune import TokenAction, cyclic
+from equitune.testing import assert_action
+from equitune.text import EqualityWords, ResolvedWords, SkippedWords
+from equitune.text.variants import forms
+
+
+class Tokenizer:
+    """Whole words, with or without the space before them as a part of the token."""
+
+    unk_token_id = 0
+
+    def __init__(self, words, spaces=True):
+        pieces = [piece for word in words for piece in ((word, f" {word}") if spaces else (word,))]
+        self.ids = {
+            piece: i for i, piece in enumerate(["<unk>", *map(chr, range(97, 123)), *pieces])
+        }
+        self.spaces = spaces
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __call__(self, text, add_special_tokens=True):
+        assert not add_special_tokens
+        ids = []
+        for number, word in enumerate(text.split(" ")):
+            piece = f" {word}" if number and self.spaces else word
+            if piece in self.ids:
+                ids.append(self.ids[piece])
+            else:
+                ids += [self.ids.get(letter, 0) for letter in word]
+        return {"input_ids": ids}
+
+
+WORDS = ["man", "woman", "men", "women", "Man", "Woman", "he", "she", "He", "She", "his", "her",
+         "black", "white", "asian", "Black", "White", "Asian", "Lily", "Tim"]  # fmt: skip
+
+
+@pytest.fixture(params=[True, False], ids=["spaces", "no spaces"])
+def tokenizer(request):
+    return Tokenizer(WORDS, request.param)
+
+
+def names(tokenizer, ids):
+    pieces = list(tokenizer.ids)
+    return tuple(pieces[i] for i in ids)
+
+
+def test_all_forms_are_paired(tokenizer):
+    found = EqualityWords([("man", "woman"), ("he", "she"), ("Tim", "Lily")]).resolve(tokenizer)
+    pairs = {names(tokenizer, cycle) for cycle in found.cycles}
+    plain = {("man", "woman"), ("men", "women"), ("Man", "Woman"), ("he", "she"), ("He", "She"),
+             ("Tim", "Lily")}  # fmt: skip
+    spaced = {(f" {a}", f" {b}") for a, b in plain} if tokenizer.spaces else set()
+    assert pairs == plain | spaced
+    assert found.group == cyclic(2)
+    # "Men" is no token here, so that its form is left out, and said so.
+    assert {entry.words for entry in found.skipped} == {("Men", "Women")}
+    swaps = dict(enumerate(found.action.permutations[1]))
+    for a, b in found.cycles:
+        assert (swaps[a], swaps[b]) == (b, a)
+    assert all(swaps[i] == i for i in range(len(tokenizer)) if i not in found.equality)
+
+
+def test_forms():
+    assert forms(("man", "woman")) == [("man", "woman"), ("men", "women"), ("Man", "Woman"),
+                                       ("Men", "Women")]  # fmt: skip
+    assert forms(("he", "she")) == [("he", "she"), ("He", "She")]
+    assert forms(("Tim", "Lily")) == [("Tim", "Lily")]
+    assert forms(("boss", "lady", "boy"))[1] == ("bosses", "ladies", "boys")
+
+
+def test_three_groups_are_shifted_to_the_next_word(tokenizer):
+    found = EqualityWords([("black", "white", "asian")]).resolve(tokenizer)
+    assert found.group == cyclic(3)
+    (cycle, *_) = found.cycles
+    ids = torch.tensor([[*cycle]])
+    assert found.action.transform(ids, 1).tolist() == [[cycle[1], cycle[2], cycle[0]]]
+    assert_action(found.action, torch.randint(0, len(tokenizer), (9, 5)))
+    # Scores move with the words: the score of black becomes that of white.
+    scores = torch.arange(len(tokenizer)).view(1, -1).double()
+    moved = found.action.on_logits().transform(scores, 1)
+    assert float(moved[0, cycle[1]]) == cycle[0]
+
+
+def test_general_words(tokenizer):
+    found = EqualityWords([("he", "she")], general=["his", "her"]).resolve(tokenizer)
+    pieces = set(names(tokenizer, found.general))
+    assert {"his", "her"} <= pieces
+    assert not set(found.general) & found.equality
+
+
+def test_several_demographics(tokenizer):
+    gender = EqualityWords([("man", "woman"), ("he", "she")], ["his"]).resolve(tokenizer)
+    colour = EqualityWords([("black", "white", "asian")], ["her"]).resolve(tokenizer)
+    both = gender * colour
+    assert both.group == cyclic(2) * cyclic(3)
+    assert both.general == tuple(sorted({*gender.general, *colour.general}))
+    ids = torch.tensor([[gender.cycles[0][0], colour.cycles[0][0], 5]])
+    moved = both.action.transform(ids, 1 * 3 + 2)  # (swap, two steps)
+    assert moved.tolist() == [[gender.cycles[0][1], colour.cycles[0][2], 5]]
+    assert_action(both.action, torch.randint(0, len(tokenizer), (9, 5)))
+
+
+def test_words_of_several_tokens(tokenizer):
+    words = EqualityWords([("man", "woman"), ("boy", "girl")])
+    with pytest.raises(ValueError, match=r"'boy' \(3\), 'girl' \(4\)"):
+        words.resolve(tokenizer)
+    found = words.resolve(tokenizer, skip_split=True)
+    assert found.cycles == EqualityWords([("man", "woman")]).resolve(tokenizer).cycles
+    skipped = {entry.words for entry in found.skipped}
+    assert {("boy", "girl"), ("boys", "girls"), ("Boy", "Girl")} <= skipped
+    assert all(isinstance(entry, SkippedWords) for entry in found.skipped)
+
+
+def test_a_model_may_know_more_tokens_but_not_fewer(tokenizer):
+    words = EqualityWords([("man", "woman")])
+    assert words.resolve(tokenizer, 128).action.vocabulary_size == 128
+    with pytest.raises(ValueError, match="vocabulary_size is 30, but the tokenizer has"):
+        words.resolve(tokenizer, 30)
+
+
+def test_values():
+    words = EqualityWords([["man", "woman"]])
+    assert words == EqualityWords((("man", "woman"),))
+    assert hash(words) == hash(EqualityWords([("man", "woman")]))
+    assert words != EqualityWords([("woman", "man")])
+
+
+@pytest.mark.parametrize(("call", "error", "said"), [
+    (lambda t: EqualityWords([]), ValueError, "at least one list"),
+    (lambda t: EqualityWords([("man",)]), ValueError, "2 or more"),
+    (lambda t: EqualityWords([("man", "woman"), ("a", "b", "c")]), ValueError, r"\[2, 3\]"),
+    (lambda t: EqualityWords([("his", "her"), ("him", "her")]), ValueError, "'her' stands in"),
+    (lambda t: EqualityWords([("man", "man")]), ValueError, "'man' stands in"),
+    (lambda t: EqualityWords(["man", "woman"]), TypeError, "the string 'man'"),
+    (lambda t: EqualityWords([("man", 3)]), TypeError, "give words"),
+    (lambda t: EqualityWords([("man", " woman")]), TypeError, "without spaces"),
+    (lambda t: EqualityWords([("man", "")]), TypeError, "give words"),
+    (lambda t: EqualityWords([("man", "woman")], "his"), TypeError, r"\['his'\]"),
+    (lambda t: EqualityWords([("man", "woman")], ["man"]), ValueError, "general and equality"),
+    (lambda t: EqualityWords([("man", "woman"), ("Man", "Lily")]).resolve(t), ValueError,
+     "exchanged for one other only"),
+    (lambda t: EqualityWords([("boy", "girl")]).resolve(t, skip_split=True), ValueError,
+     "no equality word is one token"),
+    (lambda t: EqualityWords([("man", "!")]).resolve(t), ValueError, "does not know the word '!'"),
+    (lambda t: EqualityWords([("man", "woman")], ["!"]).resolve(t), ValueError, "general word '!'"),
+    (lambda t: EqualityWords([("man", "woman")], ["Man"]).resolve(t), ValueError,
+     "general and to equality"),
+    (lambda t: EqualityWords([("man", "woman")]).resolve("gpt2"), TypeError, "transformers"),
+    (lambda t: EqualityWords([("man", "woman")]).resolve(t)
+     * EqualityWords([("he", "she"), ("woman", "man")]).resolve(t), ValueError, "belong to one"),
+    (lambda t: EqualityWords([("man", "woman")]).resolve(t)
+     * EqualityWords([("he", "she")]).resolve(t, 200), ValueError, "vocabularies of"),
+    (lambda t: EqualityWords([("man", "woman")], ["he"]).resolve(t)
+     * EqualityWords([("he", "she")]).resolve(t), ValueError, "general words of one"),
+    (lambda t: EqualityWords([("man", "woman")]).resolve(t) * 2, TypeError, "unsupported operand"),
+])  # fmt: skip
+def test_bad_input(call, error, said, tokenizer):
+    with pytest.raises(error, match=said):
+        call(tokenizer)
+
+
+def test_a_tokenizer_that_merges_words_is_refused():
+    class Merging(Tokenizer):
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [len(text)]}
+
+    with pytest.raises(ValueError, match="does not keep the tokens"):
+        EqualityWords([("man", "woman")]).resolve(Merging(WORDS))
+
+
+DATA = os.environ.get("EQUITUNE_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="EQUITUNE_DATA is not set")
+def test_a_real_tokenizer():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(DATA) / "weights" / "stories260k")
+    words = EqualityWords([("he", "she"), ("Tim", "Lily")], general=["his", "her"])
+    found = words.resolve(tokenizer, 512)
+    assert isinstance(found, ResolvedWords)
+    ids = tokenizer("He said that Tim and his dog like what he likes.")["input_ids"]
+    swapped = found.action.transform(torch.tensor([ids]), 1)[0]
+    said = "She said that Lily and his dog like what she likes."
+    assert tokenizer.decode(swapped, skip_special_tokens=True) == said
+    with pytest.raises(ValueError, match=r"'man' \(2\), 'woman' \(3\)"):
+        EqualityWords([("man", "woman")]).resolve(tokenizer)
+    assert isinstance(found.action, TokenAction)
