@@ -13,7 +13,6 @@ import argparse
 from torch import nn
 
 import finetuning
-import record
 from cifar10 import data_folder, load_images, load_resnet
 
 NAME = "cifar10_finetune"
@@ -47,12 +46,10 @@ def main() -> None:
 
     finetuning.benchmark(
         NAME,
-        "python benchmarks/cifar10_finetune.py",
         finetuning.runs(list(counts), arguments.seeds),
         load,
         test,
         RECIPE,
-        {"train_images": {**record.load(NAME).get("train_images", {}), **counts}},
     )
 
 

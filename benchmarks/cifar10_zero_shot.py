@@ -41,6 +41,8 @@ ACTION = ImageAction(c4())
 # Pieces that suit a CPU; a GPU wants none.
 CHUNK_SIZE = 128
 BATCH = 125
+# That many images tell whether a rotation changes what a wrapper says.
+CHECKED = 500
 LAMBDA_IMAGES = 10_000
 PROBED = "conv, layer3"
 
@@ -62,6 +64,20 @@ WEIGHTINGS = {
     "attention, layer3": Weighting("layer3", lambda: AttentionWeightNet(64 * 8 * 8), 6, 1e-3),
     "conv, layer2": Weighting("layer2", lambda: ConvWeightNet(32), 6, 2e-3),
     PROBED: Weighting("layer3", lambda: ConvWeightNet(64), 6, 2e-3),
+}
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "EquiTune": lambda backbone: EquiTune(backbone, ACTION, chunk_size=CHUNK_SIZE),
+    "EquiTune, at features (layer3)": lambda backbone: EquiTune(
+        backbone, ACTION, ACTION, at="layer3", chunk_size=CHUNK_SIZE
+    ),
+    "EquiZero, negative_max_probability": lambda backbone: EquiZero(
+        backbone, ACTION, proxy_loss=negative_max_probability, chunk_size=CHUNK_SIZE
+    ),
+    "EquiZero, entropy": lambda backbone: EquiZero(
+        backbone, ACTION, proxy_loss=entropy, chunk_size=CHUNK_SIZE
+    ),
 }
 
 
@@ -134,8 +150,16 @@ class Benchmark:
         self.folder = folder
         self.images, self.labels = load_images(folder, "test")
         self.backbone = load_resnet(folder)
-        self.rows = {} if fresh else record.load(NAME).get("rows", {})
+        kept = {} if fresh else record.load(NAME).get("rows", {})
+        self.rows = {name: row for name, row in kept.items() if name in self.names()}
         self._training: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def names() -> set[str]:
+        """The rows that this script makes."""
+        learned = {f"LambdaEquiTune: {name}" for name in WEIGHTINGS}
+        probed = f"LambdaEquiTune: {PROBED}, with linear probing"
+        return {"plain", *WRAPPERS, *learned, probed}
 
     @property
     def training(self) -> tuple[Tensor, Tensor]:
@@ -153,7 +177,7 @@ class Benchmark:
 
     def wrapped(self, name: str, model: nn.Module) -> None:
         start = time.perf_counter()
-        measured = measure_invariant(model, self.images, self.labels, checked=500, name=name)
+        measured = measure_invariant(model, self.images, self.labels, checked=CHECKED, name=name)
         self._keep(name, asdict(measured), start)
 
     def learned(self, name: str, weighting: Weighting) -> None:
@@ -185,13 +209,14 @@ class Benchmark:
         return self._outputs
 
     def _learned_row(self, name: str, model: LambdaEquiTune) -> dict[str, object]:
-        measured = measure_invariant(model, self.images, self.labels, checked=500, name=name)
+        measured = measure_invariant(model, self.images, self.labels, checked=CHECKED, name=name)
         return {**asdict(measured), "mean_weights": mean_weights(model, self.images[:1000])}
 
     def _keep(self, name: str, row: dict[str, object], start: float) -> None:
         self.rows[name] = {**row, "seconds": round(time.perf_counter() - start)}
         numbers = {
             "test_images": len(self.images),
+            "checked_images": CHECKED,
             "training_images": LAMBDA_IMAGES,
             "rows": self.rows,
         }
@@ -207,24 +232,11 @@ def main() -> None:
     if folder is None:
         raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
     bench = Benchmark(folder, fresh)
-    options = {"chunk_size": CHUNK_SIZE}
-    models: dict[str, Callable[[], nn.Module]] = {
-        "EquiTune": lambda: EquiTune(bench.backbone, ACTION, **options),
-        "EquiTune, at features (layer3)": lambda: EquiTune(
-            bench.backbone, ACTION, ACTION, at="layer3", **options
-        ),
-        "EquiZero, negative_max_probability": lambda: EquiZero(
-            bench.backbone, ACTION, proxy_loss=negative_max_probability, **options
-        ),
-        "EquiZero, entropy": lambda: EquiZero(
-            bench.backbone, ACTION, proxy_loss=entropy, **options
-        ),
-    }
     if "plain" not in bench.rows:
         bench.plain("plain")
-    for name, make in models.items():
+    for name, make in WRAPPERS.items():
         if name not in bench.rows:
-            bench.wrapped(name, make())
+            bench.wrapped(name, make(bench.backbone))
     for name, weighting in WEIGHTINGS.items():
         probed = f"LambdaEquiTune: {name}, with linear probing"
         if f"LambdaEquiTune: {name}" not in bench.rows or (

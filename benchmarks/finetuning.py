@@ -102,24 +102,27 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[tupl
 
 def benchmark(
     name: str,
-    command: str,
     todo: list[Run],
     load: Callable[[Run], tuple[nn.Module, Split]],
     test: Split,
     recipe: Recipe,
-    about: dict[str, object],
 ) -> None:
-    """Does the runs that are not in results/ yet, and writes each when it is done."""
+    """Does the runs that are not in results/ with these settings, and writes each when done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = record.load(name).get("rows", {})
-    about = {**about, "recipe": asdict(recipe), "test_images": len(test.images)}
     for run in tqdm(todo, desc=name, unit="run"):
-        if run.name in rows:
-            continue
         start = time.perf_counter()
         # The new last layer, the dropout and the order are the same for all groups: paired seeds.
         torch.manual_seed(run.seed)
         backbone, train = load(run)
+        settings = {
+            "size": train.images.shape[-1],
+            "train_images": len(train.images),
+            "test_images": len(test.images),
+            "recipe": asdict(recipe),
+        }
+        if rows.get(run.name, {}).get("settings") == settings:
+            continue
         backbone.to(device, memory_format=torch.channels_last)
         model = symmetrised(backbone, run.group)
         finetune(model, run, train, recipe)
@@ -127,7 +130,7 @@ def benchmark(
         measured = measure_invariant(
             model, on_device.images, on_device.labels, batch_size=recipe.measured_batch
         )
-        rows[run.name] = {**asdict(run), **asdict(measured)}
+        rows[run.name] = {**asdict(run), **asdict(measured), "settings": settings}
         rows[run.name]["seconds"] = round(time.perf_counter() - start)
-        record.save(name, command, todo[0].seed, {**about, "rows": rows})
+        record.save(name, record.command(), todo[0].seed, {"rows": rows})
         tqdm.write(f"{run.name}: {measured.rotated:.1%} on rotated images")

@@ -38,12 +38,10 @@ def main() -> None:
 
     finetuning.benchmark(
         NAME,
-        f"python benchmarks/hymenoptera.py --size {arguments.size}",
         finetuning.runs(arguments.models, arguments.seeds),
         load,
         test,
         RECIPE,
-        {"size": arguments.size, "train_images": len(train.images)},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 # The benchmarks share the examples' data and training code.
 sys.path.append(str(ROOT / "examples"))
+
+
+def command() -> str:
+    """How the running script was called, as from the root of the repository."""
+    script = Path(sys.argv[0]).name
+    return shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
 
 
 def load(name: str) -> dict[str, Any]:

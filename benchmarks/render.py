@@ -52,7 +52,11 @@ def accuracies(results: dict[str, Any]) -> str:
         for name, r in results["rows"].items()
     ]
     head = [f"{results['test_images']:,} test images", "upright", "rotated", "changed", "error"]
-    return rows(head, body)
+    note = (
+        f"\n*changed* and *error* of wrappers: the first {results['checked_images']} images in all "
+        "rotations.\n"
+    )
+    return rows(head, body) + note
 
 
 def cifar10_weights(results: dict[str, Any]) -> str:
@@ -105,7 +109,7 @@ def finetuning(results: dict[str, Any], diverged: float) -> str:
 def _over_seeds(own: dict[int, float], plain: dict[int, float], diverged: float) -> tuple[str, str]:
     values = list(own.values())
     if not values:
-        return "", "", ""
+        return "", ""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     mean = f"{statistics.mean(values):.1f} ({deviation:.1f})"
     lost = sum(value <= diverged for value in values)

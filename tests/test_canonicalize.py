@@ -76,10 +76,56 @@ def test_pieces_training_and_empty_batches():
     torch.testing.assert_close(pieces(x), model(x), rtol=1e-12, atol=1e-12)
     assert model(x[:0]).shape == (0, 4)
     model.train()
-    assert not model.weight_net.training
     model(x).sum().backward()
     assert all(p.grad is not None for p in backbone.parameters())
     assert all(p.grad is None for p in model.weight_net.parameters())
+
+
+@pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
+def test_pieces_of_a_backbone_that_trains(size):
+    """Which samples share a piece, and so its statistics, must not depend on how they lie."""
+    x = photographs(*size)
+    x[3] = 1.0  # one that ties
+    for chunk_size in (1, 3, 4):
+        model = Canonicalize(
+            ConvNet(3, 4, dense=False).double(), ACTION, weight_net=AnyWeightNet().double(),
+            chunk_size=chunk_size,
+        ).train()  # fmt: skip
+        assert_equivariant(model, x, ACTION)
+
+
+def test_the_weight_network_is_left_as_it_is():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, copies):
+            return self.norm(copies.mul_(2).clamp_(-9, 9))[:, 0, 1, 0]
+
+    net, backbone = InPlace().double(), ConvNet(3, 4, dense=False).double().eval()
+    x = photographs()
+    kept = x.clone()
+    model = Canonicalize(backbone, ACTION, weight_net=net)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    told = model.explain(x)
+    assert torch.equal(x, kept)
+    # It goes on training elsewhere, and its statistics do not move here.
+    assert net.training
+    assert net.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    chosen = torch.cat([
+        ACTION.transform(x[i : i + 1], g) for i, g in enumerate(told.elements.tolist())
+    ])  # fmt: skip
+    torch.testing.assert_close(told.output, backbone(chosen))
+
+
+def test_maps_of_two_shapes_without_an_action():
+    model = Canonicalize(ConvNet(3, 4, dense=True).double(), ACTION, weight_net=AnyWeightNet())
+    with pytest.raises(ValueError, match="check that output_action"):
+        model(photographs(5, 7))
+    dense = Canonicalize(model.unwrap(), ACTION, ACTION, weight_net=AnyWeightNet())
+    assert dense(photographs(5, 7)[:0]).shape == (0, 4, 5, 7)
 
 
 def test_weights_trained_in_lambda_equitune():

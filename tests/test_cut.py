@@ -96,7 +96,7 @@ def test_the_two_parts_are_the_backbone(name, at, pools, mode):
     torch.manual_seed(0)
     expected = net(x)
     torch.manual_seed(0)
-    assert torch.equal(cut.rest(cut.first(x)), expected)
+    assert torch.equal(cut.rest(net, cut.first(net, x)), expected)
 
 
 @pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
@@ -118,6 +118,16 @@ def test_a_moved_activation_is_exact_where_the_rest_pools(name, at, pools):
     with pytest.raises(AssertionError, match=f"behind the cut at {at!r}"):
         assert_equivariant(model, x, action)
     assert not equivariance_report(model, x, action).passed
+
+
+def test_the_cut_is_not_blamed_for_a_wrong_action_of_the_output():
+    action = ImageAction(c4())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).double()
+    model, x = EquiTune(net, action, action, at="0"), photographs(8)
+    assert_equivariant(model, x, action, action)
+    report = equivariance_report(model, x, action)
+    assert "give output_action" in report.message()
+    assert "behind the cut" not in report.message()
 
 
 def test_the_rest_runs_once():
@@ -190,6 +200,70 @@ def test_it_compiles_to_one_graph():
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("change", [
+    copy.deepcopy,
+    lambda model: pickle.loads(pickle.dumps(model)),
+    lambda model: model.freeze_backbone(),
+    lambda model: model.freeze_backbone().unfreeze_backbone(),
+    lambda model: model.train().eval(),
+], ids=["deepcopy", "pickle", "freeze", "unfreeze", "modes"])  # fmt: skip
+def test_it_compiles_after_a_change(change):
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    model = change(EquiTune(net, ImageAction(c4()), ImageAction(c4()), at="0").train())
+    x = photographs(8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_changed_afterwards_counts():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double()
+    shift = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+    model, x = EquiTune(net, shift, at="0"), torch.randn(5, 3, dtype=torch.float64)
+    before = model(x)
+    net.append(nn.Softmax(-1))
+    torch.testing.assert_close(model(x), before.softmax(-1))
+    del net[2]
+    net[1] = nn.Identity()
+    torch.testing.assert_close(model(x).tanh(), before)
+    model.backbone = nn.Sequential(nn.Linear(3, 3), nn.Identity()).double()
+    with torch.no_grad():
+        model.backbone[0].weight.zero_()
+        model.backbone[0].bias.fill_(3)
+    assert torch.equal(model(x), torch.full_like(before, 3))
+
+
+def test_the_backbone_stays_as_it_was():
+    class Tabled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc, self.table = nn.Linear(3, 3), torch.arange(3.0)
+            self.register_buffer("shift", torch.ones(3))
+
+        def forward(self, x):
+            return (self.enc(x) + self.table) * self.shift
+
+    net = Tabled()
+    before = set(vars(net)), dict(net.named_modules()).keys()
+    model = EquiTune(net, PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]), at="enc")
+    x = torch.randn(5, 3)
+    model(x)
+    assert (set(vars(net)), dict(net.named_modules()).keys()) == before
+    net.shift.fill_(0)
+    assert torch.equal(model(x), torch.zeros(5, 3))
+    net.register_forward_hook(lambda m, a, out: out * 0)
+    with pytest.raises(ValueError, match="has forward hooks, which do not run"):
+        model(x)
+
+
+def test_a_tap_behind_the_cut_is_refused():
+    options = {"weight_net": AnyWeightNet(), "at": "layer2"}
+    action = ImageAction(c4())
+    with pytest.raises(ValueError, match="'layer3', which does not run before the cut at 'layer2'"):
+        LambdaEquiTune(network("resnet"), action, weight_input="layer3", **options)
+    LambdaEquiTune(network("resnet"), action, weight_input="layer1.0.conv1", **options)
+
+
 class Sequence(nn.Module):
     """An encoder and a decoder of a set, permuted by cyclic(3)."""
 
@@ -243,7 +317,52 @@ class Variadic(Skips):
         return self.second(self.first(inputs[0]))
 
 
+class Noise(Skips):
+    def forward(self, x):
+        return self.second(self.first(x) + torch.randn(4))
+
+
+class WithoutGradients(Skips):
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.first(x)
+        return self.second(y)
+
+
+class Alias(Skips):
+    def forward(self, x):
+        y = self.first(x)
+        z = y
+        z += 1
+        return self.second(y)
+
+
+class InPlaceAndUsed(Skips):
+    def forward(self, x):
+        y = self.first(x)
+        y += 1
+        y *= y
+        return self.second(y)
+
+
+def test_what_works_in_place_and_is_used():
+    net, x = InPlaceAndUsed(), torch.randn(5, 4)
+    cut = Cut(net, "first")
+    assert torch.equal(cut.rest(net, cut.first(net, x)), net(x))
+
+
+class Into(Skips):
+    def forward(self, x):
+        y = self.first(x)
+        torch.mul(y, 2, out=y)
+        return self.second(y)
+
+
 @pytest.mark.parametrize(("net", "at", "said"), [
+    (Noise, "first", "forward makes a tensor"),
+    (WithoutGradients, "first", "switches gradients or autocast"),
+    (Alias, "first", "'iadd' and do not use its result"),
+    (Into, "first", "works in place"),
     (Variadic, "first", r"takes \*inputs"),
     (Skips, "first", "passes the cut by"),
     (Skips, "unused", "runs 0 times"),

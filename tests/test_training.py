@@ -8,7 +8,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from cases import AnyWeightNet, ConvNet, images
-from equitune import EquiTune, ImageAction, LambdaEquiTune, PermutationAction, c4, cyclic, d4
+from equitune import (
+    Canonicalize,
+    EquiTune,
+    EquiZero,
+    ImageAction,
+    LambdaEquiTune,
+    PermutationAction,
+    TreeAction,
+    c4,
+    cyclic,
+    d4,
+)
 from equitune.testing import assert_equivariant
 from equitune.training import (
     backbone_phase,
@@ -139,6 +150,61 @@ def test_frozen_features_are_the_same_and_stay_so(weight_net, weight_input, chun
     assert (frozen(x) - before.output).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("weight_input", ["features.0", "output"])
+def test_frozen_features_of_a_cut_model(weight_input):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.rest = ConvNet(3, 4, dense=True), ConvNet(4, 4, dense=False)
+
+        def forward(self, x):
+            return self.rest(self.features(x).tanh())
+
+    torch.manual_seed(0)
+    weight_input = weight_input.replace("features.0", "features.features")
+    model = LambdaEquiTune(
+        Two(), ACTION, ACTION, weight_net=AnyWeightNet(), weight_input=weight_input, at="features"
+    ).eval()
+    frozen, x = with_frozen_features(model), images(5, 3, 8, 8)(torch.float32)
+    assert frozen.at == "features"
+    torch.testing.assert_close(frozen.explain(x).weights, model.explain(x).weights)
+    torch.testing.assert_close(frozen(x), model(x))
+
+
+def test_flags_of_the_user_survive_all_phases():
+    model = make()
+    model.backbone.head.bias.requires_grad_(False)
+    model.weight_net.layers[0].weight.requires_grad_(False)
+
+    def fixed():
+        return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+    own = {"backbone.head.bias", "weight_net.layers.0.weight"}
+    for first in (lambda: probing_phase(model, ["head"]), lambda: weights_phase(model)):
+        first()
+        joint_phase(model)
+        assert fixed() == own
+    weights_phase(model)
+    assert "weight_net.layers.0.weight" in fixed()
+    assert fixed() - own == {name for name, _ in model.named_parameters()
+                             if name.startswith("backbone")} - own  # fmt: skip
+    model.freeze_weight_net()
+    assert not model.train().weight_net.training
+    frozen = with_frozen_features(model)
+    assert len(weights_phase(frozen)) == len(list(model.weight_net.parameters())) - 1
+
+
+def test_scorers_without_gradients_are_fixed():
+    scorer = nn.Sequential(nn.Flatten(2), nn.Linear(4, 1), nn.Flatten(1))
+    backbone = ConvNet(3, 4, dense=False)
+    for model in (
+        EquiZero(backbone, ACTION, proxy_loss=scorer),
+        Canonicalize(backbone, ACTION, weight_net=AnyWeightNet()),
+    ):
+        learned = {id(p) for p in backbone_phase(model)}
+        assert learned == {id(p) for p in model.parameters() if p.requires_grad}
+
+
 @pytest.mark.parametrize("group", [c4, d4])
 def test_the_model_stays_equivariant(group):
     action = ImageAction(group())
@@ -207,6 +273,9 @@ def test_upright_loss():
     (lambda: probing_phase(make(), []), ValueError, "no parameters"),
     (lambda: with_frozen_features(make(AnyWeightNet(), "input")), ValueError, "does not drift"),
     (lambda: with_frozen_features(nn.Linear(2, 2)), TypeError, "LambdaEquiTune"),
+    (lambda: with_frozen_features(make(action={"x": ACTION})), ValueError, r"\['x'\]"),
+    (lambda: with_frozen_features(make(action=TreeAction({"x": ACTION}))), ValueError, "structure"),
+    (lambda: upright_loss(torch.zeros(4, 2), [0, 1]), TypeError, "elements is a list"),
     (lambda: upright_loss(None), TypeError, "model.explain"),
     (lambda: upright_loss(torch.zeros(4)), ValueError, "give .*G"),
     (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(2)), TypeError, "int64"),

@@ -338,12 +338,61 @@ class Rows(nn.Module):
         return torch.zeros(len(images), 5)
 
 
+class Odd(nn.Module):
+    """A detector whose second list is not like the first."""
+
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, images):
+        lists = [
+            {"boxes": torch.zeros(2, 4), "labels": torch.ones(2).long(), "scores": torch.ones(2)}
+            for _ in images
+        ]
+        if self.field == "boxes":
+            lists[1]["boxes"] = torch.zeros(2, 5)
+        else:
+            del lists[1][self.field]
+        return lists
+
+
+def test_coordinates_of_model_outputs_keep_their_class():
+    outputs = pytest.importorskip("transformers.utils", reason="transformers is not installed")
+
+    class Detr(nn.Module):
+        def forward(self, images):
+            return outputs.ModelOutput(boxes=torch.ones(len(images), 2, 4), score=torch.ones(2))
+
+    found = AbsoluteCoordinates(Detr(), ["boxes"])(torch.zeros(2, 3, 6, 9))
+    assert isinstance(found, outputs.ModelOutput)
+    assert found.boxes[0, 0].tolist() == found["boxes"][0, 0].tolist() == [9, 6, 9, 6]
+
+
+def test_keypoints_of_several_colours():
+    keypoints = KeypointAction(D4, 3, [(0, 2)])
+    rows = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)], dim=-3)
+    assert_action(ProductAction(keypoints, rows), torch.rand(9, 3, 3, 2, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda: BoxAction(d4()), TypeError, "ImageAction"),
     (lambda: BoxAction(D4, "yxyx"), ValueError, "'xyxy', 'xywh', 'cxcywh'"),
     (lambda: BoxAction(D4, image_size=(32, 48)), ValueError, "RelativeCoordinates"),
     (lambda: BoxAction(D4, image_size=(0, 0)), ValueError, "give .H, W."),
     (lambda: BoxAction(D4, image_size=(3, 32, 32)), ValueError, "give .H, W."),
+    (lambda: BoxAction(D4, image_size=480), ValueError, "give .H, W."),
+    (lambda: BoxAction(D4, image_size=(float("inf"),) * 2), ValueError, "give .H, W."),
+    (lambda: BoxAction(D4).transform(torch.tensor([[10.0, 20, 100, 150]]), 1), ValueError,
+     "image_size=.H, W. for pixels, or use equitune.vision.RelativeCoordinates"),
+    (lambda: BoxAction(D4, image_size=(32, 32)).transform(torch.full((1, 4), 500.0), 1),
+     ValueError, "far outside of the image"),
+    (lambda: KeypointAction(D4, 1).transform(torch.full((1, 1, 2), 50.0), 1), ValueError, "pixels"),
+    (lambda: label_swaps(D4, 3, [(0,)]), ValueError, "give pairs"),
+    (lambda: label_swaps(D4, 3, [(0, 1, 2)]), ValueError, "give pairs"),
+    (lambda: label_swaps(D4, 3, [0, 1]), ValueError, "give pairs"),
+    (lambda: label_swaps(D4, 3, ["01"]), ValueError, "give pairs"),
+    (lambda: label_swaps(D4, 3, [(0.5, 1)]), ValueError, "swaps names 0.5"),
     (lambda: BoxAction(D4).transform(torch.zeros(2, 5), 1), ValueError, "the 4 numbers"),
     (lambda: BoxAction(D4).transform(torch.zeros(4), 1), ValueError, "the 4 numbers"),
     (lambda: BoxAction(D4).transform(torch.zeros(2, 4).long(), 1), TypeError, "int64"),
@@ -374,6 +423,11 @@ class Rows(nn.Module):
     (lambda: PaddedDetections(Detector(), 1)(torch.randn(9, 3, 8, 8)), ValueError, "most is 1"),
     (lambda: PaddedDetections(Detector())(torch.zeros(3, 8, 8)), ValueError, "B, C, H, W"),
     (lambda: PaddedDetections(Rows())(torch.zeros(2, 3, 8, 8)), TypeError, "list of dicts"),
+    (lambda: PaddedDetections(Detector())(torch.zeros(0, 3, 8, 8)), ValueError, "empty batch"),
+    (lambda: PaddedDetections(Odd("labels"))(torch.zeros(2, 3, 8, 8)), ValueError,
+     r"image 1 have the fields .* need \['labels'\]"),
+    (lambda: PaddedDetections(Odd("boxes"))(torch.zeros(2, 3, 8, 8)), ValueError,
+     r"boxes of image 1 have shape \(2, 5\)"),
 ])  # fmt: skip
 def test_bad_input(call, error, said):
     torch.manual_seed(0)

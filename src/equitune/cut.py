@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, final
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 __all__ = ["Cut", "find_submodule"]
 
 
 @final
+@dataclass(frozen=True)
+class Parts:
+    """The functions of a backbone in the state that it was traced in.
+
+    Attributes:
+        first: Of the backbone and its arguments, to the activation.
+        rest: Of the backbone and the activation, to its output.
+        runs: The names of the modules that the first part runs.
+    """
+
+    first: Callable[..., Any]
+    rest: Callable[..., Any]
+    runs: tuple[str, ...]
+
+
+@final
 class Cut:
-    """A backbone cut behind one of its submodules: ``rest(first(x))`` is the backbone of ``x``.
+    """A place behind a submodule, where backbones are cut: ``rest(first(x))`` is the backbone of x.
 
     Only the modules that contain the submodule are traced, by ``torch.fx``; all others run as
-    they are, hooks and control flow included. Nothing is copied: both parts read the backbone.
+    they are, hooks and control flow included. The traced ones may be put into other modes and get
+    other children; their other attributes are read once. Nothing is copied or kept of a backbone
+    but which modules it calls.
 
     Args:
-        backbone: The module to cut.
+        backbone: A module to cut.
         name: The dotted name of a submodule through whose output everything goes.
 
     Raises:
@@ -43,56 +64,75 @@ class Cut:
                     "that is cut needs named arguments"
                 )
         self.name = name
-        self._backbone = backbone
-        steps = name.split(".")[:-1]
-        self._around = [
-            backbone.get_submodule(".".join(steps[:depth])) for depth in range(len(steps) + 1)
-        ]
-        self._parts: dict[tuple[bool, ...], tuple[Callable[..., Any], Callable[..., Any]]] = {}
-        self.prepare()
+        self._steps = name.split(".")[:-1]
+        self._parts: dict[tuple[object, ...], Parts] = {}
+        self.prepare(backbone)
 
-    def first(self, *args: Any, **kwargs: Any) -> Any:
+    def first(self, backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What the submodule returns for these arguments of the backbone."""
-        bound = inspect.signature(self._backbone.forward).bind(*args, **kwargs)
-        defaults = _defaults(self._backbone)
+        bound = inspect.signature(backbone.forward).bind(*args, **kwargs)
+        defaults = _defaults(backbone)
         for key, value in bound.arguments.items():
-            if key in defaults and value is not defaults[key]:
+            if key in defaults and not _same(value, defaults[key]):
                 raise ValueError(
                     f"the call gives the argument {key!r}, but at is {self.name!r}: a backbone "
                     f"that is cut keeps the defaults of its arguments, here {defaults[key]!r}"
                 )
         given = [value for key, value in bound.arguments.items() if key not in defaults]
-        return self.prepare()[0](self._backbone, *given)
+        return self.prepare(backbone).first(backbone, *given)
 
-    def rest(self, activation: Any) -> Any:
+    def rest(self, backbone: nn.Module, activation: Any) -> Any:
         """What the backbone returns where its submodule has returned this."""
-        return self.prepare()[1](self._backbone, activation)
+        return self.prepare(backbone).rest(backbone, activation)
 
-    def prepare(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two parts for the modes that the modules are in; traced when first met."""
-        # What a module does about its own mode, outside of its submodules, is fixed by tracing.
-        modes = tuple([module.training for module in self._around])
-        if modes not in self._parts:
-            self._parts[modes] = self._trace()
-        return self._parts[modes]
+    def runs_first(self, backbone: nn.Module, name: str) -> bool:
+        """Whether a submodule runs in the first part."""
+        runs = self.prepare(backbone).runs
+        return any(name == run or name.startswith(f"{run}.") for run in runs)
+
+    def prepare(self, backbone: nn.Module) -> Parts:
+        """The two parts, for the modes and the children that the modules around have now."""
+        around = [
+            backbone.get_submodule(".".join(self._steps[:depth]))
+            for depth in range(len(self._steps) + 1)
+        ]
+        for module in around:
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise ValueError(
+                    f"at is {self.name!r}, but the {type(module).__name__} around it has forward "
+                    "hooks, which do not run where it is cut; put them on the wrapper, or on "
+                    "other submodules"
+                )
+        state = (
+            *[module.training for module in around],
+            *[name for module in around for name in module._modules],
+        )
+        if state not in self._parts:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    f"at is {self.name!r}, and the backbone is in a state in which it was not "
+                    "traced; call the wrapper's train() or eval() before it is compiled"
+                )
+            self._parts = {state: self._trace(backbone), **dict([*self._parts.items()][:3])}
+        return self._parts[state]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_parts": {}}
 
-    def _trace(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _trace(self, backbone: nn.Module) -> Parts:
         try:
-            graph = _Tracer(self.name).trace(self._backbone, _defaults(self._backbone))
+            graph = _Tracer(self.name).trace(backbone, _defaults(backbone))
         except Exception as error:
             raise ValueError(
                 f"at is {self.name!r}, but torch.fx cannot trace the modules around it: {error}; "
                 "give the wrapper the first part as a module of its own, and put the rest behind "
                 "it: nn.Sequential(EquiTune(first_part, ...), rest)"
             ) from error
-        module = self._backbone.get_submodule(self.name)
+        module = backbone.get_submodule(self.name)
         runs = [
             node
             for node in graph.nodes
-            if node.op == "call_module" and self._backbone.get_submodule(node.target) is module
+            if node.op == "call_module" and backbone.get_submodule(node.target) is module
         ]
         if len(runs) != 1:
             raise ValueError(
@@ -103,12 +143,14 @@ class Cut:
         self._check(graph, cut)
         (output,) = (node for node in graph.nodes if node.op == "output")
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        names = set(inspect.signature(self._backbone.forward).parameters)
+        names = set(inspect.signature(backbone.forward).parameters)
         # Those with defaults are constants by now, under other names.
         required = [node for node in inputs if node.target in names]
-        return (
-            _function(self._backbone, required, _needed(cut, ()), cut),
-            _function(self._backbone, [cut], _needed(output, (cut,)), output.args[0]),
+        before = _needed(cut, ())
+        return Parts(
+            _function(backbone, required, before, cut),
+            _function(backbone, [cut], _needed(output, (cut,)), output.args[0]),
+            tuple(str(node.target) for node in before if node.op == "call_module"),
         )
 
     def _check(self, graph: fx.Graph, cut: fx.Node) -> None:
@@ -136,22 +178,79 @@ class Cut:
                 )
         known = {*rest, *_needed(cut, ())}
         for node in graph.nodes:
-            if node not in known and _works_in_place(node):
+            if "out" in node.kwargs or (node not in known and _works_in_place(node)):
                 raise ValueError(
                     f"at is {self.name!r}, but the modules around it do {str(node)!r} and do not "
                     "use its result; what works in place cannot be cut"
                 )
 
 
+class _Proxy(fx.Proxy):
+    """Records what works in place as such; torch.fx would do it out of place."""
+
+
+def _recording(operation: Callable[..., Any]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def record(self: fx.Proxy, other: object) -> fx.Proxy:
+        proxy: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return proxy
+
+    return record
+
+
+IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
+    operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor,
+)  # fmt: skip
+
+for _operation in IN_PLACE:
+    setattr(_Proxy, f"__{_operation.__name__}__", _recording(_operation))
+
+
 class _Tracer(fx.Tracer):
-    """Looks into the modules that contain the cut, and no other."""
+    """Looks into the modules that contain the cut, and no other; refuses what a graph loses."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self._modes = _modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self._name.startswith(f"{module_qualified_name}.")
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise fx.proxy.TraceError("forward switches gradients or autocast on or off")
+        return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not any(a is held for held in self._held()):
+            raise fx.proxy.TraceError("forward makes a tensor, which would be made only once")
+        return super().create_arg(a)
+
+    def _held(self) -> Iterable[object]:
+        for module in self.root.modules():
+            yield from vars(module).values()
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
+
+
+def _modes() -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
+def _same(value: object, default: object) -> bool:
+    if value is default:
+        return True
+    plain = bool | int | float | str
+    return isinstance(value, plain) and isinstance(default, plain) and value == default
 
 
 def _defaults(backbone: nn.Module) -> dict[str, Any]:
@@ -187,6 +286,8 @@ def _works_in_place(node: fx.Node) -> bool:
         return True
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target in IN_PLACE:
+        return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name.rstrip("_") != name and not name.startswith("_")
     return in_place or name == "setitem" or bool(node.kwargs.get("inplace"))

@@ -165,7 +165,7 @@ class EquivariantLinear(nn.Module):
         Elsewhere the comparison would be a synchronisation.
         """
         weight = self.weight
-        learns = torch.is_grad_enabled() and weight.requires_grad
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if (
             self.training
             or learns

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitune.actions import Action, TreeAction
 from equitune.cut import find_submodule
 from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
-from equitune.wrappers import LambdaEquiTune
+from equitune.wrappers import Canonicalize, EquiZero, LambdaEquiTune
 from equitune.wrappers.orbit import OrbitModule
 
 __all__ = [
@@ -34,7 +35,8 @@ def weights_phase(model: LambdaEquiTune) -> list[nn.Parameter]:
         model: The wrapper; it is put into train mode, its backbone stays in eval mode.
 
     Returns:
-        The parameters of the weight network; those of :class:`FrozenFeatures` stay fixed.
+        The parameters of the weight network that learn. What you had fixed stays so, such as
+        those of :class:`FrozenFeatures`.
 
     Raises:
         TypeError: If the model is no ``LambdaEquiTune``.
@@ -58,16 +60,14 @@ def weights_phase(model: LambdaEquiTune) -> list[nn.Parameter]:
         >>> optimizer.step()
     """
     _require_lambda(model)
-    learned = _learnable(model.weight_net)
+    learned = _free_weights(model)
     if not learned:
         raise ValueError(
             f"model has a weight_net of type {type(model.weight_net).__name__} without parameters "
-            "to learn; give LambdaEquiTune one that has some, such as equitune.weights.MlpWeightNet"
+            "to learn; give LambdaEquiTune one that has some, such as equitune.weights."
+            "MlpWeightNet, and do not set requires_grad of all of them to False"
         )
-    model.freeze_backbone()
-    for parameter in learned:
-        parameter.requires_grad_(True)
-    model.train()
+    model.freeze_backbone().train()
     return learned
 
 
@@ -95,7 +95,12 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
                 "weight_net would drift while the backbone learns; give backbone_phase("
                 "with_frozen_features(model)), or let both learn with joint_phase(model)"
             )
-        model.weight_net.requires_grad_(False)
+        model.freeze_weight_net()
+    for name in ("weight_net", "proxy_loss"):
+        # Scorers whose choice has no gradient: DDP would wait for theirs.
+        scorer = getattr(model, name, None)
+        if isinstance(model, Canonicalize | EquiZero) and isinstance(scorer, nn.Module):
+            scorer.requires_grad_(False)
     return _train_backbone(model)
 
 
@@ -106,15 +111,13 @@ def joint_phase(model: LambdaEquiTune) -> list[nn.Parameter]:
         model: The wrapper; it is put into train mode.
 
     Returns:
-        The parameters of both that learn; those of :class:`FrozenFeatures` stay fixed.
+        The parameters of both that learn; what you had fixed stays so.
 
     Raises:
         TypeError: If the model is no ``LambdaEquiTune``.
     """
     _require_lambda(model)
-    learned = _learnable(model.weight_net)
-    for parameter in learned:
-        parameter.requires_grad_(True)
+    learned = _free_weights(model)
     return [*_train_backbone(model), *learned]
 
 
@@ -144,7 +147,7 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
         raise ValueError(f"submodules is {list(submodules)}, which have no parameters to learn")
     model.freeze_backbone()
     if isinstance(model, LambdaEquiTune):
-        model.weight_net.requires_grad_(False)
+        model.freeze_weight_net()
     for parameter in probed:
         parameter.requires_grad_(True)
     model.train()
@@ -175,6 +178,8 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
         >>> float(upright_loss(torch.zeros(4, 2)).exp())
         4.0
     """
+    if elements is not None and not isinstance(elements, Tensor):
+        raise TypeError(f"elements is a {type(elements).__name__}; give an int64 tensor (B,)")
     if not isinstance(scores, Tensor):
         raise TypeError(
             f"scores is a {type(scores).__name__}; give those of a LambdaEquiTune, "
@@ -208,23 +213,36 @@ def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
 
     In phase two the backbone learns while the weights are fixed, and its own activation would
     drift away from what they learned to read; the paper keeps a frozen extractor (appendix D.4).
-    It costs a second pass.
+    It costs a second pass. The extractor gets the first argument alone: further arguments of a
+    call, which keep their defaults there, reach the backbone only.
 
     Args:
-        model: One that reads the backbone's output or one of its submodules; it shares its
-            backbone and its weight network with the new one.
+        model: One that reads the backbone's output or one of its submodules, of a backbone of one
+            tensor. It shares its backbone and its weight network with the new one: use the new
+            one from now on.
 
     Returns:
         The new model, with ``weight_input="input"``; in the mode of the old one.
 
     Raises:
         TypeError: If the model is no ``LambdaEquiTune``.
-        ValueError: If its weights read the input already, or more than one argument is moved.
+        ValueError: If its weights read the input already, or the group moves something else than
+            one tensor, the first argument.
     """
     _require_lambda(model)
     if model.weight_input == "input":
         raise ValueError("model reads weight_input 'input', which does not drift; use it as it is")
-    features = FrozenFeatures(model.backbone, model.weight_input, chunk_size=model.chunk_size)
+    action = model.input_action
+    if not isinstance(action, Action) or isinstance(action, TreeAction):
+        moved = "a structure" if isinstance(action, Action) else f"the arguments {list(action)}"
+        raise ValueError(
+            f"model moves {moved}, but a frozen extractor gets one tensor; put FrozenFeatures "
+            "into a weight_net of your own, or train both with joint_phase"
+        )
+    read = model.weight_input
+    if read == "output" and model.at is not None:
+        read = model.at
+    features = FrozenFeatures(model.backbone, read, chunk_size=model.chunk_size)
     net = model.weight_net
     reading = (
         OnFeatures(features, net)
@@ -237,10 +255,14 @@ def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
         model.output_action,
         weight_net=reading,
         chunk_size=model.chunk_size,
+        at=model.at,
     )
     # Nothing was asked to change: neither the mode nor what is frozen.
     frozen.training = model.training
     frozen._thawed = model._thawed
+    if model._thawed_weights is not None:
+        inner = "weight_net" if isinstance(reading, OnFeatures) else "1"
+        frozen._thawed_weights = tuple(f"{inner}.{name}" for name in model._thawed_weights)
     reading.training = net.training
     return frozen
 
@@ -251,14 +273,9 @@ def _train_backbone(model: OrbitModule) -> list[nn.Parameter]:
     return [p for p in model.backbone.parameters() if p.requires_grad]
 
 
-def _learnable(weight_net: nn.Module) -> list[nn.Parameter]:
-    frozen = {
-        id(parameter)
-        for module in weight_net.modules()
-        if isinstance(module, FrozenFeatures)
-        for parameter in module.parameters()
-    }
-    return [p for p in weight_net.parameters() if id(p) not in frozen]
+def _free_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
+    model.unfreeze_weight_net()
+    return [p for p in model.weight_net.parameters() if p.requires_grad]
 
 
 def _require_wrapper(model: object) -> None:

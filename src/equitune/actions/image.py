@@ -94,7 +94,7 @@ class ImageAction(Action):
             (0, 3, 1, 4, 2)
         """
         require_counts(height=height, width=width)
-        if prefix < 0:
+        if not isinstance(prefix, int) or prefix < 0:
             raise ValueError(f"prefix is {prefix}; give the number of tokens before the patches")
         grid = torch.arange(height * width, device="cpu").view(1, height, width)
         pixels = ImageAction(self.group, self.elements)
@@ -152,10 +152,10 @@ class ImageAction(Action):
         odd, half, reflected = performed % 2 == 1, performed % 4 >= 2, performed >= 4
         if x.shape[height] == x.shape[width]:
             moved = torch.where(odd, x.rot90(1, (height, width)), x)
-        elif bool(odd.all()):
-            moved = x.rot90(1, (height, width))
         elif not bool(odd.any()):
             moved = x
+        elif bool(odd.all()):
+            moved = x.rot90(1, (height, width))
         else:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and g mixes elements that exchange height and "

@@ -101,7 +101,7 @@ class TreeAction(Action):
                 remaining = remaining[count:]
             else:
                 values[key] = None if isinstance(action, Drop) else value
-        return _replace(x, values)
+        return rebuilt(x, values)
 
     def restrict(self, embedding: Embedding) -> TreeAction:
         restricted = {
@@ -196,13 +196,14 @@ def holds_tensor(x: Any) -> bool:
     return fields is not None and any(map(holds_tensor, fields.values()))
 
 
-def _replace(x: Any, values: dict[Key, Any]) -> Any:
+def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
+    """A structure like x with other values in its fields."""
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         given = [f.name for f in dataclasses.fields(x) if f.init]
         return type(x)(**{name: values[name] for name in given})
     if isinstance(x, Mapping):
         if type(x) is dict:
-            return values
+            return dict(values)
         replaced: Any = copy.copy(x)
         for key, value in values.items():
             replaced[key] = value

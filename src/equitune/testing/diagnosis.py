@@ -44,7 +44,7 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
         return tuple(_randomness(trial))
     if any(gap.mismatch is not None for gap in trial.all_gaps):
         return ()
-    whole = [*_rounding(trial)] or [*_mixing(trial)] or [*_behind_a_cut(trial)]
+    whole = [*_rounding(trial)] or [*_mixing(trial)]
     if whole:
         return tuple(whole)
     matches = Matches(trial)
@@ -52,7 +52,7 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
     of_a_part: tuple[Search, ...] = (_subgroup, find_border)
     whole = [cause for search in of_all for cause in search(trial, matches)]
     parts = [cause for search in of_a_part for cause in search(trial, matches)]
-    return (*whole, *parts, *(() if whole else _layers(trial)))
+    return (*whole, *parts, *(() if whole else [*_behind_a_cut(trial)] or _layers(trial)))
 
 
 def _rounding(trial: Trial) -> Iterable[str]:

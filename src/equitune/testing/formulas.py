@@ -170,8 +170,8 @@ class EquiZeroFormula(Formula):
         losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
         least, tolerance = min(losses), self.tie_tolerance
         if tolerance is None:
-            _, raw = self.output_action.flatten(outputs[0])[0]
-            tolerance = TIE_TOLERANCES.get(raw.dtype, 1e-5)
+            dtypes = [raw.dtype for _, raw in self.output_action.flatten(outputs[0])]
+            tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
         ties = [loss == least or loss - least <= tolerance * abs(least) for loss in losses]
         return [tie / sum(ties) for tie in ties]
 

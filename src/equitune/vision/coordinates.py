@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, final
@@ -19,6 +20,8 @@ __all__ = ["BoxAction", "KeypointAction", "label_swaps"]
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 FORMATS = ("xyxy", "xywh", "cxcywh")
+FAR = 4.0
+"""Half of all coordinates are not more than so many images away, unless their unit is wrong."""
 Size = tuple[float, float]
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
@@ -76,6 +79,17 @@ class CoordinateAction(Action):
             )
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; give floating-point coordinates")
+        # Looking at values costs a synchronisation on accelerators and cannot be traced.
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
+            largest = FAR * max(self.image_size or (1.0, 1.0))
+            if float(x.detach().abs().median()) > largest:
+                unit = "relative to the size of the image" if self.image_size is None else "pixels"
+                raise ValueError(
+                    f"x holds coordinates far outside of the image, mostly over {largest:g}, but "
+                    f"{type(self).__name__} takes them as {unit} (image_size is "
+                    f"{self.image_size}); give image_size=(H, W) for pixels, or use "
+                    "equitune.vision.RelativeCoordinates"
+                )
 
 
 @final
@@ -204,7 +218,7 @@ class KeypointAction(CoordinateAction):
         return _point_row(moves, size)
 
     def _extent(self) -> dict[int, int | None]:
-        return {-2: self._labels.size, -1: None}
+        return {-2: self._labels.size, -1: 2}
 
     def _state(self) -> tuple[object, ...]:
         return (self.images, self._labels, self.image_size)
@@ -242,10 +256,12 @@ def label_swaps(
     require_counts(count=count)
     exchanged = list(range(count))
     for pair in swaps:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"swaps has {pair!r}; give pairs of numbers, such as (1, 2)")
         left, right = pair
         for index in pair:
-            if not 0 <= index < count:
-                raise ValueError(f"swaps names {index} in {tuple(pair)}, but count is {count}")
+            if not isinstance(index, int) or not 0 <= index < count:
+                raise ValueError(f"swaps names {index!r} in {tuple(pair)}, but count is {count}")
         if exchanged[left] != left or exchanged[right] != right or left == right:
             raise ValueError(
                 f"swaps has {tuple(pair)}, which names one twice; give pairs that share nothing"
@@ -275,7 +291,8 @@ def _point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[in
 def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
-    if len(image_size) != 2 or not all(side > 0 for side in image_size):
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size
     if height != width and any(element % 2 for element in images.elements):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitune.actions.tree import rebuilt
 from equitune.checks import require_counts
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
@@ -56,10 +57,13 @@ class Scaled(nn.Module, ABC):
                 raise ValueError(
                     f"fields names {name!r}, but the model returns the fields {list(output)}"
                 )
-        return {
-            name: self._scaled(value, images) if name in self.fields else value
-            for name, value in output.items()
-        }
+        return rebuilt(
+            output,
+            {
+                name: self._scaled(value, images) if name in self.fields else value
+                for name, value in output.items()
+            },
+        )
 
     @abstractmethod
     def change(self, coordinates: Tensor, unit: Tensor) -> Tensor:
@@ -135,8 +139,9 @@ class PaddedDetections(nn.Module):
     size of the image. A padded entry has label -1 and score 0.
 
     The entries of two copies of an image do not belong to each other, so that their mean says
-    nothing: ``EquiTune`` and ``LambdaEquiTune`` refuse the labels, which are integers. Select one
-    copy, with ``EquiZero`` or ``Canonicalize``; its labels are taken as they are.
+    nothing: ``EquiTune`` and ``LambdaEquiTune`` refuse the labels, which are integers (and must
+    not be dropped). Select one copy, with ``EquiZero`` or ``Canonicalize``; its labels are taken
+    as they are.
 
     Args:
         model: A detector in eval mode, as torchvision's: a list of images (C, H, W) to a list of
@@ -189,12 +194,20 @@ class PaddedDetections(nn.Module):
                 f"the model returns a {type(detections).__name__}; PaddedDetections needs a list "
                 "of dicts, which detectors return in eval mode"
             )
-        missing = {"boxes", "labels", "scores"} - set(detections[0])
-        if missing:
-            raise ValueError(
-                f"the model's detections have the fields {list(detections[0])}; they need "
-                f"{sorted(missing)} as well"
-            )
+        if not detections:
+            raise ValueError("images is an empty batch, which has no detections to pad")
+        for number, found in enumerate(detections):
+            missing = {"boxes", "labels", "scores", *detections[0]} - set(found)
+            if missing:
+                raise ValueError(
+                    f"the detections of image {number} have the fields {list(found)}; they need "
+                    f"{sorted(missing)} as well"
+                )
+            if found["boxes"].shape[1:] != (4,):
+                raise ValueError(
+                    f"the boxes of image {number} have shape {tuple(found['boxes'].shape)}; give "
+                    "(N, 4), two corners in pixels"
+                )
         return {name: self._padded(name, detections, images) for name in detections[0]}
 
     def _padded(self, name: str, detections: list[dict[str, Tensor]], images: Tensor) -> Tensor:

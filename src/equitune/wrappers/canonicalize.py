@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self, final
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from equitune.wrappers.calls import MovedCall
 from equitune.wrappers.equizero import TIE_TOLERANCES
 from equitune.wrappers.lambda_equitune import check_weight_net, orbit_logits
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+from equitune.wrappers.stacks import two_shapes
 
 __all__ = ["Canonicalize"]
 
@@ -27,7 +29,7 @@ class Canonicalize(Symmetrizer):
     backbone only the chosen one; where several are equally good, as for inputs that are symmetric
     themselves, it sees these and takes their mean. A weight network that was trained in
     :class:`LambdaEquiTune` with ``weight_input="input"`` fits; the choice has no gradient, so that
-    it does not learn here, and it is kept in eval mode. The backbone can be fine-tuned.
+    it does not learn here, and it runs in eval mode. The backbone can be fine-tuned.
 
     The number of copies depends on the data: ``torch.compile`` breaks its graph there.
 
@@ -80,17 +82,11 @@ class Canonicalize(Symmetrizer):
         self.tie_tolerance = tie_tolerance
         self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
         self.weight_net = weight_net
-        self.weight_net.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; the weight network stays in eval mode."""
-        super().train(mode)
-        self.weight_net.eval()
-        return self
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            seen = [p.inputs[0] for p in passes]
+        with torch.no_grad(), _evaluating(self.weight_net):
+            # The network may work in place on what it gets.
+            seen = [p.inputs[0].clone() for p in passes]
             logits = orbit_logits(self.weight_net, seen, passes, "the first moved argument")
             tolerance = self.tie_tolerance
             if tolerance is None:
@@ -109,17 +105,21 @@ class Canonicalize(Symmetrizer):
         template: Any = None
         sums: list[Tensor] = []
         for p in passes:
-            chosen = torch.stack([weights[g] for g in p.elements])
-            rows, samples = chosen.nonzero(as_tuple=True)
-            if not len(rows) and call.batch_size:
+            # By sample, so that each piece holds whole samples whatever their orientation.
+            chosen = torch.stack([weights[g] for g in p.elements], dim=1)
+            samples, rows = chosen.nonzero(as_tuple=True)
+            if not len(rows) and (call.batch_size or sums):
                 continue
             performed = torch.tensor(p.elements, device=rows.device)[rows]
             undo = self._inverses.on(rows.device)[performed]
-            share = chosen[rows, samples]
+            share = chosen[samples, rows]
             first = performed == weights.argmax(dim=0)[samples]
-            template, leaves = self._run_pieces(call, [s[rows, samples] for s in p.inputs])
+            template, leaves = self._run_pieces(call, [s[rows, samples] for s in p.inputs], samples)
             undone = [action.transform(leaf, undo) for action, leaf in leaves]
             sums = sums or [y.new_zeros(call.batch_size, *y.shape[1:]) for y in undone]
+            for total, y in zip(sums, undone, strict=True):
+                if total.shape[1:] != y.shape[1:]:
+                    raise ValueError(two_shapes("the output", total.shape[1:], y.shape[1:]))
             # Out of place, for autograd. Decisions cannot be shared: the first one counts.
             sums = [
                 total.index_add(0, samples, _times(y, share))
@@ -130,16 +130,45 @@ class Canonicalize(Symmetrizer):
         return self.output_action.unflatten(template, sums), weights, scores
 
     def _run_pieces(
-        self, call: MovedCall, copies: list[Tensor]
+        self, call: MovedCall, copies: list[Tensor], samples: Tensor
     ) -> tuple[Any, list[tuple[Action, Tensor]]]:
-        size = self.chunk_size or max(1, len(copies[0]))
-        ran = [self._run_piece(call, list(piece)) for piece in zip(
-            *[c.split(size) for c in copies], strict=True)]  # fmt: skip
+        sizes = self._sizes(samples)
+        pieces = zip(*[c.split(sizes) for c in copies], strict=True)
+        ran = [self._run_piece(call, list(piece)) for piece in pieces]
         template, first, _ = ran[0]
         return template, [
             (action, torch.cat([leaves[k][1] for _, leaves, _ in ran]))
             for k, (action, _) in enumerate(first)
         ]
+
+    def _sizes(self, samples: Tensor) -> list[int]:
+        """How many copies are in each piece: whole samples, while the backbone trains."""
+        count = len(samples)
+        if self.chunk_size is None or count <= self.chunk_size:
+            return [count]
+        if not any(module.training for module in self.backbone.modules()):
+            whole, rest = divmod(count, self.chunk_size)
+            return [self.chunk_size] * whole + [rest] * bool(rest)
+        sizes: list[int] = []
+        for own in samples.unique_consecutive(return_counts=True)[1].tolist():
+            if sizes and sizes[-1] + own <= self.chunk_size:
+                sizes[-1] += own
+            else:
+                sizes.append(own)
+        return sizes
+
+
+@contextlib.contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode, and then the modes as they were: the network may be in training elsewhere."""
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _times(y: Tensor, share: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.functional import can_be_averaged, select_minimum, weighted_mean
-from equitune.wrappers.orbit import OrbitPass, Symmetrizer, in_group_order
+from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+from equitune.wrappers.stacks import in_group_order
 
 __all__ = ["EquiZero"]
 
@@ -109,10 +110,13 @@ class EquiZero(Symmetrizer):
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         # The choice is piecewise constant.
         with torch.no_grad():
-            scores = in_group_order([self._score(p) for p in passes], passes, "proxy_loss")
+            scores = in_group_order(
+                [self._score(p) for p in passes], [p.elements for p in passes], "proxy_loss"
+            )
             tolerance = self.tie_tolerance
             if tolerance is None:
-                tolerance = TIE_TOLERANCES.get(passes[0].outputs[0][1].dtype, 1e-5)
+                dtypes = [stack.dtype for _, stack in passes[0].outputs]
+                tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
             return select_minimum(scores, tolerance), scores
 
     def _score(self, orbit: OrbitPass) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.wrappers.orbit import OrbitPass, Symmetrizer, in_group_order
+from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
 
 __all__ = ["LambdaEquiTune", "OrbitWeightNet", "check_weight_net", "orbit_logits"]
@@ -95,10 +96,41 @@ class LambdaEquiTune(Symmetrizer):
             )
         self.weight_net = weight_net
         self.weight_input = weight_input
+        # The parameters of the weight network that learn; None while nothing is frozen.
+        self._thawed_weights: tuple[str, ...] | None = None
         if weight_input not in ("input", "output"):
             self._tap = Tap(backbone, weight_input)
+            if self._cut is not None and not self._cut.runs_first(backbone, weight_input):
+                raise ValueError(
+                    f"weight_input is {weight_input!r}, which does not run before the cut at "
+                    f"{at!r}; give a submodule of the part that is symmetrised"
+                )
             self._tap.attach(self)
         self.reads_inputs = weight_input == "input"
+
+    def freeze_weight_net(self) -> Self:
+        """Keeps the weight network in eval mode, also under ``train()``, and its weights fixed.
+
+        Returns:
+            The wrapper itself.
+        """
+        if self._thawed_weights is None:
+            named = self.weight_net.named_parameters()
+            self._thawed_weights = tuple(name for name, p in named if p.requires_grad)
+        self.weight_net.requires_grad_(False).eval()
+        return self
+
+    def unfreeze_weight_net(self) -> Self:
+        """Undoes :meth:`freeze_weight_net`: what had gradients before has them again.
+
+        Returns:
+            The wrapper itself.
+        """
+        if self._thawed_weights is not None:
+            for name, parameter in self.weight_net.named_parameters():
+                parameter.requires_grad_(name in self._thawed_weights)
+        self._thawed_weights = None
+        return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a weight network whose weights are all fixed stays in eval mode."""
@@ -126,12 +158,13 @@ def orbit_logits(
     weight_net: nn.Module, seen: list[Tensor], passes: list[OrbitPass], name: str
 ) -> Tensor:
     """The logits (|G|, B) of what a weight network sees in each pass, in float32 or higher."""
+    classes = [p.elements for p in passes]
     if isinstance(weight_net, OrbitWeightNet):
-        stack = in_group_order(seen, passes, name)
+        stack = in_group_order(seen, classes, name)
         logits = weight_net(stack)
         _check_logits(logits, stack, (stack.shape[:2],))
     else:
-        logits = in_group_order([_score(weight_net, s) for s in seen], passes, "weight_net")
+        logits = in_group_order([_score(weight_net, s) for s in seen], classes, "weight_net")
     # Whatever autocast or the backbone work in.
     wide: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide

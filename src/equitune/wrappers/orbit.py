@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -15,6 +16,7 @@ from equitune.actions import Action, TrivialAction
 from equitune.cut import Cut
 from equitune.functional import weighted_mean
 from equitune.wrappers.calls import InputActions, MovedCall
+from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
 
 __all__ = ["Explanation", "OrbitModule", "OrbitPass", "Symmetrizer"]
@@ -130,20 +132,21 @@ class OrbitModule(nn.Module, ABC):
             named = self.backbone.named_parameters()
             self._thawed = tuple(name for name, p in named if p.requires_grad)
         self.backbone.requires_grad_(False).eval()
+        self._prepare_cut()
         return self
 
     def unfreeze_backbone(self) -> Self:
-        """Undoes :meth:`freeze_backbone`: what had gradients before has them again.
+        """Undoes :meth:`freeze_backbone`: what had gradients before has them again, and no other.
 
         Returns:
             The wrapper itself.
         """
-        thawed = self._thawed or ()
-        for name, parameter in self.backbone.named_parameters():
-            if name in thawed:
-                parameter.requires_grad_(True)
+        if self._thawed is not None:
+            for name, parameter in self.backbone.named_parameters():
+                parameter.requires_grad_(name in self._thawed)
         self._thawed = None
         self.backbone.train(self.training)
+        self._prepare_cut()
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -151,10 +154,17 @@ class OrbitModule(nn.Module, ABC):
         super().train(mode)
         if self._thawed is not None:
             self.backbone.eval()
-        if self._cut is not None:
-            # Now, because compiled code cannot.
-            self._cut.prepare()
+        self._prepare_cut()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare_cut()
+
+    def _prepare_cut(self) -> None:
+        # Compiled code cannot trace.
+        if self._cut is not None:
+            self._cut.prepare(self.backbone)
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}, chunk_size={self.chunk_size}"
@@ -206,7 +216,9 @@ class OrbitModule(nn.Module, ABC):
         self, call: MovedCall, copies: list[Tensor]
     ) -> tuple[Any, list[tuple[Action, Tensor]], Tensor | None]:
         tapped = None
-        part = self.backbone if self._cut is None else self._cut.first
+        part: Callable[..., Any] = self.backbone
+        if self._cut is not None:
+            part = functools.partial(self._cut.first, self.backbone)
         try:
             if self._tap is None:
                 output = call.run(part, copies)
@@ -267,7 +279,9 @@ class OrbitModule(nn.Module, ABC):
                     f"{error}; give the action of that activation, or None where it shall be "
                     "invariant"
                 ) from error
-            combined.append(combine(in_group_order(parts, passes, "the output")))
+            combined.append(
+                combine(in_group_order(parts, [p.elements for p in passes], "the output"))
+            )
         return self.output_action.unflatten(passes[0].template, combined)
 
 
@@ -340,22 +354,7 @@ class Symmetrizer(OrbitModule):
         return output, weights, scores
 
     def _finish(self, output: Any) -> Any:
-        return output if self._cut is None else self._cut.rest(output)
-
-
-def in_group_order(parts: Sequence[Tensor], passes: list[OrbitPass], name: str) -> Tensor:
-    """Joins the stacks of several passes to one of shape (|G|, B, ...)."""
-    if len(parts) == 1:
-        return parts[0]
-    if parts[0].shape[1:] != parts[1].shape[1:]:
-        raise ValueError(
-            f"{name} has copies of the shapes {tuple(parts[0].shape[1:])} and "
-            f"{tuple(parts[1].shape[1:])}, because the images are not square, and they cannot be "
-            "combined; check that output_action is the action of the output"
-        )
-    rows = {g: part[i] for part, p in zip(parts, passes, strict=True)
-            for i, g in enumerate(p.elements)}  # fmt: skip
-    return torch.stack([rows[g] for g in sorted(rows)])
+        return output if self._cut is None else self._cut.rest(self.backbone, output)
 
 
 def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
