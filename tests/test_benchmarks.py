@@ -150,7 +150,7 @@ def test_weight_networks_are_trained_on_what_they_read(weighting):
         backbone, ImageAction(c4()), weight_net=net, weight_input=weighting.weight_input
     ).eval()
     upright, sideways = cifar10_zero_shot.mean_weights(model, images)[:2]
-    assert upright > 0.4 > sideways
+    assert upright > 0.3 > sideways
 
 
 def test_the_wrong_sign_is_the_wrong_sign():

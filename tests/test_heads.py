@@ -258,7 +258,10 @@ def test_the_dense_weight_is_made_once_in_eval_mode(monkeypatch):
     x.requires_grad_()
     layer(x).sum().backward()
     assert x.grad.abs().sum() > 0
-    # Where the weights learn, they are part of the graph.
+    # Where the weights or the bias alone learn, they are part of the graph.
+    layer.bias.requires_grad_(True)
+    layer(x).sum().backward()
+    assert layer.bias.grad.abs().sum() > 0
     layer.requires_grad_(True)
     layer(x).sum().backward()
     assert layer.weight.grad.abs().sum() > 0

@@ -18,7 +18,9 @@ from equitune import (
     LambdaEquiTune,
     RegularFeatures,
     TokenAction,
+    TreeAction,
     TrivialAction,
+    c4,
     d4,
     trivial,
 )
@@ -197,6 +199,29 @@ def test_selecting_one_of_several_minimisers_would_not_be_equivariant():
     )  # fmt: skip
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(first, x, ACTION, ACTION)
+
+
+@pytest.mark.parametrize("first", ["label", "logits"])
+def test_ties_are_judged_by_the_coarsest_output(first):
+    class Two(nn.Module):
+        def forward(self, x):
+            scores = torch.tensor([1.0, 1.01, 1.02, 2.0], dtype=torch.bfloat16)
+            fields = {"label": torch.zeros(len(x), dtype=torch.int64),
+                      "logits": scores.repeat_interleave(len(x) // 4)[:, None]}  # fmt: skip
+            return {first: fields[first], **fields}
+
+    still = TrivialAction(c4())
+    model = EquiZero(
+        Two(), ImageAction(c4()), TreeAction({"label": still, "logits": still}),
+        proxy_loss=lambda out: out["logits"][..., 0],
+    )  # fmt: skip
+    weights = model.explain(torch.rand(2, 3, 6, 6).bfloat16()).weights
+    expected = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])
+    assert torch.allclose(weights, expected[:, None].expand(4, 2))
+    plain = EquiZero(Two(), ImageAction(c4()), TreeAction({"label": still, "logits": still}),
+                     proxy_loss=lambda out: out["logits"][..., 0], tie_tolerance=0.0)  # fmt: skip
+    assert torch.equal(plain.explain(torch.rand(2, 3, 6, 6)).elements, torch.zeros(2).long())
+    assert plain.explain(torch.rand(2, 3, 6, 6)).weights[0].tolist() == [1, 1]
 
 
 def test_equizero_scores_half_precision_outputs_in_float32():
