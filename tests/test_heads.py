@@ -96,6 +96,52 @@ def test_regular_layers(group, dtype, channels):
     assert scores.weight.shape == lifted.weight.shape == (3, 1, channels)
 
 
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_regular_features_of_permuted_points(group):
+    """What RegularFeatures returns for an output whose entries are permuted: (B, |G|, n, C)."""
+    fiber = RegularAction(group, dim=1)
+    action, n = RegularFeatureAction(fiber), group.order
+    x = torch.randn(7, n, n, 2, dtype=torch.float64)
+    nested = RegularFeatureAction(RegularFeatureAction(TrivialAction(group)))
+    for target, shape in (
+        (action, (n, n)), (fiber, (n,)), (TrivialAction(group), ()), (regular(group), (n,)),
+        (nested, (n, n)),
+    ):  # fmt: skip
+        layer = EquivariantLinear(action, target, 2, 3).double()
+        nn.init.normal_(layer.bias)
+        assert layer(x).shape == (7, *shape, 3)
+        assert_equivariant(layer, x, action, target)
+    back = EquivariantLinear(fiber, action, 3, 2).double()
+    assert_equivariant(back, torch.randn(7, n, 3, dtype=torch.float64), fiber, action)
+    # A layer that ties the places alone does not respect what the fiber does.
+    wrong = EquivariantLinear(
+        RegularFeatureAction(TrivialAction(group)), TrivialAction(group), 2 * n, 3
+    )
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(lambda y: wrong.double()(y.flatten(2)), x, action, TrivialAction(group))
+    for pool in (GroupMeanPool(action), GroupMaxPool(action)):
+        assert pool(x).shape[0] == 7
+        assert_invariant(pool, x, action)
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_a_head_on_regular_features_of_a_moving_output(group):
+    action = RegularAction(group, dim=1)
+    backbone = nn.Sequential(
+        nn.Flatten(), nn.Linear(2 * group.order, 3 * group.order), nn.Tanh(),
+        nn.Unflatten(1, (group.order, 3)),
+    ).double()  # fmt: skip
+    fibers = RegularFeatureAction(action)
+    model = nn.Sequential(
+        RegularFeatures(backbone, action, action),
+        EquivariantLinear(fibers, fibers, 3, 4),
+        nn.ReLU(),
+        EquivariantLinear(fibers, action, 4, 2),
+    ).double()
+    x = torch.randn(7, group.order, 2, dtype=torch.float64)
+    assert_equivariant(model, x, action, action)
+
+
 def test_a_layer_that_is_not_tied_fails():
     action = regular(d4())
     layer = EquivariantLinear(action, action, 20, 3).double()
@@ -340,7 +386,7 @@ def test_compiles_to_one_graph(mode):
     ((ImageAction(d4()), regular(d4()), 1, 1), TypeError,
      "in_action is a ImageAction; give an action that permutes points"),
     ((regular(d4()), RegularFeatureAction(ImageAction(d4())), 1, 1), TypeError,
-     "out_action is a RegularFeatureAction; give"),
+     r"out_action\.fiber is a ImageAction; give"),
     ((RegularAction(d4()), regular(d4()), 1, 1), ValueError, "in_action acts on dim -1; give"),
     ((regular(d4()), regular(c4()), 1, 1), ValueError, "in_action is one of a group of order 8"),
     ((regular(d4()), regular(d4()), 0, 1), ValueError, "in_channels is 0; give a whole number"),
