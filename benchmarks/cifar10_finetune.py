@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 
-from torch import nn
-
 import finetuning
 from cifar10 import data_folder, load_images, load_resnet
 
@@ -22,35 +20,31 @@ RECIPE = finetuning.Recipe(epochs=1, batch_size=10, learning_rate=3e-4, measured
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", nargs="+", type=int, default=[20, 56])
-    parser.add_argument("--train-images", nargs="+", type=int, default=[10000, 2500],
+    parser.add_argument("--train-images", nargs="+", type=int, default=[10000, 1000],
                         help="for each depth; 50000 is the whole training set")  # fmt: skip
-    parser.add_argument("--test-images", type=int, default=2500)
+    parser.add_argument("--test-images", nargs="+", type=int, default=[2500, 1000],
+                        help="for each depth; 5000 is what the folder has")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    if len(arguments.train_images) != len(arguments.depths):
-        parser.error("give as many --train-images as --depths")
+    if not len(arguments.depths) == len(arguments.train_images) == len(arguments.test_images):
+        parser.error("give as many --train-images and --test-images as --depths")
     folder = data_folder()
     if folder is None:
         raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
-    counts = {
-        f"resnet{depth}": count
-        for depth, count in zip(arguments.depths, arguments.train_images, strict=True)
-    }
-    images, labels = load_images(folder, "train", max(counts.values()))
-    test = finetuning.Split(*load_images(folder, "test", arguments.test_images))
-
-    def load(run: finetuning.Run) -> tuple[nn.Module, finetuning.Split]:
-        backbone = load_resnet(folder, int(run.model.removeprefix("resnet")))
-        count = counts[run.model]
-        return backbone, finetuning.Split(images[:count], labels[:count])
-
-    finetuning.benchmark(
-        NAME,
-        finetuning.runs(list(counts), arguments.seeds),
-        load,
-        test,
-        RECIPE,
+    models = [f"resnet{depth}" for depth in arguments.depths]
+    train, test = (
+        {
+            model: finetuning.Split(*load_images(folder, split, count))
+            for model, count in zip(models, counts, strict=True)
+        }
+        for split, counts in (("train", arguments.train_images), ("test", arguments.test_images))
     )
+
+    def load(run: finetuning.Run) -> finetuning.Loaded:
+        backbone = load_resnet(folder, int(run.model.removeprefix("resnet")))
+        return backbone, train[run.model], test[run.model]
+
+    finetuning.benchmark(NAME, finetuning.runs(models, arguments.seeds), load, RECIPE)
 
 
 if __name__ == "__main__":

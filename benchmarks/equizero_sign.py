@@ -31,7 +31,7 @@ def least_sure(logits: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--test-images", type=int, default=2500)
+    parser.add_argument("--test-images", type=int, default=1000)
     count = parser.parse_args().test_images
     folder = data_folder()
     if folder is None:

@@ -57,6 +57,10 @@ class Split:
         return Split(images, self.labels.to(device))
 
 
+Loaded = tuple[nn.Module, Split, Split]
+"""A pretrained backbone, and what to train and to test on."""
+
+
 def runs(models: list[str], seeds: int) -> list[Run]:
     """All runs, the seeds outermost, so that an interrupted benchmark has whole seeds."""
     every = itertools.product(range(seeds), models, AUGMENTATIONS, GROUPS)
@@ -103,8 +107,7 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[tupl
 def benchmark(
     name: str,
     todo: list[Run],
-    load: Callable[[Run], tuple[nn.Module, Split]],
-    test: Split,
+    load: Callable[[Run], Loaded],
     recipe: Recipe,
 ) -> None:
     """Does the runs that are not in results/ with these settings, and writes each when done."""
@@ -114,7 +117,7 @@ def benchmark(
         start = time.perf_counter()
         # The new last layer, the dropout and the order are the same for all groups: paired seeds.
         torch.manual_seed(run.seed)
-        backbone, train = load(run)
+        backbone, train, test = load(run)
         settings = {
             "size": train.images.shape[-1],
             "train_images": len(train.images),

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 
-from torch import nn
-
 import finetuning
 from ants_and_bees import load_network, load_photographs
 from cifar10 import data_folder
@@ -33,14 +31,13 @@ def main() -> None:
         for split in ("train", "val")
     )
 
-    def load(run: finetuning.Run) -> tuple[nn.Module, finetuning.Split]:
-        return load_network(run.model, folder), train
+    def load(run: finetuning.Run) -> finetuning.Loaded:
+        return load_network(run.model, folder), train, test
 
     finetuning.benchmark(
         NAME,
         finetuning.runs(arguments.models, arguments.seeds),
         load,
-        test,
         RECIPE,
     )
 

@@ -38,22 +38,22 @@ def loaded(monkeypatch, tmp_path, split):
     def load(run):
         net = ConvNet(3, 2, dense=False)
         given.append((run.name, float(net.head.weight.detach().flatten()[0])))
-        return net, split
+        return net, split, split
 
     return load, given
 
 
-def do(load, split, todo):
-    finetuning.benchmark("finetuned", todo, load, split, RECIPE)
+def do(load, todo):
+    finetuning.benchmark("finetuned", todo, load, RECIPE)
 
 
 def test_runs_are_paired_stored_and_resumed(loaded, split, tmp_path):
     load, given = loaded
     todo = finetuning.runs(["net"], 2)
     assert len(todo) == 2 * 2 * 3
-    do(load, split, todo[:5])
+    do(load, todo[:5])
     first_runs = json.loads((tmp_path / "finetuned.json").read_text())["rows"]
-    do(load, split, todo)
+    do(load, todo)
     # What was done is loaded, but not trained again.
     assert [name for name, _ in given] == [run.name for run in [*todo[:5], *todo]]
     later = json.loads((tmp_path / "finetuned.json").read_text())["rows"]
@@ -76,9 +76,9 @@ def test_runs_are_paired_stored_and_resumed(loaded, split, tmp_path):
 def test_other_settings_are_other_runs(loaded, split, tmp_path):
     load, _ = loaded
     todo = finetuning.runs(["net"], 1)[:1]
-    do(load, split, todo)
+    do(load, todo)
     smaller = finetuning.Split(split.images[:6], split.labels[:6])
-    do(lambda run: (load(run)[0], smaller), split, todo)
+    do(lambda run: (load(run)[0], smaller, split), todo)
     (row,) = json.loads((tmp_path / "finetuned.json").read_text())["rows"].values()
     assert row["settings"]["train_images"] == 6
 
@@ -88,7 +88,7 @@ def test_runs_repeat_and_depend_on_what_they_should(loaded, split):
 
     def trained(group, augmentation, seed):
         torch.manual_seed(seed)
-        net, train = load(finetuning.Run("net", group, augmentation, seed))
+        net, train, _ = load(finetuning.Run("net", group, augmentation, seed))
         model = finetuning.symmetrised(net, group)
         run = finetuning.Run("net", group, augmentation, seed)
         finetuning.finetune(model, run, train, RECIPE)
