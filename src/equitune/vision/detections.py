@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from equitune.actions.tree import rebuilt
 from equitune.checks import require_counts
+from equitune.vision.checks import require_images, require_module
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
 
@@ -33,8 +34,7 @@ class Scaled(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, fields: Sequence[str] | None = None) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        require_module("model", model)
         if isinstance(fields, str):
             raise TypeError(f"fields is {fields!r}; give a list of names, [{fields!r}]")
         self.model = model
@@ -180,8 +180,7 @@ class PaddedDetections(nn.Module):
 
     def __init__(self, model: nn.Module, most: int = 100) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        require_module("model", model)
         require_counts(most=most)
         self.model = model
         self.most = most
@@ -227,16 +226,3 @@ class PaddedDetections(nn.Module):
             missing = (0, 0) * (values.dim() - 1) + (0, self.most - len(values))
             rows.append(F.pad(values, missing, value=-1 if name == "labels" else 0))
         return torch.stack(rows)
-
-
-def require_images(images: object) -> None:
-    """Refuses what is no batch of images.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it is not of shape (B, C, H, W).
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images is a {type(images).__name__}; give a tensor (B, C, H, W)")
-    if images.dim() != 4:
-        raise ValueError(f"images has shape {tuple(images.shape)}; give (B, C, H, W)")

@@ -9,15 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equitune.losses import negative_similarity
+from equitune.vision.checks import check_embeddings, described, require_module
 from equitune.vision.prompts import unit_rows
 
-__all__ = [
-    "ImageTextLoss",
-    "UnitEmbeddings",
-    "check_embeddings",
-    "described",
-    "require_module",
-]
+__all__ = ["ImageTextLoss", "UnitEmbeddings"]
 
 
 @final
@@ -132,30 +127,3 @@ class ImageTextLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             images = F.normalize(embeddings.to(dtype), dim=-1)
             return F.linear(images, self.class_embeddings.to(dtype))
-
-
-def require_module(name: str, module: nn.Module) -> nn.Module:
-    """The module itself; refuses what is none."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} is a {type(module).__name__}; give a torch.nn.Module")
-    return module
-
-
-def check_embeddings(embeddings: Tensor, count: int) -> Tensor:
-    """The embeddings themselves; refuses what is not (count, D), floating-point."""
-    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-        raise TypeError(
-            f"the encoder returned {described(embeddings)}; it must return a floating-point "
-            "tensor (B, D), the embeddings"
-        )
-    if embeddings.dim() != 2 or embeddings.shape[0] != count:
-        raise ValueError(
-            f"the encoder returned {tuple(embeddings.shape)} for {count} images; it must return "
-            f"one embedding per image, ({count}, D)"
-        )
-    return embeddings
-
-
-def described(x: object) -> str:
-    """What it is, for a message."""
-    return f"a tensor of dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

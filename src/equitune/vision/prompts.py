@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitune.checks import require_counts
+from equitune.vision.checks import check_embeddings
 
 __all__ = [
     "DEFAULT_TEMPLATES",
@@ -174,15 +175,5 @@ def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:
 
 
 def _checked(embedded: Tensor, count: int) -> Tensor:
-    if not isinstance(embedded, Tensor) or not embedded.is_floating_point():
-        given = embedded.dtype if isinstance(embedded, Tensor) else type(embedded).__name__
-        raise TypeError(
-            f"the text encoder returned {given} for {count} prompts; it must return a "
-            "floating-point tensor (prompts, D)"
-        )
-    if embedded.dim() != 2 or embedded.shape[0] != count:
-        raise ValueError(
-            f"the text encoder returned {tuple(embedded.shape)} for {count} prompts; it must "
-            f"return one embedding per prompt, ({count}, D)"
-        )
-    return embedded.to(torch.promote_types(embedded.dtype, torch.float32))
+    checked = check_embeddings(embedded, count, "the text encoder", "prompt")
+    return checked.to(torch.promote_types(checked.dtype, torch.float32))
