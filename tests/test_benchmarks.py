@@ -11,6 +11,7 @@ import ants_and_bees
 import cifar10
 import cifar10_zero_shot
 import finetuning
+import pictures
 import record
 import render
 from cases import ConvNet
@@ -127,6 +128,17 @@ def test_tables_of_fine_tuning():
     assert "| net | plain | 55.0 (7.1), 1 diverged |  |" in table
     assert "| net | d4 | 85.0 (7.1) | **+30.0** (+20.0, +40.0) |" in table
     assert "seeds 0 to 1" in table
+
+
+def test_pictures_show_every_seed():
+    rows = {
+        f"{group}{seed}": {"model": "net", "group": group, "augmentation": "c4", "seed": seed,
+                           "rotated": value}
+        for group, own in {"plain": [0.5, 0.25], "d4": [0.75, 0.5]}.items()
+        for seed, value in enumerate(own)
+    }  # fmt: skip
+    expected = {"net, rotations": {"plain": [50.0, 25.0], "d4": [75.0, 50.0]}}
+    assert pictures.bars({"rows": rows}) == expected
 
 
 @pytest.mark.parametrize("weighting", cifar10_zero_shot.WEIGHTINGS.values(), ids=str)
