@@ -35,6 +35,8 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/mutants.py
 	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/audit_cifar10.py
+	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/pictures.py
 
 clean:
 	rm -rf .venv docs/_build dist build

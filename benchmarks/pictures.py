@@ -18,8 +18,8 @@ def bars(results: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """The accuracies on rotated images, in percent: model and augmentation, group, seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in results["rows"].values():
-        augmentation = {"none": "no augmentation"}.get(row["augmentation"], "rotations")
-        group = found.setdefault(f"{row['model']}, {augmentation}", {})
+        augmentation = "no" if row["augmentation"] == "none" else row["augmentation"]
+        group = found.setdefault(f"{row['model']}\n{augmentation} augmentation", {})
         group.setdefault(row["group"], []).append(100 * row["rotated"])
     return found
 

@@ -137,7 +137,7 @@ def test_pictures_show_every_seed():
         for group, own in {"plain": [0.5, 0.25], "d4": [0.75, 0.5]}.items()
         for seed, value in enumerate(own)
     }  # fmt: skip
-    expected = {"net, rotations": {"plain": [50.0, 25.0], "d4": [75.0, 50.0]}}
+    expected = {"net\nc4 augmentation": {"plain": [50.0, 25.0], "d4": [75.0, 50.0]}}
     assert pictures.bars({"rows": rows}) == expected
 
 
