@@ -177,6 +177,8 @@ def test_state_copies_pickles_and_training():
     model = EquiTune(net, action, action, at="layer4").eval()
     assert {key.split(".")[0] for key in model.state_dict()} == {"backbone"}
     assert model.unwrap() is net
+    assert "at='layer4'" in repr(model)
+    assert "at=" not in repr(EquiTune(net, action))
     expected = model(x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), expected)

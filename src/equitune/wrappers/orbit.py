@@ -167,7 +167,8 @@ class OrbitModule(nn.Module, ABC):
             self._cut.prepare(self.backbone)
 
     def extra_repr(self) -> str:
-        return f"group of order {self.group.order}, chunk_size={self.chunk_size}"
+        cut = "" if self._cut is None else f", at={self._cut.name!r}"
+        return f"group of order {self.group.order}, chunk_size={self.chunk_size}{cut}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
