@@ -10,6 +10,7 @@ are done are kept, so that an interrupted run goes on; --fresh starts again.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,8 +32,8 @@ from equitune.weights import (
     ConvWeightNet,
     FrozenFeatures,
     MlpWeightNet,
-    OrbitWeightNet,
 )
+from equitune.wrappers.lambda_equitune import orbit_logits
 from experiment import measure, measure_invariant
 
 NAME, SEED = "cifar10_zero_shot", 0
@@ -109,10 +110,7 @@ def train(
             order = torch.randperm(len(labels), generator=generator)
             for batch in order.split(BATCH)[: len(labels) // BATCH]:
                 copies = stack[:, batch].float()
-                if isinstance(net, OrbitWeightNet):
-                    scores = net(copies)
-                else:
-                    scores = net(copies.flatten(0, 1)).view(copies.shape[:2])
+                scores = orbit_logits(net, [copies], [tuple(ACTION.group.elements)], "the stack")
                 averaged = weighted_mean(outputs[:, batch].float(), scores.softmax(0))
                 loss = F.cross_entropy(averaged, labels[batch]) + upright_loss(scores)
                 optimizer.zero_grad()
@@ -152,7 +150,6 @@ class Benchmark:
         self.backbone = load_resnet(folder)
         kept = {} if fresh else record.load(NAME).get("rows", {})
         self.rows = {name: row for name, row in kept.items() if name in self.names()}
-        self._training: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def names() -> set[str]:
@@ -161,11 +158,9 @@ class Benchmark:
         probed = f"LambdaEquiTune: {PROBED}, with linear probing"
         return {"plain", *WRAPPERS, *learned, probed}
 
-    @property
+    @functools.cached_property
     def training(self) -> tuple[Tensor, Tensor]:
-        if self._training is None:
-            self._training = load_images(self.folder, "train", LAMBDA_IMAGES)
-        return self._training
+        return load_images(self.folder, "train", LAMBDA_IMAGES)
 
     def plain(self, name: str) -> None:
         start = time.perf_counter()
@@ -202,11 +197,9 @@ class Benchmark:
             model.unfreeze_backbone().unwrap().load_state_dict(kept)
             self.backbone.eval()
 
-    @property
+    @functools.cached_property
     def outputs(self) -> Tensor:
-        if not hasattr(self, "_outputs"):
-            self._outputs = seen(self.backbone, "output", self.training[0])
-        return self._outputs
+        return seen(self.backbone, "output", self.training[0])
 
     def _learned_row(self, name: str, model: LambdaEquiTune) -> dict[str, object]:
         measured = measure_invariant(model, self.images, self.labels, checked=CHECKED, name=name)

@@ -32,6 +32,7 @@ LAYERS = (
 RANK = {
     "checks": -1,
     "extras": -1,
+    "modes": -1,
     "groups": 0,
     "actions": 1,
     "functional": 2,

@@ -267,22 +267,30 @@ class VectorFieldAction(Action):
 
     def _linear_part(self, element: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """For each new component: the old one that it comes from, and its sign."""
-        reflected, quarters = divmod(element, 4)
-        # A vector (down, right) becomes (-right, down) under r; s negates what points right.
-        source, sign = [0, 1], [1, 1]
-        for _ in range(quarters):
-            source, sign = source[::-1], [-sign[1], sign[0]]
-        if reflected:
-            sign[1] = -sign[1]
+        x, y = vector_moves(element)
         if self.components == self._pixels.dims:
-            return (source[0], source[1]), (sign[0], sign[1])
-        return (1 - source[1], 1 - source[0]), (sign[1], sign[0])
+            return (1 - y[0], 1 - x[0]), (y[1], x[1])
+        return (x[0], y[0]), (x[1], y[1])
 
     def _extent(self) -> dict[int, int | None]:
         return {**self._pixels._extent(), self.channel_dim: None}
 
     def _state(self) -> tuple[object, ...]:
         return (self._pixels, self.channel_dim, self.components)
+
+
+def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What an element of d4 does to a vector (x, y), x to the right and y downwards.
+
+    Returns:
+        For the new x and the new y: which of the two it comes from, 0 for x, and its sign.
+    """
+    reflected, quarters = divmod(element, 4)
+    x, y = (0, 1), (1, 1)
+    for _ in range(quarters):
+        # Counter-clockwise: what pointed to the right points upwards.
+        x, y = y, (x[0], -x[1])
+    return ((x[0], -x[1]), y) if reflected else (x, y)
 
 
 def _in_format_of(x: Tensor, moved: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equitune.actions import Action, ImageAction, PermutationAction
 from equitune.actions.base import dimension, require_embedding
+from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
 from equitune.checks import require_counts
 from equitune.groups import Embedding
@@ -37,16 +38,12 @@ class CoordinateAction(Action):
     _offsets: Table
 
     def _set(self, images: ImageAction, image_size: Size | None) -> None:
-        if not isinstance(images, ImageAction):
-            raise TypeError(
-                f"images is a {type(images).__name__}; give the action on the images, such as "
-                "ImageAction(d4())"
-            )
+        _require_image_action(images)
         self.group = images.group
         self.images = images
         self.image_size = _check_size(images, image_size)
         height, width = self.image_size or (1.0, 1.0)
-        rows = [self._row(_moves(element), (width, height)) for element in images.elements]
+        rows = [self._row(vector_moves(element), (width, height)) for element in images.elements]
         sources, signs, offsets = zip(*rows, strict=True)
         self._sources = Table(torch.tensor(sources, device="cpu"))
         self._signs = Table(torch.tensor(signs, dtype=torch.float64, device="cpu"))
@@ -248,11 +245,7 @@ def label_swaps(
         >>> label_swaps(ImageAction.horizontal_flip(), 3, [(1, 2)]).permutations
         ((0, 1, 2), (0, 2, 1))
     """
-    if not isinstance(images, ImageAction):
-        raise TypeError(
-            f"images is a {type(images).__name__}; give the action on the images, such as "
-            "ImageAction(d4())"
-        )
+    _require_image_action(images)
     require_counts(count=count)
     exchanged = list(range(count))
     for pair in swaps:
@@ -272,14 +265,12 @@ def label_swaps(
     return PermutationAction(images.group, rows, dim)
 
 
-def _moves(element: int) -> tuple[Move, Move]:
-    """What an element of d4 does to (x, y): the source and sign of the new x and the new y."""
-    reflected, quarters = divmod(element, 4)
-    x, y = (0, 1), (1, 1)
-    for _ in range(quarters):
-        # Counter-clockwise, y downwards: what was at the right is at the top.
-        x, y = y, (x[0], -x[1])
-    return ((x[0], -x[1]), y) if reflected else (x, y)
+def _require_image_action(images: object) -> None:
+    if not isinstance(images, ImageAction):
+        raise TypeError(
+            f"images is a {type(images).__name__}; give the action on the images, such as "
+            "ImageAction(d4())"
+        )
 
 
 def _point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:

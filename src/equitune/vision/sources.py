@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor, nn
 
-__all__ = ["ClipParts", "evaluating", "open_clip_parts", "transformers_parts"]
+__all__ = ["ClipParts", "open_clip_parts", "transformers_parts"]
 
 
 @final
@@ -54,18 +53,6 @@ def open_clip_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipPart
         lambda prompts: _open_clip_texts(model, tokenizer, prompts),
         _logit_scale(model),
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module has its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @final

@@ -9,10 +9,11 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from equitune.modes import evaluating
 from equitune.vision.checks import check_embeddings, described, require_module
 from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
 from equitune.vision.prompts import DEFAULT_TEMPLATES, Progress, check_names, embed_classes
-from equitune.vision.sources import evaluating, open_clip_parts, transformers_parts
+from equitune.vision.sources import open_clip_parts, transformers_parts
 from equitune.wrappers import Explanation, Symmetrizer
 
 __all__ = ["ZeroShotClassifier"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.extras import require
+from equitune.modes import evaluating
 from equitune.wrappers import Symmetrizer
 
 if TYPE_CHECKING:
@@ -161,15 +161,5 @@ def transformed_copies(action: Action, image: Tensor) -> list[Tensor]:
 @contextmanager
 def left_as_they_were(*models: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients within, and every module's own mode again behind it."""
-    modules = list(itertools.chain.from_iterable(model.modules() for model in models))
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            # Not by eval(), which wrappers and users override.
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        # Backwards, because a module that two models share stands twice.
-        for module, mode in reversed(list(zip(modules, modes, strict=True))):
-            module.training = mode
+    with evaluating(*models), torch.no_grad():
+        yield

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from equitune.actions import Action
 from equitune.actions.table import Table
 from equitune.functional import can_be_averaged, select_minimum
+from equitune.modes import evaluating
 from equitune.wrappers.calls import MovedCall
 from equitune.wrappers.equizero import TIE_TOLERANCES
 from equitune.wrappers.lambda_equitune import check_weight_net, orbit_logits
@@ -62,7 +62,6 @@ class Canonicalize(Symmetrizer):
     """
 
     weight_net: nn.Module
-    reads_inputs = True
 
     def __init__(
         self,
@@ -84,10 +83,11 @@ class Canonicalize(Symmetrizer):
         self.weight_net = weight_net
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), _evaluating(self.weight_net):
+        with torch.no_grad(), evaluating(self.weight_net):
             # The network may work in place on what it gets.
             seen = [p.inputs[0].clone() for p in passes]
-            logits = orbit_logits(self.weight_net, seen, passes, "the first moved argument")
+            classes = [p.elements for p in passes]
+            logits = orbit_logits(self.weight_net, seen, classes, "the first moved argument")
             tolerance = self.tie_tolerance
             if tolerance is None:
                 tolerance = TIE_TOLERANCES.get(seen[0].dtype, TIE_TOLERANCES[torch.float32])
@@ -102,6 +102,7 @@ class Canonicalize(Symmetrizer):
             for elements in call.shape_classes()
         ]
         weights, scores = self.weigh(passes)
+        inverses = self._inverses.on(weights.device)
         template: Any = None
         sums: list[Tensor] = []
         for p in passes:
@@ -110,10 +111,9 @@ class Canonicalize(Symmetrizer):
             samples, rows = chosen.nonzero(as_tuple=True)
             if not len(rows) and (call.batch_size or sums):
                 continue
-            performed = torch.tensor(p.elements, device=rows.device)[rows]
-            undo = self._inverses.on(rows.device)[performed]
+            undo = torch.stack([inverses[g] for g in p.elements])[rows]
             share = chosen[samples, rows]
-            first = performed == weights.argmax(dim=0)[samples]
+            first = undo == inverses[weights.argmax(dim=0)][samples]
             template, leaves = self._run_pieces(call, [s[rows, samples] for s in p.inputs], samples)
             undone = [action.transform(leaf, undo) for action, leaf in leaves]
             sums = sums or [y.new_zeros(call.batch_size, *y.shape[1:]) for y in undone]
@@ -156,19 +156,6 @@ class Canonicalize(Symmetrizer):
             else:
                 sizes.append(own)
         return sizes
-
-
-@contextlib.contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, and then the modes as they were: the network may be in training elsewhere."""
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _times(y: Tensor, share: Tensor) -> Tensor:

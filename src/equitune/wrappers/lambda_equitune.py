@@ -143,7 +143,7 @@ class LambdaEquiTune(Symmetrizer):
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
         name = f"weight_input {self.weight_input!r}"
-        logits = orbit_logits(self.weight_net, seen, passes, name)
+        logits = orbit_logits(self.weight_net, seen, [p.elements for p in passes], name)
         return logits.softmax(dim=0), logits
 
     def _seen(self, orbit: OrbitPass) -> Tensor:
@@ -155,10 +155,12 @@ class LambdaEquiTune(Symmetrizer):
 
 
 def orbit_logits(
-    weight_net: nn.Module, seen: list[Tensor], passes: list[OrbitPass], name: str
+    weight_net: nn.Module, seen: list[Tensor], classes: list[tuple[int, ...]], name: str
 ) -> Tensor:
-    """The logits (|G|, B) of what a weight network sees in each pass, in float32 or higher."""
-    classes = [p.elements for p in passes]
+    """The logits (|G|, B) of what a weight network sees, in float32 or higher.
+
+    One stack (E, B, ...) for each class of elements whose copies have one shape.
+    """
     if isinstance(weight_net, OrbitWeightNet):
         stack = in_group_order(seen, classes, name)
         logits = weight_net(stack)
