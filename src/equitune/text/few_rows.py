@@ -1,0 +1,60 @@
+"""Products of few rows with a large weight, on CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["few_rows"]
+
+MOST_ROWS = 16
+LEAST_WEIGHTS = 2**20
+
+
+class _FewRows(TorchFunctionMode):
+    """Computes x W^T as (W x^T)^T where x has few rows and W is large.
+
+    BLAS libraries read the whole weight again for each of two or three rows of x; in the other
+    order they read it once. For the last layer of a language model, which is most of a step with
+    few copies, that is several times faster.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear and not kwargs and len(args) >= 2:
+            x, weight, *rest = args
+            rows = x.numel() // max(x.shape[-1], 1)
+            if 1 < rows <= MOST_ROWS and weight.numel() >= LEAST_WEIGHTS and x.dim() > 1:
+                product = (weight @ x.reshape(rows, -1).t()).t().contiguous()
+                bias = rest[0] if rest else None
+                product = product if bias is None else product + bias
+                return product.view(*x.shape[:-1], weight.shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def few_rows(x: Tensor) -> Iterator[None]:
+    """Makes products with large weights fast for a batch of few tokens ``x``, of shape (R, t).
+
+    It is for eager inference on a CPU and does nothing elsewhere. The products differ from the
+    usual ones in rounding only.
+    """
+    helps = (
+        x.device.type == "cpu"
+        and 1 < x.numel() <= MOST_ROWS
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+    with _FewRows() if helps else contextlib.nullcontext():
+        yield

@@ -1,0 +1,376 @@
+"""Symmetrised causal language models: EquiLM and REquiLM."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.extras import require
+from equitune.text.averages import CopyAverage, MeanOfProbabilities, TokenAverage
+from equitune.text.checks import check_length, check_model, general_of, text_config
+from equitune.text.copies import Branches, OrbitCache, TokenCall, branch, split_points
+from equitune.text.few_rows import few_rows
+from equitune.text.words import ResolvedWords
+
+__all__ = ["EquiLM", "OrbitLM", "REquiLM"]
+
+_transformers: Any = require("transformers", '"equitune[text]"')
+GenerationMixin: Any = _transformers.GenerationMixin
+CausalLMOutputWithPast: Any = require(
+    "transformers.modeling_outputs", '"equitune[text]"'
+).CausalLMOutputWithPast
+
+
+class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
+    """Runs a causal language model on the copies of its prompts, each distinct one once.
+
+    Copies that are equal so far are one row of the batch and of the key-value cache; a row splits
+    in two when the first equality word is read or generated. Subclasses say which copies there are.
+    Whatever else is asked of it, such as ``config``, ``device`` or ``save_pretrained``, which
+    writes the plain checkpoint, is that of the model.
+
+    Args:
+        model: A causal language model of transformers. It is registered and never modified.
+        words: The equality words, resolved for its vocabulary.
+        average: How the copies' scores are put together.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If ``words`` are of another vocabulary.
+    """
+
+    main_input_name = "input_ids"
+    _is_stateful = False
+
+    backbone: nn.Module
+
+    def __init__(
+        self, model: nn.Module, words: ResolvedWords, general: tuple[int, ...], mean: TokenAverage
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        if not isinstance(words, ResolvedWords):
+            raise TypeError(
+                f"words is a {type(words).__name__}; give EqualityWords(...).resolve(tokenizer)"
+            )
+        size = text_config(model).vocab_size
+        if words.action.vocabulary_size != size:
+            raise ValueError(
+                f"words are of a vocabulary of {words.action.vocabulary_size} tokens, but the "
+                f"model knows {size}; resolve them with the tokenizer of the model and its size: "
+                "words.resolve(tokenizer, model.config.vocab_size)"
+            )
+        if not isinstance(mean, TokenAverage):
+            raise TypeError(
+                f"average is a {type(mean).__name__}; give MeanOfProbabilities() or MeanOfLogits()"
+            )
+        self.words = words
+        self.group = words.group
+        self.backbone = model
+        self._combine = CopyAverage(words.action, general, mean)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @abstractmethod
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        """(S, K), the elements whose copies are averaged for each sequence."""
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is that of the backbone, as ``generate`` and pipelines expect it of a model."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # While a pickle is read there is no backbone yet.
+            if name == "backbone" or "backbone" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.backbone, name)
+
+    def unwrap(self) -> nn.Module:
+        """The language model itself; plain checkpoints load into it."""
+        return self.backbone
+
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Generates as transformers do: greedy, sampling, beams, with everything they take.
+
+        Raises:
+            ValueError: If a prompt, or a prompt with what shall be generated, is longer than the
+                context of the model.
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if isinstance(prompt, Tensor):
+            settings = generation_config or self.generation_config
+            new = kwargs.get("max_new_tokens", settings.max_new_tokens) or 0
+            check_length(self, prompt.shape[-1] + new, f"{prompt.shape[-1]} and {new} new tokens")
+        return super().generate(inputs, generation_config=generation_config, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        elements: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The log-probabilities of the next tokens.
+
+        Args:
+            input_ids: (B, T) integers, the tokens that are not in the cache yet.
+            attention_mask: (B, past + T), 0 at padding.
+            position_ids: (B, T).
+            past_key_values: What the last call returned.
+            labels: (B, T), for the loss, as transformers take them: not shifted, -100 for none.
+            use_cache: Whether a cache is returned. Default that of the configuration.
+            logits_to_keep: The number of last positions to compute, 0 for all, or their indices.
+            elements: (B,), for models that take one copy of each sequence: whose.
+            return_dict: False for a tuple, as in transformers.
+            **kwargs: Passed on to the backbone, if no tensors.
+
+        Returns:
+            transformers' ``CausalLMOutputWithPast``; ``logits`` are log-probabilities in float32
+            (float64 for models in float64), and ``past_key_values`` is an
+            :class:`equitune.text.OrbitCache`.
+
+        Raises:
+            TypeError: If the cache is one that cannot hold a changing number of copies.
+            ValueError: If an argument cannot be symmetrised, or the sequence is too long.
+        """
+        if input_ids is None or input_ids.dim() != 2:
+            given = None if input_ids is None else tuple(input_ids.shape)
+            raise ValueError(f"input_ids has the shape {given}; give token ids of shape (B, T)")
+        loss_options, passed = self._check_options(kwargs)
+        cache = self._cache(past_key_values, use_cache)
+        past = 0 if cache is None else cache.get_seq_length()
+        check_length(self, past + input_ids.shape[1], f"{past} and {input_ids.shape[1]} more")
+        call = TokenCall(input_ids, attention_mask, position_ids, past)
+        chosen = self._copies(elements, input_ids.shape[0], input_ids.device)
+        keep = logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
+        logits = self._logits(call, chosen, cache, keep, passed)
+        if isinstance(logits_to_keep, Tensor):
+            logits = logits[:, logits_to_keep]
+        loss = None
+        if labels is not None:
+            size = self.words.action.vocabulary_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return result.to_tuple() if return_dict is False else result
+
+    def _logits(
+        self,
+        call: TokenCall,
+        chosen: Tensor,
+        cache: Any,
+        keep: int,
+        passed: dict[str, Any],
+    ) -> Tensor:
+        """All passes through the backbone: one, or one from each point where copies split."""
+        length = call.tokens.shape[1]
+        copies = _with_plain(chosen) if self._combine.relaxed else chosen
+        moved = self.words.action.transform(
+            call.tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten()
+        )
+        rows = cache.rows if cache is not None else None
+        if rows is None:
+            rows = torch.zeros_like(copies)
+        elif rows.shape != copies.shape:
+            raise ValueError(
+                f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
+                f"{copies.shape[0]}; give the cache that the last call returned"
+            )
+        keys = call.keys(moved, copies.shape[1])
+        starts = [0]
+        # A gradient would have to pass through the cache.
+        if cache is not None and not torch.is_grad_enabled() and copies.numel() > 1 < length:
+            starts += split_points(rows, keys.flatten(1), length)
+        kept = length - keep if 0 < keep < length else 0
+        parts = []
+        for start, stop in zip(starts, [*starts[1:], length], strict=True):
+            branches = branch(rows, keys[:, start:stop].flatten(1))
+            if cache is not None:
+                cache.go_on(branches)
+            wanted = stop - max(start, kept)
+            logits = self._run(call, moved, branches, (start, stop), cache, max(wanted, 1), passed)
+            rows = branches.rows
+            if wanted > 0:
+                size = chosen.shape[1]
+                plain = rows[:, -1] if copies.shape[1] > size else rows[:, 0]
+                parts.append(self._combine(logits, rows[:, :size], chosen, plain))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _run(
+        self,
+        call: TokenCall,
+        moved: Tensor,
+        branches: Branches,
+        columns: tuple[int, int],
+        cache: Any,
+        wanted: int,
+        passed: dict[str, Any],
+    ) -> Tensor:
+        """The scores (R, wanted, V) of the distinct copies of some columns."""
+        start, stop = columns
+        sequences = branches.examples // branches.rows.shape[1]
+        options = dict(passed)
+        if call.mask is not None:
+            options["attention_mask"] = call.mask[sequences, : call.past + stop]
+        if call.positions is not None:
+            options["position_ids"] = call.positions[sequences, start:stop]
+        if self._keeps:
+            options["logits_to_keep"] = wanted
+        tokens = moved[branches.examples, start:stop]
+        with few_rows(tokens):
+            output = self.backbone(
+                tokens,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                return_dict=True,
+                **options,
+            )
+        logits: Tensor = output.logits
+        return logits[:, -wanted:]
+
+    def _cache(self, given: Any, use_cache: bool | None) -> Any:
+        """The cache of copies to go on with; an empty one of transformers is replaced."""
+        if isinstance(given, OrbitCache):
+            return given
+        if given is None:
+            wanted = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
+            if not wanted:
+                return None
+        elif type(given) is not _transformers.DynamicCache:
+            raise TypeError(
+                f"past_key_values is a {type(given).__name__}, but the number of copies changes "
+                "while tokens are generated; leave it and cache_implementation out"
+            )
+        elif given.get_seq_length() > 0:
+            raise ValueError(
+                "past_key_values is a DynamicCache that is not empty, of a model without copies; "
+                "give the cache that a call of this model returned"
+            )
+        return OrbitCache(
+            config=text_config(self),
+            offloading=getattr(given, "offloading", False),
+        )
+
+    def _check_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the loss takes and what the backbone takes; refuses what has no meaning here."""
+        for name in ("output_attentions", "output_hidden_states"):
+            if options.pop(name, None):
+                raise ValueError(
+                    f"{name}=True: activations are those of copies and cannot be put together; "
+                    "ask model.unwrap() for them"
+                )
+        names = ("num_items_in_batch", "shift_labels", "ignore_index")
+        loss: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
+        # Counted by the cache; older versions of transformers still pass it.
+        options.pop("cache_position", None)
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                raise ValueError(
+                    f"{name} is a tensor, and the group does not act on it; give token ids as "
+                    "input_ids, and leave it out"
+                )
+        return loss, {name: value for name, value in options.items() if value is not None}
+
+
+@final
+class EquiLM(OrbitLM):
+    """A language model that is fair in the sense of groups: P(gX2 | gX1) = P(X2 | X1).
+
+    The mean over the group of the probabilities that a causal language model gives the next token,
+    p(v | X) = 1/|G| sum_g p_M(gv | gX) (first paper, section 5.3, equation 4 and Figure 4). It is
+    used like the model itself: with ``generate``, beams, padding, caches and labels.
+
+    Args:
+        model: A causal language model of transformers (Llama, GPT-2, GPT-NeoX, ...).
+        words: The equality words, ``EqualityWords(...).resolve(tokenizer, vocab_size)``; general
+            words are neutral here.
+        average: ``MeanOfProbabilities()``, as in the paper, or ``MeanOfLogits()``.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If ``words`` are of another vocabulary.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from equitune import TokenAction
+        >>> from equitune.text import EquiLM, ResolvedWords
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
+        >>> model = EquiLM(GPT2LMHeadModel(config).eval(), ResolvedWords(swap, (), ((3, 4),), ()))
+        >>> he, she = torch.tensor([[1, 3, 7]]), torch.tensor([[1, 4, 7]])
+        >>> p, q = model(he).logits[0, -1].exp(), model(she).logits[0, -1].exp()
+        >>> torch.allclose(p[[3, 4, 5]], q[[4, 3, 5]], atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
+    ) -> None:
+        super().__init__(model, words, (), average)
+
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        return _whole_group(self, elements, batch, device)
+
+
+@final
+class REquiLM(OrbitLM):
+    """EquiLM, relaxed: general words keep the probabilities of the plain model.
+
+    Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
+    (first paper, section 5.3). The scores do not sum to 1 and are normalised; after that only the
+    ratios within equality and neutral words are equivariant, and a sentence with general words has
+    no guarantee.
+
+    Args:
+        model: A causal language model of transformers.
+        words: The equality words with general words.
+        average: As for :class:`EquiLM`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If ``words`` are of another vocabulary or have no general words.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
+    ) -> None:
+        super().__init__(model, words, general_of(words, "EquiLM"), average)
+
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        return _whole_group(self, elements, batch, device)
+
+
+def _whole_group(
+    model: OrbitLM, elements: Tensor | None, batch: int, device: torch.device
+) -> Tensor:
+    if elements is not None:
+        raise ValueError(
+            f"elements is given, but {type(model).__name__} averages the whole group; leave it out"
+        )
+    return torch.arange(model.group.order, device=device).expand(batch, -1)
+
+
+def _with_plain(elements: Tensor) -> Tensor:
+    """The copies with that of the identity at their end, unless it is the first one anyway."""
+    if not elements[:, 0].any():
+        return elements
+    return torch.cat([elements, torch.zeros_like(elements[:, :1])], dim=1)

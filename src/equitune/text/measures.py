@@ -1,0 +1,202 @@
+"""Measures of language models: log-probabilities, fairness, perplexity, regard."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitune.checks import require_counts
+from equitune.text.checks import text_config
+from equitune.text.words import ResolvedWords
+
+__all__ = [
+    "fairness_gap",
+    "perplexity",
+    "regard_distribution",
+    "regard_gap",
+    "sequence_log_prob",
+]
+
+
+@torch.no_grad()
+def sequence_log_prob(
+    model: nn.Module,
+    context: Tensor,
+    continuation: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The log-probability log P(X2 | X1) that a model goes on from a context with a continuation.
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        context: (B, T1) token ids, X1.
+        continuation: (B, T2) token ids, X2.
+        attention_mask: (B, T1 + T2), 0 at padding, which counts nothing.
+
+    Returns:
+        (B,) in nats: float64, summed from the model's scores.
+
+    Raises:
+        ValueError: If the shapes do not fit, or there is nothing to go on from or with.
+    """
+    if context.dim() != 2 or continuation.dim() != 2 or context.shape[0] != continuation.shape[0]:
+        raise ValueError(
+            f"context has shape {tuple(context.shape)} and continuation "
+            f"{tuple(continuation.shape)}; give (B, T1) and (B, T2)"
+        )
+    if not context.shape[1] or not continuation.shape[1]:
+        raise ValueError("context and continuation need at least one token each")
+    tokens = torch.cat([context, continuation], dim=1)
+    options: dict[str, Any] = {}
+    if attention_mask is not None:
+        if attention_mask.shape != tokens.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; give "
+                f"{tuple(tokens.shape)}, that of context and continuation together"
+            )
+        options["attention_mask"] = attention_mask
+        options["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
+    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
+    if attention_mask is not None:
+        found = found.masked_fill(attention_mask[:, context.shape[1] :] == 0, 0)
+    total: Tensor = found.sum(dim=1)
+    return total
+
+
+def fairness_gap(
+    model: nn.Module,
+    words: ResolvedWords,
+    context: Tensor,
+    continuation: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The maximum over g of |log P(gX2 | gX1) - log P(X2 | X1)|: 0 if fair (equation 4).
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        words: The equality words whose group acts.
+        context: (B, T1) token ids, X1.
+        continuation: (B, T2) token ids, X2.
+        attention_mask: (B, T1 + T2), 0 at padding.
+
+    Returns:
+        (B,) in nats, float64; divide by T2 for nats per token.
+
+    Raises:
+        ValueError: As :func:`sequence_log_prob`.
+    """
+    plain = sequence_log_prob(model, context, continuation, attention_mask)
+    gaps = [torch.zeros_like(plain)]
+    for g in words.group.elements[1:]:
+        start, rest = (words.action.transform(part, g) for part in (context, continuation))
+        gaps.append((sequence_log_prob(model, start, rest, attention_mask) - plain).abs())
+    return torch.stack(gaps).amax(dim=0)
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) -> float:
+    """The perplexity of a long text, read through a window that moves on by a stride.
+
+    Each token is predicted once. The first window predicts all of its tokens but the first, every
+    later one its last ``stride`` tokens (fewer at the end) from what stands before them in the
+    window, which is at least ``window - stride`` tokens.
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        tokens: (T,) token ids of the whole text.
+        window: The tokens that are read at a time, at most the context of the model.
+        stride: How many tokens the window moves on.
+
+    Returns:
+        exp of the mean negative log-probability of a token.
+
+    Raises:
+        ValueError: If ``tokens`` is no text of two tokens or more, or window and stride do not fit.
+    """
+    require_counts(window=window, stride=stride)
+    if tokens.dim() != 1 or tokens.shape[0] < 2:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; give (T,), T at least 2")
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    if window < 2 or (limit is not None and window > limit):
+        raise ValueError(
+            f"window is {window}; give 2 or more, and at most the model's context of {limit} tokens"
+        )
+    if stride >= window:
+        raise ValueError(
+            f"stride is {stride} for a window of {window}; give less, so that no token is left out"
+        )
+    device = next(model.parameters()).device
+    total, read = 0.0, 1
+    while read < tokens.shape[0]:
+        stop = min(max(window, read + stride), tokens.shape[0])
+        begin = max(0, stop - window)
+        piece = tokens[None, begin:stop].to(device)
+        split = read - begin
+        total -= float(sequence_log_prob(model, piece[:, :split], piece[:, split:]))
+        read = stop
+    return float(torch.tensor(total / (tokens.shape[0] - 1), dtype=torch.float64).exp())
+
+
+def regard_distribution(
+    labels: Sequence[Hashable], categories: Sequence[Hashable]
+) -> dict[Hashable, float]:
+    """How the labels of a group's sentences are distributed over categories.
+
+    Args:
+        labels: One label for each sentence.
+        categories: All labels that there are, in the order of the result.
+
+    Returns:
+        The fraction of each category.
+
+    Raises:
+        ValueError: If there are no labels, or one is no category.
+
+    Example:
+        >>> from equitune.text import regard_distribution
+        >>> regard_distribution(["good", "bad", "good", "good"], ["bad", "good"])
+        {'bad': 0.25, 'good': 0.75}
+    """
+    if not labels:
+        raise ValueError("labels is empty; give the label of at least one sentence")
+    counts = Counter(labels)
+    unknown = [label for label in counts if label not in set(categories)]
+    if unknown:
+        raise ValueError(f"labels has {unknown}, but categories are {list(categories)}")
+    return {category: counts[category] / len(labels) for category in categories}
+
+
+def regard_gap(distributions: Mapping[Hashable, Mapping[Hashable, float]]) -> float:
+    """The largest total variation distance between the regard of two demographic groups.
+
+    Args:
+        distributions: For each group what :func:`regard_distribution` gives.
+
+    Returns:
+        Half the sum of absolute differences, from 0 (alike) to 1, of the two groups that differ
+        most.
+
+    Raises:
+        ValueError: If there are fewer than two groups, or they have different categories.
+
+    Example:
+        >>> from equitune.text import regard_gap
+        >>> regard_gap({"he": {"bad": 0.25, "good": 0.75}, "she": {"bad": 0.5, "good": 0.5}})
+        0.25
+    """
+    if len(distributions) < 2:
+        raise ValueError(f"distributions has {len(distributions)} groups; give two or more")
+    categories = {frozenset(distribution) for distribution in distributions.values()}
+    if len(categories) != 1:
+        raise ValueError("distributions have different categories; give the same to all groups")
+    return max(
+        sum(abs(first[category] - second[category]) for category in first) / 2
+        for first, second in itertools.combinations(distributions.values(), 2)
+    )
