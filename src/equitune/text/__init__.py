@@ -12,7 +12,7 @@ from equitune.text.measures import (
     sequence_log_prob,
 )
 from equitune.text.noise import GumbelNoise
-from equitune.text.scorers import ClassificationScorer, Scorer
+from equitune.text.scorers import ClassificationScorer
 from equitune.text.words import EqualityWords, ResolvedWords, SkippedWords
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "REquiLM",
     "REquiZeroLM",
     "ResolvedWords",
-    "Scorer",
     "SkippedWords",
     "TokenAverage",
     "fairness_gap",
