@@ -13,7 +13,7 @@ __all__ = ["check_length", "check_model", "general_of", "text_config"]
 
 def text_config(model: Any) -> Any:
     """The configuration of a model's language part."""
-    return model.config.gettext_config(decoder=True)
+    return model.config.get_text_config(decoder=True)
 
 
 def check_model(model: Any) -> None:
