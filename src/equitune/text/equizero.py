@@ -237,10 +237,10 @@ class _Search:
         )
         pad = settings.pad_token_id
         self.pad = pad if pad is not None else (int(self.eos[0]) if self.eos.numel() else 0)
+        self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
         settings.update(
             num_return_sequences=1,
             max_length=None,
-            min_length=max(settings.min_length or 0, start + (settings.min_new_tokens or 0)),
             min_new_tokens=None,
             return_dict_in_generate=True,
             output_logits=True,
@@ -264,14 +264,15 @@ class _Search:
         mask = self.mask[self.active].repeat_interleave(order, dim=0)
         elements = torch.arange(order, device=tokens.device).repeat(count)
         length = min(self.model.beam_length, self.length - start)
-        self.settings.update(max_new_tokens=length)
+        self.settings.update(max_new_tokens=length, min_length=min(self.shortest, start + length))
+        prefix = self._prefix(tokens, mask, elements)
         output = self.model.generate_block(
             tokens,
             attention_mask=mask,
             elements=elements,
             generation_config=self.settings,
             logits_processor=self._processors(order),
-            past_key_values=self._prefix(tokens, mask, elements),
+            **({} if prefix is None else {"past_key_values": prefix}),
             **self.options,
         )
         new = output.sequences[:, start:]

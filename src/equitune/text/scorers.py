@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-__all__ = ["ClassificationScorer", "Scorer", "checked_scores"]
+__all__ = ["ClassificationScorer", "checked_scores"]
 
 Scorer = Callable[[list[str]], Any]
 """A list of sentences to as many numbers, the larger the better."""
