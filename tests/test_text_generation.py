@@ -111,9 +111,6 @@ def test_a_cache_holds_no_copy_of_what_was_dropped():
     cache.batch_repeat_interleave(2)
     output = fair(torch.tensor([[13], [14]]), past_key_values=cache)
     assert output.past_key_values.held == 2
-    cache.reset()
-    assert cache.get_seq_length() == 0
-    assert cache.held == 0
 
 
 def naive(model, words, tokens, steps, mean=mean_of_copies):
@@ -142,7 +139,7 @@ SETTINGS = {
     "sampled beams": {"do_sample": True, "num_beams": 3},
     "several": {"do_sample": True, "num_return_sequences": 3},
     "penalty": {"do_sample": False, "repetition_penalty": 1.5},
-    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 2},
+    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 2, "eos_token_id": EOS},
 }
 
 
@@ -160,7 +157,7 @@ def test_generate_with_and_without_a_cache(setting):
         plain = generated(fair, tokens, setting, attention_mask=mask, use_cache=False)
         assert torch.equal(generated(fair, tokens, setting, attention_mask=mask), plain)
     else:
-        greedy = generated(fair, tokens, "greedy", attention_mask=mask)
+        greedy = generated(fair, tokens, "greedy", attention_mask=mask, eos_token_id=EOS)
         assert torch.equal(generated(fair, tokens, setting, attention_mask=mask), greedy)
 
 

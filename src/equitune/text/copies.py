@@ -115,8 +115,8 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
     any keys or values. It works like transformers' ``DynamicCache`` otherwise.
 
     Attributes:
-        rows: (S, K) int64, the row of the cache that holds copy k of sequence s; None while the
-            cache is empty.
+        rows: (S, K) int64, the row of the cache that holds copy k of sequence s; None before the
+            first call.
         held: The number of rows, that is of copies, all of them different.
     """
 
@@ -128,11 +128,10 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
     def go_on(self, branches: Branches) -> None:
         """Takes the step from the rows to those branches; rows that lead nowhere are dropped."""
         parents = branches.parents
-        same = self.rows is None or (
-            parents.numel() == self.held
-            and torch.equal(parents, torch.arange(parents.numel(), device=parents.device))
+        same = parents.numel() == self.held and torch.equal(
+            parents, torch.arange(parents.numel(), device=parents.device)
         )
-        if not same:
+        if self.get_seq_length() and not same:
             super().batch_select_indices(parents)
         self.rows = branches.rows
         self.held = parents.numel()
@@ -156,8 +155,3 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
         """Repeats each sequence."""
         if self.rows is not None:
             self.rows = self.rows.repeat_interleave(repeats, dim=0)
-
-    def reset(self) -> None:
-        """Empties the cache."""
-        super().reset()
-        self.rows, self.held = None, 0

@@ -178,7 +178,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         moved = self.words.action.transform(
             call.tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten()
         )
-        rows = cache.rows if cache is not None else None
+        rows = cache.rows if cache is not None and call.past else None
         if rows is None:
             rows = torch.zeros_like(copies)
         elif rows.shape != copies.shape:
