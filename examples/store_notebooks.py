@@ -1,6 +1,6 @@
 """Executes the notebooks and stores them with their outputs, without what changes by itself.
 
-    EQUITUNE_DATA=... python examples/store_notebooks.py [cifar10 hymenoptera]
+    EQUITUNE_DATA=... python examples/store_notebooks.py [cifar10 hymenoptera language_models]
 
 It prints how many seconds each one took; it should be less than three minutes on two CPU cores.
 """
@@ -16,7 +16,7 @@ import nbclient
 import nbformat
 
 EXAMPLES = Path(__file__).resolve().parent
-NAMES = ("cifar10", "hymenoptera")
+NAMES = ("cifar10", "hymenoptera", "language_models")
 
 
 def store(path: Path) -> float:

@@ -15,7 +15,7 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat reads notebooks")
 nbclient = pytest.importorskip("nbclient", reason="nbclient executes notebooks")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PICTURES = {"cifar10": 7, "hymenoptera": 4}
+PICTURES = {"cifar10": 7, "hymenoptera": 4, "language_models": 4}
 
 # What must hold in the namespace of the executed notebook, and a claim that must not.
 CLAIMS = {
@@ -42,6 +42,28 @@ assert rows == rows[:1] * 4
 assert len({tuple(values["plain"]) for values in accuracy.values()}) > 1
 """,
         'assert set(changed["plain"]) == {0}',
+    ),
+    "language_models": (
+        """
+assert told["plain"][2] < STORIES
+assert told["EquiLM"][2] == told["EquiZeroLM"][2] == STORIES
+assert all(moods[name]["Tim"] == moods[name]["Lily"] for name in ("EquiLM", "EquiZeroLM"))
+for name, bars in said["EquiLM"].items():
+    mean = sum(bar[0] for bar in said["plain"][name].values()) / 2
+    assert all(abs(bar[0] - mean) < 1e-6 for bar in bars.values())
+assert all(bars["she"] > bars["he"] for bars in said["plain"].values())
+assert max(ratios["plain"]) > 1.5
+assert all(abs(ratio - 1) < 1e-4 for ratio in ratios["EquiLM"])
+assert gaps["EquiLM"].max() <= 1e-5 < gaps["plain"].median()
+assert all(of["EquiLM"] <= 1.05 * of["plain"] for of in perplexities.values())
+assert abs(boys["EquiLM"] - boys["plain"]) < 1e-4 < abs(boys["plain"] - 1)
+assert "shelp" in read(words.action.transform(tokens("Can you help her?"), 1))[0]
+assert gap["REquiLM, his and her general"] > 1e-3 > gap["EquiLM, his and her neutral"]
+assert difference.abs().max() < 1e-5
+again = AutoModelForCausalLM.from_pretrained(folder / "weights" / "stories260k").state_dict()
+assert all(torch.equal(weight, again[name]) for name, weight in plain.state_dict().items())
+""",
+        'assert told["plain"][2] == STORIES',
     ),
 }
 
@@ -87,7 +109,7 @@ def complaints(notebook):
 
 
 @pytest.mark.skipif(
-    not os.environ.get("EQUITUNE_DATA"), reason="EQUITUNE_DATA is not set: no images to run on"
+    not os.environ.get("EQUITUNE_DATA"), reason="EQUITUNE_DATA is not set: no data to run on"
 )
 @pytest.mark.parametrize("name", PICTURES)
 def test_notebooks_run(name, monkeypatch):
