@@ -344,6 +344,19 @@ class REquiLM(OrbitLM):
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If ``words`` are of another vocabulary or have no general words.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from equitune import TokenAction
+        >>> from equitune.text import REquiLM, ResolvedWords
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
+        >>> words = ResolvedWords(swap, (7,), ((3, 4),), ())
+        >>> model = REquiLM(GPT2LMHeadModel(config).eval(), words)
+        >>> p = model(torch.tensor([[1, 5, 9]])).logits[0, -1].exp()
+        >>> bool((p[3] - p[4]).abs() < 1e-7), bool((p.sum() - 1).abs() < 1e-5)
+        (True, True)
     """
 
     def __init__(

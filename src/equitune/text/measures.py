@@ -43,6 +43,16 @@ def sequence_log_prob(
 
     Raises:
         ValueError: If the shapes do not fit, or there is nothing to go on from or with.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune.text import sequence_log_prob
+        >>> log_p = sequence_log_prob(model, torch.tensor([[1, 2]]), torch.tensor([[3, 4, 5]]))
+        >>> log_p.shape, bool(log_p < 0)
+        (torch.Size([1]), True)
     """
     if context.dim() != 2 or continuation.dim() != 2 or context.shape[0] != continuation.shape[0]:
         raise ValueError(
@@ -91,6 +101,18 @@ def fairness_gap(
 
     Raises:
         ValueError: As :func:`sequence_log_prob`.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune import TokenAction
+        >>> from equitune.text import EquiLM, ResolvedWords, fairness_gap
+        >>> words = ResolvedWords(TokenAction.cyclic_swaps(20, [(3, 4)]), (), ((3, 4),), ())
+        >>> text = torch.tensor([[1, 3]]), torch.tensor([[7, 4, 5]])
+        >>> bool(fairness_gap(EquiLM(model, words), words, *text) < 1e-5)
+        True
     """
     plain = sequence_log_prob(model, context, continuation, attention_mask)
     gaps = [torch.zeros_like(plain)]
@@ -119,6 +141,15 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
 
     Raises:
         ValueError: If ``tokens`` is no text of two tokens or more, or window and stride do not fit.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune.text import perplexity
+        >>> perplexity(model, torch.arange(20).repeat(5), window=16, stride=8) > 1
+        True
     """
     require_counts(window=window, stride=stride)
     if tokens.dim() != 1 or tokens.shape[0] < 2:

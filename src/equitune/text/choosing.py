@@ -1,0 +1,314 @@
+"""Generation in pieces, each of which is the best of those that the copies of a prompt give."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitune.checks import require_counts
+from equitune.extras import require
+from equitune.text.averages import MeanOfProbabilities
+from equitune.text.checks import check_length
+from equitune.text.copies import OrbitCache
+from equitune.text.language_models import OrbitLM
+from equitune.text.noise import GumbelNoise
+from equitune.text.scorers import Scorer, checked_scores
+from equitune.text.words import ResolvedWords
+
+__all__ = ["ChoosingLM"]
+
+GenerateDecoderOnlyOutput: Any = require(
+    "transformers.generation", '"equitune[text]"'
+).GenerateDecoderOnlyOutput
+
+TIE = 1e-6
+"""Scores, and sums of probabilities, that are closer than this are equal."""
+
+REFUSED = (
+    "streamer",
+    "stopping_criteria",
+    "assistant_model",
+    "past_key_values",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+
+
+class ChoosingLM(OrbitLM):
+    """Generates some tokens from each copy of a prompt and keeps those of the best one.
+
+    Everything is in the frame of the prompt: copy g of a prompt X gives the next token v the
+    probability p_M(gv | gX), so that its tokens are mapped back already, and only the scorer reads
+    gX and what follows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        general: tuple[int, ...],
+        *,
+        tokenizer: Any,
+        scorer: Scorer,
+        beam_length: int,
+    ) -> None:
+        super().__init__(model, words, general, MeanOfProbabilities())
+        if not hasattr(tokenizer, "decode"):
+            raise TypeError(
+                f"tokenizer is a {type(tokenizer).__name__}; give that of the model, which turns "
+                "tokens into the sentences that are scored"
+            )
+        if not callable(scorer):
+            raise TypeError(
+                f"scorer is a {type(scorer).__name__}; give a function of a list of sentences that "
+                "returns a number for each"
+            )
+        require_counts(beam_length=beam_length)
+        self.tokenizer = tokenizer
+        self.scorer = scorer
+        self.beam_length = beam_length
+
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        if elements is None or tuple(elements.shape) != (batch,):
+            given = None if elements is None else f"of shape {tuple(elements.shape)}"
+            raise ValueError(
+                f"elements is {given}, but {type(self).__name__} has a distribution for each group "
+                f"element and chooses between them in generate; give elements of shape ({batch},), "
+                "or use EquiLM for probabilities and losses"
+            )
+        return elements[:, None].to(device)
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Generates ``beam_length`` tokens from each copy, keeps the best, and goes on from it.
+
+        The copy with the best score of its whole sentence is kept; of several, that with the higher
+        sum of its new tokens' probabilities; of several still, one by chance: by the noise of a
+        :class:`GumbelNoise` among ``logits_processor``, by torch's generator otherwise (second
+        paper, appendix C.2).
+
+        Args:
+            inputs: (B, T), the prompts.
+            generation_config: As for transformers' ``generate``.
+            **kwargs: As for transformers' ``generate``: greedy, sampling and beams within the
+                ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
+
+        Returns:
+            As transformers: the sequences, or a ``GenerateDecoderOnlyOutput`` of them.
+
+        Raises:
+            ValueError: If something is asked for that has no meaning here, the scorer does not
+                return a number for each sentence, or the context of the model is too short.
+        """
+        for name in REFUSED:
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
+                    "from several copies; leave it out"
+                )
+        prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if not isinstance(prompts, Tensor) or prompts.dim() != 2:
+            raise ValueError("generate needs inputs, token ids of shape (B, T)")
+        mask = kwargs.pop("attention_mask", None)
+        processors = list(kwargs.pop("logits_processor", None) or ())
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        options = settings.update(**kwargs)
+        return _Search(self, prompts, mask, processors, settings, options).run()
+
+    def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
+        """The ``generate`` of transformers, of the copies that ``elements`` names.
+
+        Args:
+            inputs: (B, T), the prompts.
+            **kwargs: As for transformers' ``generate``, with ``elements`` of shape (B,).
+        """
+        return super().generate(inputs, **kwargs)
+
+
+class _Search:
+    """One call of generate: the prompts so far, and the cache of their copies."""
+
+    def __init__(
+        self,
+        model: ChoosingLM,
+        prompts: Tensor,
+        mask: Tensor | None,
+        processors: list[Any],
+        settings: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.settings, self.options = model, settings, options
+        repeats = settings.num_return_sequences or 1
+        mask = torch.ones_like(prompts) if mask is None else mask
+        self.tokens = prompts.repeat_interleave(repeats, dim=0)
+        self.mask = mask.repeat_interleave(repeats, dim=0)
+        self.processors = processors
+        self.noise = _noise(processors, self.tokens.shape[0])
+        self.active = list(range(self.tokens.shape[0]))
+        self.cache: Any = None
+        self.returns_dict = bool(settings.return_dict_in_generate)
+        start = prompts.shape[1]
+        self.length = start + _new_tokens(settings, start)
+        check_length(model, self.length, f"{start} and {self.length - start} new tokens")
+        eos = settings.eos_token_id
+        self.eos = torch.tensor(
+            [] if eos is None else ([eos] if isinstance(eos, int) else list(eos)),
+            dtype=torch.int64,
+            device=prompts.device,
+        )
+        pad = settings.pad_token_id
+        self.pad = pad if pad is not None else (int(self.eos[0]) if self.eos.numel() else 0)
+        self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
+        settings.update(
+            num_return_sequences=1,
+            max_length=None,
+            min_new_tokens=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=self.pad,
+        )
+
+    def run(self) -> Any:
+        """Block after block, until all sequences have ended or are long enough."""
+        # A scorer that cannot be used shall say so before anything is generated.
+        checked_scores(self.model.scorer, self._texts(self.tokens, self.mask))
+        while self.active and self.tokens.shape[1] < self.length:
+            self._block()
+        if self.returns_dict:
+            return GenerateDecoderOnlyOutput(sequences=self.tokens)
+        return self.tokens
+
+    def _block(self) -> None:
+        order, count = self.model.group.order, len(self.active)
+        start = self.tokens.shape[1]
+        tokens = self.tokens[self.active].repeat_interleave(order, dim=0)
+        mask = self.mask[self.active].repeat_interleave(order, dim=0)
+        elements = torch.arange(order, device=tokens.device).repeat(count)
+        length = min(self.model.beam_length, self.length - start)
+        self.settings.update(max_new_tokens=length, min_length=min(self.shortest, start + length))
+        prefix = self._prefix(tokens, mask, elements)
+        output = self.model.generate_block(
+            tokens,
+            attention_mask=mask,
+            elements=elements,
+            generation_config=self.settings,
+            logits_processor=self._processors(order),
+            **({} if prefix is None else {"past_key_values": prefix}),
+            **self.options,
+        )
+        new = output.sequences[:, start:]
+        alive = self._alive(new)
+        sums = self._sums(output, alive)
+        moved = self.model.words.action.transform(output.sequences, elements)
+        texts = self._texts(moved, torch.cat([mask, alive.to(mask.dtype)], dim=1))
+        scores = checked_scores(self.model.scorer, texts).view(count, order)
+        chosen = self._choose(scores, sums.view(count, order), start)
+        rows = torch.arange(count) * order + chosen
+        self._append(new[rows.to(new.device)], alive[rows.to(new.device)])
+
+    def _prefix(self, tokens: Tensor, mask: Tensor, elements: Tensor) -> Any:
+        """The cache of all but the last token, which the next block does not change."""
+        if self.settings.use_cache is False or tokens.shape[1] < 2:
+            return None
+        past = 0 if self.cache is None else self.cache.get_seq_length()
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        new = slice(past, tokens.shape[1] - 1)
+        self.cache = self.model(
+            tokens[:, new],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, new],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            elements=elements,
+        ).past_key_values
+        taken: OrbitCache = self.cache.snapshot()
+        taken.batch_repeat_interleave(self.settings.num_beams or 1)
+        return taken
+
+    def _processors(self, order: int) -> list[Any]:
+        # All copies of a prompt have its noise: in its frame nothing is moved.
+        rows = [place for place in self.active for _ in range(order)]
+        return [p.take(rows) if isinstance(p, GumbelNoise) else p for p in self.processors]
+
+    def _alive(self, new: Tensor) -> Tensor:
+        """(S, t) bool, the tokens up to the first that ends a sequence, that one included."""
+        ends = torch.isin(new, self.eos)
+        return (ends.long().cumsum(dim=1) - ends.long()) == 0
+
+    def _sums(self, output: Any, alive: Tensor) -> Tensor:
+        """The sums of the new tokens' probabilities."""
+        log_probs = self.model.compute_transition_scores(
+            output.sequences,
+            output.logits,
+            getattr(output, "beam_indices", None),
+            normalize_logits=True,
+        )
+        probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
+        sums: Tensor = probabilities.sum(dim=1).double().cpu()
+        return sums
+
+    def _choose(self, scores: Tensor, sums: Tensor, length: int) -> Tensor:
+        """The best copy of each prompt, by score, sum of probabilities, and chance."""
+        if self.noise is None:
+            chance = torch.rand(scores.shape)
+        else:
+            chance = self.noise.take(self.active).ties(length)
+        for ranks in (scores, sums):
+            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
+            chance = chance.masked_fill(ranks < best - TIE, -torch.inf)
+        return chance.argmax(dim=1)
+
+    def _append(self, new: Tensor, alive: Tensor) -> None:
+        shape = (self.tokens.shape[0], new.shape[1])
+        tokens = self.tokens.new_full(shape, self.pad)
+        mask = self.mask.new_zeros(shape)
+        tokens[self.active] = new.masked_fill(~alive, self.pad)
+        mask[self.active] = alive.to(mask.dtype)
+        self.tokens = torch.cat([self.tokens, tokens], dim=1)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        ended = torch.isin(new, self.eos).any(dim=1).tolist()
+        going = [place for place, end in enumerate(ended) if not end]
+        if self.cache is not None and len(going) < len(self.active):
+            order = self.model.group.order
+            kept = [place * order + copy for place in going for copy in range(order)]
+            self.cache.batch_select_indices(torch.tensor(kept, dtype=torch.int64))
+        self.active = [self.active[place] for place in going]
+
+    def _texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        return [
+            self.model.tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
+            for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
+        ]
+
+
+def _noise(processors: list[Any], sequences: int) -> GumbelNoise | None:
+    for processor in processors:
+        if isinstance(processor, GumbelNoise):
+            if len(processor.seeds) != sequences:
+                raise ValueError(
+                    f"the noise has {len(processor.seeds)} seeds for {sequences} sequences; give "
+                    "one for each prompt, times num_return_sequences"
+                )
+            return processor
+    return None
+
+
+def _new_tokens(settings: Any, start: int) -> int:
+    if settings.max_new_tokens is not None:
+        return int(settings.max_new_tokens)
+    if settings.max_length is None:
+        return 20
+    if settings.max_length <= start:
+        raise ValueError(
+            f"max_length is {settings.max_length}, but the prompts have {start} tokens; give "
+            "max_new_tokens"
+        )
+    return int(settings.max_length) - start
