@@ -99,11 +99,6 @@ class CopyAverage:
         self.relaxed = bool(general)
         self._mean = mean
 
-    def prepare(self, device: torch.device) -> None:
-        """Makes the tables on a device now."""
-        for table in (self._moved, self._targets, self._general):
-            table.on(device)
-
     def __call__(self, logits: Tensor, rows: Tensor, elements: Tensor, plain: Tensor) -> Tensor:
         """The log-probabilities of S sequences.
 
