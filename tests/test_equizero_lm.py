@@ -294,7 +294,13 @@ def test_bad_calls():
     refused(chosen.generate, ValueError, "token ids of shape", None)
     refused(chosen.generate, ValueError, "streamer has no meaning", tokens, streamer=print)
     refused(chosen.generate, ValueError, "output_scores has no", tokens, output_scores=True)
-    refused(chosen.generate, ValueError, "60 and 5 new", prompts(1, 60), max_new_tokens=5)
+    refused(
+        chosen.generate,
+        ValueError,
+        "60 tokens and 5 new ones are more than the 64",
+        prompts(1, 60),
+        max_new_tokens=5,
+    )
     refused(chosen.generate, ValueError, "max_length is 5", tokens, max_length=5)
     noise = GumbelNoise(words.action, [1])
     refused(chosen.generate, ValueError, "1 seeds for 5", tokens, logits_processor=[noise])

@@ -284,6 +284,7 @@ def test_any_prompts(tokens, name, split):
 def test_bad_arguments():
     model, words = language_model(), WORDS["cyclic(2)"]
     refused(EquiLM, TypeError, "model is a Linear", torch.nn.Linear(2, 2), words)
+    refused(EquiLM, TypeError, "EquiLM already", EquiLM(model, words), words)
     refused(EquiLM, TypeError, "words is a list", model, [("he", "she")])
     refused(EquiLM, TypeError, "average is a str", model, words, average="logits")
     small = TokenAction.cyclic_swaps(10, [(4, 5)])
@@ -308,8 +309,15 @@ def test_bad_calls():
     refused(fair, ValueError, "elements is given", tokens, elements=torch.zeros(5))
     refused(fair, ValueError, "holds the id", tokens + V - 2)
     refused(fair, ValueError, "more than the 64 tokens", prompts(1, 65))
-    refused(fair.generate, ValueError, "65 and 1 new", prompts(1, 65), max_new_tokens=1)
-    refused(fair.generate, ValueError, "60 and 5 new", prompts(1, 60), max_new_tokens=5)
+    refused(fair.generate, ValueError, "65 tokens and 1 new", prompts(1, 65), max_new_tokens=1)
+    refused(
+        fair.generate,
+        ValueError,
+        "60 tokens and 5 new ones are more than the 64",
+        prompts(1, 60),
+        max_new_tokens=5,
+    )
+    refused(fair.generate, ValueError, "60 tokens and 40 new", prompts(1, 60), max_length=100)
     cache = DynamicCache()
     language_model()(tokens, past_key_values=cache)
     refused(fair, ValueError, "DynamicCache that is not empty", tokens, past_key_values=cache)

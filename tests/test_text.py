@@ -194,3 +194,27 @@ def test_a_real_tokenizer():
     with pytest.raises(ValueError, match=r"'man' \(2\), 'woman' \(3\)"):
         EqualityWords([("man", "woman")]).resolve(tokenizer)
     assert isinstance(found.action, TokenAction)
+
+
+class WholeWords:
+    """A vocabulary of words, and one token for all others."""
+
+    unk_token_id = 0
+
+    def __init__(self, *words):
+        self.ids = {word: i for i, word in enumerate(["<unk>", "a", *words])}
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [self.ids.get(word, 0) for word in text.split()]}
+
+
+def test_forms_that_the_tokenizer_does_not_know_are_skipped():
+    tokenizer = WholeWords("doctor", "nurse", "nurses")
+    found = EqualityWords([("doctor", "nurse")]).resolve(tokenizer)
+    assert found.cycles == ((2, 3),)
+    assert ("doctors", "nurses") in {entry.words for entry in found.skipped}
+    with pytest.raises(ValueError, match="does not know the word 'doctors'"):
+        EqualityWords([("doctors", "nurses")]).resolve(tokenizer)

@@ -29,13 +29,14 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_length(model: Any, length: int, given: str) -> None:
-    """Refuses texts that are longer than the context of a model."""
+def check_length(model: Any, length: int, new: int = 0) -> None:
+    """Refuses texts that are longer than the context of a model, with what is to be generated."""
     limit = getattr(text_config(model), "max_position_embeddings", None)
-    if limit is not None and length > limit:
+    if limit is not None and length + new > limit:
+        given = f"{length} tokens" + (f" and {new} new ones" if new else "")
         raise ValueError(
-            f"the prompt has {given}, which is more than the {limit} tokens of the model's "
-            "context; give a shorter one"
+            f"{given} are more than the {limit} tokens of the model's context; give a shorter "
+            "prompt, or fewer new tokens"
         )
 
 

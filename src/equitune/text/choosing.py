@@ -101,7 +101,7 @@ class ChoosingLM(OrbitLM):
                 ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
 
         Returns:
-            As transformers: the sequences, or a ``GenerateDecoderOnlyOutput`` of them.
+            The sequences, or a ``GenerateDecoderOnlyOutput`` of them, as transformers do.
 
         Raises:
             ValueError: If something is asked for that has no meaning here, the scorer does not
@@ -156,7 +156,7 @@ class _Search:
         self.returns_dict = bool(settings.return_dict_in_generate)
         start = prompts.shape[1]
         self.length = start + _new_tokens(settings, start)
-        check_length(model, self.length, f"{start} and {self.length - start} new tokens")
+        check_length(model, start, self.length - start)
         eos = settings.eos_token_id
         self.eos = torch.tensor(
             [] if eos is None else ([eos] if isinstance(eos, int) else list(eos)),

@@ -52,6 +52,11 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         self, model: nn.Module, words: ResolvedWords, general: tuple[int, ...], mean: TokenAverage
     ) -> None:
         super().__init__()
+        if isinstance(model, OrbitLM):
+            raise TypeError(
+                f"model is a {type(model).__name__} already; for several demographics wrap the "
+                "plain model once, with first * second as words"
+            )
         check_model(model)
         if not isinstance(words, ResolvedWords):
             raise TypeError(
@@ -103,9 +108,11 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if isinstance(prompt, Tensor):
-            settings = generation_config or self.generation_config
-            new = kwargs.get("max_new_tokens", settings.max_new_tokens) or 0
-            check_length(self, prompt.shape[-1] + new, f"{prompt.shape[-1]} and {new} new tokens")
+            settings, length = generation_config or self.generation_config, prompt.shape[-1]
+            new = kwargs.get("max_new_tokens", settings.max_new_tokens)
+            if new is None:
+                new = max(0, (kwargs.get("max_length", settings.max_length) or 0) - length)
+            check_length(self, length, new)
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
     def forward(
@@ -150,7 +157,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         loss_options, passed = self._check_options(kwargs)
         cache = self._cache(past_key_values, use_cache)
         past = 0 if cache is None else cache.get_seq_length()
-        check_length(self, past + input_ids.shape[1], f"{past} and {input_ids.shape[1]} more")
+        check_length(self, past + input_ids.shape[1])
         call = TokenCall(input_ids, attention_mask, position_ids, past)
         chosen = self._copies(elements, input_ids.shape[0], input_ids.device)
         keep = logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0

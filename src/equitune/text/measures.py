@@ -87,7 +87,7 @@ def fairness_gap(
     continuation: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """The maximum over g of |log P(gX2 | gX1) - log P(X2 | X1)|: 0 if fair (equation 4).
+    """The largest ``|log P(gX2 | gX1) - log P(X2 | X1)|`` of all g: 0 if fair (equation 4).
 
     Args:
         model: A causal language model of transformers, or a symmetrised one; in eval mode.

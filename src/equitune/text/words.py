@@ -139,8 +139,9 @@ class EqualityWords:
         """Finds the tokens of all words, in all forms that exist as one token each.
 
         Each word is looked up in the middle of a text and at its beginning; with a small and a
-        capital first letter; and in the plural. A form of which some word has several tokens is
-        left out and reported, unless it is the word as it was given, in the middle of a text.
+        capital first letter; and in the plural. A form of which some word is unknown or has several
+        tokens is left out and reported, unless it is the word as it was given, in the middle of a
+        text.
 
         Args:
             tokenizer: One of transformers: a text and ``add_special_tokens=False`` to
@@ -164,12 +165,12 @@ class EqualityWords:
             for form in forms(words):
                 found = [token_ids(tokenizer, word) for word in form]
                 for place, tokens in enumerate(zip(*found, strict=True)):
-                    if all(len(ids) == 1 for ids in tokens):
-                        cycle = tuple(ids[0] for ids in tokens)
+                    given = form == words and place == 0
+                    cycle = tuple(ids[0] for ids in tokens if len(ids) == 1)
+                    if len(cycle) == len(tokens) and (given or unknown not in cycle):
                         _check_known(cycle, form, unknown)
                         cycles.setdefault(cycle, form)
                     else:
-                        given = form == words and place == 0
                         (split if given else skipped).append(SkippedWords(form, tuple(tokens)))
         if split and not skip_split:
             raise ValueError(
