@@ -35,6 +35,12 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/mutants.py
 	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/audit_cifar10.py
+	$(BIN)/python benchmarks/regard.py
+	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/perplexity.py
+	$(BIN)/python benchmarks/fairness_gap.py
+	$(BIN)/python benchmarks/swapped_generations.py
+	$(BIN)/python benchmarks/generate_speed.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/pictures.py
 

@@ -24,12 +24,43 @@ def bars(results: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def regard_bars(
+    results: dict[str, Any], demographic: str, task: str
+) -> dict[str, dict[str, list[float]]]:
+    """The regard of all models' generations, in percent: model and group, label."""
+    return {
+        f"{row['model']}\n{group}": {label: [100 * share] for label, share in shares.items()}
+        for row in results["rows"].values()
+        if (row["demographic"], row["task"]) == (demographic, task)
+        for group, shares in row["regard"].items()
+    }
+
+
+def draw_regard(results: dict[str, Any]) -> None:
+    """Figures 3 and 9 of the second paper: a picture for each demographic and task."""
+    rows = results["rows"].values()
+    for demographic, task in dict.fromkeys((r["demographic"], r["task"]) for r in rows):
+        name = f"regard_{demographic}_{task}"
+        bars_of_task = regard_bars(results, demographic, task)
+        figure = draw_bars(bars_of_task, ylabel=f"{task}: generations, %")
+        axes = figure.axes[0]
+        # There is one value for each bar, and the dots would hide it; thirty bars need less room.
+        for dots in list(axes.collections):
+            dots.remove()
+        axes.tick_params(axis="x", labelsize=8)
+        axes.margins(x=0.01)
+        figure.set_size_inches(1.05 * len(bars_of_task) + 1.5, 3)
+        figure.savefig(IMAGES / f"{name}.png", dpi=80, bbox_inches="tight")
+        print(f"drew docs/images/{name}.png")
+
+
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
         figure = draw_bars(bars(record.load(name)), ylabel="accuracy on rotated images, %")
         figure.savefig(IMAGES / f"{name}.png", dpi=80, bbox_inches="tight")
         print(f"drew docs/images/{name}.png")
+    draw_regard(record.load("fairness"))
 
 
 if __name__ == "__main__":

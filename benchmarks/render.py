@@ -179,6 +179,107 @@ def audit_cifar10(results: dict[str, Any]) -> str:
     return rows(head, body) + source(results)
 
 
+def regard(results: dict[str, Any]) -> str:
+    body = [
+        [f"{name}, {r['sentences']} sentences", f"{r['accuracy']:.1%}",
+         f"{r['most_frequent_label']:.1%}"]
+        for name, r in results["rows"].items()
+    ]  # fmt: skip
+    own = results["swapped_words"]
+    note = (
+        f"\nWith gendered words exchanged, {own['changed']} of the {own['sentences']} sentences "
+        "that have such words get another label.\n"
+    )
+    head = ["regard classifier", "right", "most frequent label"]
+    return rows(head, body) + note + source(results)
+
+
+def fairness(results: dict[str, Any]) -> str:
+    """The form of Figures 3, 5 and 9 as a table."""
+    body, notes = [], []
+    for r in results["rows"].values():
+        if "chance" in r:
+            notes.append(f"{r['chance']:.3f} ({r['demographic']}, {r['task']})")
+        for group, shares in r["regard"].items():
+            first = group == next(iter(r["regard"]))
+            gaps = (r["gap"], r["classifier_gap"], r["translated_gap"])
+            body.append([
+                f"{r['task']}, {r['model']}" if first else "",
+                group,
+                *(f"{share:.1%}" for share in shares.values()),
+                f"{r['mean_regard'][group]:+.3f}",
+                *(f"{gap:.3f}" if first else "" for gap in gaps),
+            ])  # fmt: skip
+    head = ["", "group", "negative", "neutral", "positive", "mean regard", "gap",
+            "of the classifier", "in one group's words"]  # fmt: skip
+    note = f"\nTwo runs of the plain model for one group, by chance: {', '.join(notes)}.\n"
+    return rows(head, body) + note + source(results)
+
+
+def fairness_samples(results: dict[str, Any]) -> str:
+    """The form of Tables 7 to 12 for the first demographic and task, groups side by side."""
+    first = next(iter(results["rows"].values()))
+    shown = ("plain", "EquiLM", "EquiZeroLM")
+    body = []
+    for r in results["rows"].values():
+        if (r["demographic"], r["task"]) != (first["demographic"], first["task"]):
+            continue
+        if r["model"] in shown:
+            for context in dict.fromkeys(sample["context"] for sample in r["samples"]):
+                own = [s for s in r["samples"] if s["context"] == context]
+                told = (cell for s in own for cell in (s["text"].replace("|", "\\|"), s["regard"]))
+                body.append([r["model"], *told])
+    groups = [cell for group in first["regard"] for cell in (group, "regard")]
+    return rows(["", *groups], body).replace("---:", "---") + source(results)
+
+
+def perplexity(results: dict[str, Any]) -> str:
+    body = []
+    for r in results["rows"].values():
+        settings = r["settings"]
+        exchanged = ", ".join(settings.get("exchanged", []))
+        general = ", ".join(settings.get("general", []))
+        body.append([
+            f"{r['text']}, {settings['tokens']:,} tokens", r["model"], exchanged, general,
+            f"{r['perplexity']:.3f}", f"{r['ratio']:.4f}",
+        ])  # fmt: skip
+    head = ["", "model", "exchanged", "general words", "perplexity", "of plain"]
+    return rows(head, body) + source(results)
+
+
+def fairness_gap(results: dict[str, Any]) -> str:
+    body = [
+        [f"{r['words']}, {r['model']}", f"{r['largest']:.1e}", f"{r['median']:.1e}"]
+        for r in results["rows"].values()
+    ]
+    head = [f"{results['prompts']:,} prompts, nats per token", "largest", "median"]
+    told = "; ".join(f"{name}: {', '.join(words)}" for name, words in results["words"].items())
+    return rows(head, body) + f"\n{told}.\n" + source(results)
+
+
+def swapped_generations(results: dict[str, Any]) -> str:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for r in results["rows"].values():
+        found.setdefault(r["context"], {})[r["model"]] = r
+    models = list(next(iter(found.values())))
+    body = [
+        [f"... {context}", *(f"{r['copies'] / r['settings']['pairs']:.1%}" for r in own.values())]
+        for context, own in found.items()
+    ]
+    first = next(iter(results["rows"].values()))
+    head = [f"{first['settings']['pairs']} pairs for each context", *models]
+    return rows(head, body) + source(results)
+
+
+def generate_speed(results: dict[str, Any]) -> str:
+    body = [
+        [name, f"{r['ratio']:.2f}", str(r["cached_copies"] or "")]
+        for name, r in results["rows"].items()
+    ]
+    head = [results["model"], "tokens per second, of plain", "copies in the cache"]
+    return rows(head, body) + source(results)
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     f.__name__: f
     for f in (
@@ -194,11 +295,18 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         mutants,
         false_alarms,
         audit_cifar10,
+        regard,
+        fairness,
+        fairness_samples,
+        perplexity,
+        fairness_gap,
+        swapped_generations,
+        generate_speed,
     )
 }
 
 
-STORED_IN = {"cifar10_weights": "cifar10_zero_shot"}
+STORED_IN = {"cifar10_weights": "cifar10_zero_shot", "fairness_samples": "fairness"}
 """The file of a table that is not named like its file."""
 
 
