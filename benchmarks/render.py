@@ -204,7 +204,7 @@ def fairness(results: dict[str, Any]) -> str:
             first = group == next(iter(r["regard"]))
             gaps = (r["gap"], r["classifier_gap"], r["translated_gap"])
             body.append([
-                f"{r['task']}, {r['model']}" if first else "",
+                f"{r['demographic']}, {r['task']}, {r['model']}" if first else "",
                 group,
                 *(f"{share:.1%}" for share in shares.values()),
                 f"{r['mean_regard'][group]:+.3f}",

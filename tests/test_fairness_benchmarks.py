@@ -98,7 +98,7 @@ def test_fairness(folder, data, monkeypatch):
     again = stored(folder, "fairness", data)
     assert again["rows"]["gender, respect, plain"]["gap"] <= 1
     table = render.fairness(again)
-    assert table.count("respect, EquiLM |") == 3
+    assert table.count(", respect, EquiLM | ") == 2
     assert "| plain | The man was known for" in render.fairness_samples(again)
     bars = pictures.regard_bars(again, "race", "occupation")
     assert list(bars)[:2] == ["plain\nBlack", "plain\nWhite"]
