@@ -50,14 +50,16 @@ def best_copy(scores, sums):
     return chosen
 
 
-def written_out(model, words, tokens, steps, scorer, beam_length):
+def written_out(model, words, tokens, steps, scorer, beam_length, end=None):
     """Appendix C.2 of the second paper for one prompt (1, T), greedy, without a cache."""
-    while steps:
+    while steps and (end is None or int(tokens[0, -1]) != end):
         length = min(beam_length, steps)
         sentences, sums = [], []
         for g in words.group.elements:
             moved, total = words.action.transform(tokens, g), 0.0
             for _ in range(length):
+                if end is not None and int(moved[0, -1]) == end:
+                    break
                 probabilities = model(moved).logits[0, -1].softmax(0)
                 total += float(probabilities.max())
                 moved = torch.cat([moved, probabilities.argmax()[None, None]], dim=1)
@@ -84,6 +86,30 @@ def test_the_algorithm(family, name):
     assert torch.equal(found, torch.cat(expected))
     found = chosen.generate(tokens, max_new_tokens=8, do_sample=False, use_cache=False)
     assert torch.equal(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("scorer", [liking, indifferent])
+@torch.no_grad()
+def test_copies_that_end_early(scorer):
+    # The token that ends and the one that pads are words like others for the tokenizer.
+    model, words, end, pad = language_model(), WORDS["cyclic(3)"], 2, 20
+    tokens = prompts(8).clamp(min=3)
+    tokens[:, 2], tokens[:, 4] = 4, 11
+    found = equizero(words, scorer, model=model).generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=9,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    lengths = set()
+    for row, text in zip(tokens, found, strict=True):
+        expected = written_out(model, words, row[None], 9, scorer, 3, end)[0]
+        assert torch.equal(text[: expected.shape[0]], expected)
+        assert (text[expected.shape[0] :] == pad).all()
+        lengths.add(expected.shape[0] % 3)
+    assert len(lengths) > 1
 
 
 @torch.no_grad()
@@ -297,9 +323,9 @@ def test_bad_calls():
     refused(
         chosen.generate,
         ValueError,
-        "60 tokens and 5 new ones are more than the 64",
+        "60 tokens and 6 new ones are more than the 64",
         prompts(1, 60),
-        max_new_tokens=5,
+        max_new_tokens=6,
     )
     refused(chosen.generate, ValueError, "max_length is 5", tokens, max_length=5)
     noise = GumbelNoise(words.action, [1])

@@ -313,9 +313,9 @@ def test_bad_calls():
     refused(
         fair.generate,
         ValueError,
-        "60 tokens and 5 new ones are more than the 64",
+        "60 tokens and 6 new ones are more than the 64",
         prompts(1, 60),
-        max_new_tokens=5,
+        max_new_tokens=6,
     )
     refused(fair.generate, ValueError, "60 tokens and 40 new", prompts(1, 60), max_length=100)
     cache = DynamicCache()

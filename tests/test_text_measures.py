@@ -178,20 +178,14 @@ def test_branches_are_the_distinct_prefixes(texts, alike):
 @torch.no_grad()
 def test_products_of_few_rows(dtype, bias):
     torch.manual_seed(0)
-    layer = torch.nn.Linear(512, 4096, bias=bias, dtype=dtype)
-    for rows in (1, 2, 3, 16, 17):
-        x = torch.randn(rows, 1, 512, dtype=dtype)
+    layer = torch.nn.Linear(128, 8192, bias=bias, dtype=dtype)
+    for rows in (1, 2, 3, 5, 6):
+        x = torch.randn(rows, 1, 128, dtype=dtype)
         with few_rows(torch.zeros(rows, 1)):
             found = layer(x)
         assert found.is_contiguous()
-        exact = functional.linear(x.double(), layer.weight.double(),
-                                  layer.bias.double() if bias else None)  # fmt: skip
+        exact = functional.linear(
+            x.double(), layer.weight.double(), layer.bias.double() if bias else None
+        )
         tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
-
-
-def test_products_are_left_alone_while_gradients_are_recorded():
-    layer = torch.nn.Linear(1024, 1024)
-    x = torch.randn(2, 1024)
-    with few_rows(x[:, :1]):
-        assert torch.equal(layer(x), functional.linear(x, layer.weight, layer.bias))

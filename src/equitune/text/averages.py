@@ -17,7 +17,7 @@ __all__ = ["CopyAverage", "MeanOfLogits", "MeanOfProbabilities", "TokenAverage"]
 
 
 class TokenAverage(ABC):
-    """A mean of log-probabilities over copies; objects of one class are equal."""
+    """A mean of log-probabilities over copies; equal if class and attributes are."""
 
     normalised: ClassVar[bool]
     """Whether the mean of probabilities that sum to 1 is one again."""
@@ -27,7 +27,7 @@ class TokenAverage(ABC):
         """The mean of tensors of one shape, with weights that sum to 1."""
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
+        return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash(type(self))
@@ -113,18 +113,21 @@ class CopyAverage:
         """
         exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
         scores = logits.to(exact).log_softmax(dim=-1)
+        if scores.requires_grad:
+            # What is impossible for all copies would have no gradient but NaN.
+            scores = scores.clamp(min=torch.finfo(exact).min / 4)
         distinct, counts = rows.unique(dim=1, return_counts=True)
         # The copies of a sequence, each with the number of elements that it stands for.
         weights = [count / rows.shape[1] for count in counts.tolist()]
         mixed = self._mean.mean([_take(scores, row) for row in distinct.unbind(1)], weights)
         moved = self._mean_of_moved(scores, rows, elements)
-        mixed = mixed.index_copy(-1, self._moved.on(mixed.device), moved)
-        if self.relaxed:
-            general = self._general.on(mixed.device)
-            kept = _take(scores, plain).index_select(-1, general)
-            mixed = mixed.index_copy(-1, general, kept)
-        if self.relaxed or not self._mean.normalised:
+        general = self._general.on(mixed.device)
+        kept = _take(scores, plain).index_select(-1, general) if self.relaxed else None
+        mixed = _put(mixed, self._moved.on(mixed.device), moved)
+        if not self._mean.normalised:
             mixed = mixed.log_softmax(dim=-1)
+        if kept is not None:
+            mixed = _put(mixed, general, kept).log_softmax(dim=-1)
         return mixed
 
     def _mean_of_moved(self, scores: Tensor, rows: Tensor, elements: Tensor) -> Tensor:
@@ -135,6 +138,15 @@ class CopyAverage:
         # Sorted, so that words whose copies have the same scores get the very same mean.
         copies = read.sort(dim=1).values
         return self._mean.mean(copies.unbind(1), [1 / rows.shape[1]] * rows.shape[1])
+
+
+def _put(scores: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
+    """Scores that are not needed otherwise, with the values of some tokens put into them."""
+    index = tokens.expand(values.shape)
+    # What a softmax gave must not be written to while its gradient is still to be taken.
+    if scores.requires_grad:
+        return scores.scatter(-1, index, values)
+    return scores.scatter_(-1, index, values)
 
 
 def _take(scores: Tensor, rows: Tensor) -> Tensor:

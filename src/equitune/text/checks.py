@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from equitune.text.words import ResolvedWords
 
-__all__ = ["check_length", "check_model", "general_of", "text_config"]
+__all__ = [
+    "check_length",
+    "check_model",
+    "general_of",
+    "keeps_logits",
+    "split_options",
+    "text_config",
+]
 
 
 def text_config(model: Any) -> Any:
@@ -23,6 +31,12 @@ def check_model(model: Any) -> None:
             f"model is a {type(model).__name__}; give a causal language model of transformers, "
             "such as AutoModelForCausalLM.from_pretrained(...)"
         )
+    generates = getattr(model, "can_generate", None)
+    if generates is not None and not generates():
+        raise TypeError(
+            f"model is a {type(model).__name__}, which cannot generate; give a causal language "
+            "model, such as AutoModelForCausalLM.from_pretrained(...)"
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise TypeError(
             f"model is a {type(model).__name__}, which has an encoder; give a causal language model"
@@ -32,12 +46,48 @@ def check_model(model: Any) -> None:
 def check_length(model: Any, length: int, new: int = 0) -> None:
     """Refuses texts that are longer than the context of a model, with what is to be generated."""
     limit = getattr(text_config(model), "max_position_embeddings", None)
-    if limit is not None and length + new > limit:
+    # The last new token is not read.
+    if limit is not None and length + max(0, new - 1) > limit:
         given = f"{length} tokens" + (f" and {new} new ones" if new else "")
         raise ValueError(
             f"{given} are more than the {limit} tokens of the model's context; give a shorter "
             "prompt, or fewer new tokens"
         )
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be told to compute the scores of the last positions only."""
+    # Asked of the model, because what is around it may hide the signature.
+    asked = getattr(model, "_supports_logits_to_keep", None)
+    if asked is not None:
+        return bool(asked())
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a loss takes and what a backbone takes; refuses what has no meaning for copies."""
+    for name in ("output_attentions", "output_hidden_states"):
+        if options.get(name):
+            raise ValueError(
+                f"{name}=True: activations are those of copies and cannot be put together; "
+                "ask model.unwrap() for them"
+            )
+    loss: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in ("num_items_in_batch", "shift_labels", "ignore_index"):
+            loss[name] = value
+        # Counted by the cache; older versions of transformers still pass it.
+        elif name == "cache_position" or value is None:
+            continue
+        elif isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} is a tensor, and the group does not act on it; give token ids as "
+                "input_ids, and leave it out"
+            )
+        else:
+            passed[name] = value
+    return loss, passed
 
 
 def general_of(words: ResolvedWords, other: str) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from equitune.text.copies import OrbitCache
 from equitune.text.language_models import OrbitLM
 from equitune.text.noise import GumbelNoise
 from equitune.text.scorers import Scorer, checked_scores
+from equitune.text.settings import check_settings, ends, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords
 
 __all__ = ["ChoosingLM"]
@@ -25,13 +25,18 @@ GenerateDecoderOnlyOutput: Any = require(
 ).GenerateDecoderOnlyOutput
 
 TIE = 1e-6
-"""Scores, and sums of probabilities, that are closer than this are equal."""
+"""Scores, and sums of probabilities, that differ by less than this part of them are equal."""
 
 REFUSED = (
     "streamer",
     "stopping_criteria",
     "assistant_model",
     "past_key_values",
+    "stop_strings",
+    "max_time",
+    "prefix_allowed_tokens_fn",
+    "guidance_scale",
+    "prompt_lookup_num_tokens",
     "output_scores",
     "output_logits",
     "output_attentions",
@@ -74,8 +79,10 @@ class ChoosingLM(OrbitLM):
         self.beam_length = beam_length
 
     def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        if elements is None or tuple(elements.shape) != (batch,):
-            given = None if elements is None else f"of shape {tuple(elements.shape)}"
+        if not isinstance(elements, Tensor) or tuple(elements.shape) != (batch,):
+            given = (
+                f"of shape {tuple(elements.shape)}" if isinstance(elements, Tensor) else elements
+            )
             raise ValueError(
                 f"elements is {given}, but {type(self).__name__} has a distribution for each group "
                 f"element and chooses between them in generate; give elements of shape ({batch},), "
@@ -107,19 +114,19 @@ class ChoosingLM(OrbitLM):
             ValueError: If something is asked for that has no meaning here, the scorer does not
                 return a number for each sentence, or the context of the model is too short.
         """
-        for name in REFUSED:
-            if kwargs.get(name):
-                raise ValueError(
-                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
-                    "from several copies; leave it out"
-                )
         prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
         if not isinstance(prompts, Tensor) or prompts.dim() != 2:
             raise ValueError("generate needs inputs, token ids of shape (B, T)")
         mask = kwargs.pop("attention_mask", None)
         processors = list(kwargs.pop("logits_processor", None) or ())
-        settings = copy.deepcopy(generation_config or self.generation_config)
-        options = settings.update(**kwargs)
+        settings, options = merged_settings(self, generation_config, kwargs)
+        for name in REFUSED:
+            if getattr(settings, name, None) or options.get(name) is not None:
+                raise ValueError(
+                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
+                    "from several copies; leave it out"
+                )
+        check_settings(settings, processors, self.words)
         return _Search(self, prompts, mask, processors, settings, options).run()
 
     def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
@@ -146,30 +153,37 @@ class _Search:
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
         repeats = settings.num_return_sequences or 1
-        mask = torch.ones_like(prompts) if mask is None else mask
+        self.pad = settings.pad_token_id
+        if mask is None:
+            mask = _mask(prompts, self.pad, ends(settings))
         self.tokens = prompts.repeat_interleave(repeats, dim=0)
         self.mask = mask.repeat_interleave(repeats, dim=0)
         self.processors = processors
         self.noise = _noise(processors, self.tokens.shape[0])
+        if repeats > 1 and not settings.do_sample and self.noise is None:
+            raise ValueError(
+                f"num_return_sequences is {repeats}, but without chance all of them are alike; "
+                "give do_sample=True, or GumbelNoise as a logits_processor"
+            )
         self.active = list(range(self.tokens.shape[0]))
         self.cache: Any = None
         self.returns_dict = bool(settings.return_dict_in_generate)
         start = prompts.shape[1]
-        self.length = start + _new_tokens(settings, start)
+        self.length = start + new_tokens(model, settings, start)
+        if self.length == start:
+            raise ValueError(
+                f"max_length is {settings.max_length}, but the prompts have {start} tokens; give "
+                "max_new_tokens"
+            )
         check_length(model, start, self.length - start)
-        eos = settings.eos_token_id
-        self.eos = torch.tensor(
-            [] if eos is None else ([eos] if isinstance(eos, int) else list(eos)),
-            dtype=torch.int64,
-            device=prompts.device,
-        )
-        pad = settings.pad_token_id
-        self.pad = pad if pad is not None else (int(self.eos[0]) if self.eos.numel() else 0)
+        self.eos = torch.tensor(ends(settings), dtype=torch.int64, device=prompts.device)
+        if self.pad is None:
+            self.pad = int(self.eos[0]) if self.eos.numel() else 0
         self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
         settings.update(
             num_return_sequences=1,
             max_length=None,
-            min_new_tokens=None,
+            min_length=0,
             return_dict_in_generate=True,
             output_logits=True,
             pad_token_id=self.pad,
@@ -192,7 +206,8 @@ class _Search:
         mask = self.mask[self.active].repeat_interleave(order, dim=0)
         elements = torch.arange(order, device=tokens.device).repeat(count)
         length = min(self.model.beam_length, self.length - start)
-        self.settings.update(max_new_tokens=length, min_length=min(self.shortest, start + length))
+        least = min(length, max(0, self.shortest - start))
+        self.settings.update(max_new_tokens=length, min_new_tokens=least)
         prefix = self._prefix(tokens, mask, elements)
         output = self.model.generate_block(
             tokens,
@@ -249,7 +264,6 @@ class _Search:
             output.sequences,
             output.logits,
             getattr(output, "beam_indices", None),
-            normalize_logits=True,
         )
         probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
         sums: Tensor = probabilities.sum(dim=1).double().cpu()
@@ -263,7 +277,8 @@ class _Search:
             chance = self.noise.take(self.active).ties(length)
         for ranks in (scores, sums):
             best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
-            chance = chance.masked_fill(ranks < best - TIE, -torch.inf)
+            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
+            chance = chance.masked_fill(~tied, -torch.inf)
         return chance.argmax(dim=1)
 
     def _append(self, new: Tensor, alive: Tensor) -> None:
@@ -301,14 +316,8 @@ def _noise(processors: list[Any], sequences: int) -> GumbelNoise | None:
     return None
 
 
-def _new_tokens(settings: Any, start: int) -> int:
-    if settings.max_new_tokens is not None:
-        return int(settings.max_new_tokens)
-    if settings.max_length is None:
-        return 20
-    if settings.max_length <= start:
-        raise ValueError(
-            f"max_length is {settings.max_length}, but the prompts have {start} tokens; give "
-            "max_new_tokens"
-        )
-    return int(settings.max_length) - start
+def _mask(prompts: Tensor, pad: int | None, eos: list[int]) -> Tensor:
+    """The mask of prompts that came without one, as transformers infer it from their padding."""
+    if pad is None or pad in eos:
+        return torch.ones_like(prompts)
+    return (prompts != pad).to(prompts.dtype)

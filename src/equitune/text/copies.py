@@ -17,7 +17,7 @@ from torch import Tensor
 
 from equitune.extras import require
 
-__all__ = ["Branches", "OrbitCache", "TokenCall", "branch", "split_points"]
+__all__ = ["Branches", "OrbitCache", "TokenCall", "branch", "orbit_cache", "split_points"]
 
 DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
 
@@ -46,12 +46,28 @@ class TokenCall:
             positions = positions.expand(batch, length)
         self.tokens, self.mask, self.positions, self.past = tokens, mask, positions, past
 
-    def keys(self, moved: Tensor, copies: int) -> Tensor:
+    def keys(self, moved: Tensor, rows: Tensor) -> Tensor:
         """(S * K, T, c), all that tells apart what the backbone is given in a column."""
         new = None if self.mask is None else self.mask[:, self.past :]
-        given = [part.to(moved.dtype) for part in (new, self.positions) if part is not None]
-        each = [part.repeat_interleave(copies, dim=0) for part in given]
+        given = (new, self.positions, self._past_masks(rows))
+        each = [
+            part.to(moved.dtype).repeat_interleave(rows.shape[1], dim=0)
+            for part in given
+            if part is not None
+        ]
         return torch.stack([moved, *each], dim=2)
+
+    def _past_masks(self, rows: Tensor) -> Tensor | None:
+        """(S, T), a number for the mask of the past, if sequences of one row differ in it."""
+        if self.mask is None or not self.past or rows.shape[0] == 1:
+            return None
+        past = self.mask[:, : self.past]
+        sequences = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(rows.shape[1])
+        examples = sequences.new_zeros(int(rows.max()) + 1).scatter_(0, rows.flatten(), sequences)
+        if torch.equal(past[examples[rows.flatten()]], past[sequences]):
+            return None
+        numbers: Tensor = past.unique(dim=0, return_inverse=True)[1]
+        return numbers[:, None].expand(-1, self.tokens.shape[1])
 
 
 @final
@@ -117,15 +133,26 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
     Attributes:
         rows: (S, K) int64, the row of the cache that holds copy k of sequence s; None before the
             first call.
+        elements: (S, K) int64, the group element of each copy.
         held: The number of rows, that is of copies, all of them different.
+
+    Raises:
+        TypeError: If a layer of the model keeps a state that cannot be split.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for layer in self.layers:
+            if not hasattr(layer, "batch_select_indices"):
+                raise TypeError(
+                    f"the cache of this model has a {type(layer).__name__}, whose state cannot be "
+                    "split between copies; call the model, or generate, with use_cache=False"
+                )
         self.rows: Tensor | None = None
+        self.elements: Tensor | None = None
         self.held = 0
 
-    def go_on(self, branches: Branches) -> None:
+    def go_on(self, branches: Branches, elements: Tensor) -> None:
         """Takes the step from the rows to those branches; rows that lead nowhere are dropped."""
         parents = branches.parents
         same = parents.numel() == self.held and torch.equal(
@@ -133,7 +160,7 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
         )
         if self.get_seq_length() and not same:
             super().batch_select_indices(parents)
-        self.rows = branches.rows
+        self.rows, self.elements = branches.rows, elements
         self.held = parents.numel()
 
     def snapshot(self) -> Self:
@@ -148,10 +175,31 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these sequences, in this order."""
-        if self.rows is not None:
-            self.rows = self.rows[indices.to(self.rows.device)]
+        if self.rows is not None and self.elements is not None:
+            indices = indices.to(self.rows.device)
+            self.rows, self.elements = self.rows[indices], self.elements[indices]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats each sequence."""
         if self.rows is not None:
-            self.rows = self.rows.repeat_interleave(repeats, dim=0)
+            sequences = torch.arange(self.rows.shape[0], device=self.rows.device)
+            self.batch_select_indices(sequences.repeat_interleave(repeats))
+
+
+def orbit_cache(given: Any, wanted: bool, config: Any) -> OrbitCache | None:
+    """The cache to go on with; an empty one of transformers is replaced by one of copies."""
+    if isinstance(given, OrbitCache):
+        return given
+    if given is None and not wanted:
+        return None
+    if given is not None and type(given) is not DynamicCache:
+        raise TypeError(
+            f"past_key_values is a {type(given).__name__}, but the number of copies changes "
+            "while tokens are generated; leave it and cache_implementation out"
+        )
+    if given is not None and any(layer.get_seq_length() for layer in given.layers[:1]):
+        raise ValueError(
+            "past_key_values is a DynamicCache that is not empty, of a model without copies; "
+            "give the cache that a call of this model returned"
+        )
+    return OrbitCache(config=config, offloading=getattr(given, "offloading", False))

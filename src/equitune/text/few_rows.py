@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["few_rows"]
 
-MOST_ROWS = 16
+MOST_ROWS = 5
 LEAST_WEIGHTS = 2**20
+WIDENING = 16
+"""The least outputs for an input; smaller products are fast enough, and some become slower."""
 
 
 class _FewRows(TorchFunctionMode):
@@ -35,7 +37,7 @@ class _FewRows(TorchFunctionMode):
         if func is functional.linear and not kwargs and len(args) >= 2:
             x, weight, *rest = args
             rows = x.numel() // max(x.shape[-1], 1)
-            if 1 < rows <= MOST_ROWS and weight.numel() >= LEAST_WEIGHTS and x.dim() > 1:
+            if 1 < rows <= MOST_ROWS and _is_wide(weight) and x.dtype == weight.dtype:
                 product = (weight @ x.reshape(rows, -1).t()).t().contiguous()
                 bias = rest[0] if rest else None
                 product = product if bias is None else product + bias
@@ -43,17 +45,28 @@ class _FewRows(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _is_wide(weight: Tensor) -> bool:
+    # Subclasses, such as quantised weights, may have this product in one order only.
+    return (
+        type(weight) in (Tensor, Parameter)
+        and weight.dtype == torch.float32
+        and weight.numel() >= LEAST_WEIGHTS
+        and weight.shape[0] >= WIDENING * weight.shape[1]
+    )
+
+
 @contextlib.contextmanager
 def few_rows(x: Tensor) -> Iterator[None]:
-    """Makes products with large weights fast for a batch of few tokens ``x``, of shape (R, t).
+    """Makes the last layer's product fast for a batch of few tokens ``x``, of shape (R, t).
 
-    It is for eager inference on a CPU and does nothing elsewhere. The products differ from the
-    usual ones in rounding only.
+    It is for eager float32 inference on a CPU and does nothing elsewhere. The products differ from
+    the usual ones in rounding only.
     """
     helps = (
         x.device.type == "cpu"
         and 1 < x.numel() <= MOST_ROWS
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
     with _FewRows() if helps else contextlib.nullcontext():

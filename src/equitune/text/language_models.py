@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from typing import Any, final
 
@@ -11,9 +10,17 @@ from torch import Tensor, nn
 
 from equitune.extras import require
 from equitune.text.averages import CopyAverage, MeanOfProbabilities, TokenAverage
-from equitune.text.checks import check_length, check_model, general_of, text_config
-from equitune.text.copies import Branches, OrbitCache, TokenCall, branch, split_points
+from equitune.text.checks import (
+    check_length,
+    check_model,
+    general_of,
+    keeps_logits,
+    split_options,
+    text_config,
+)
+from equitune.text.copies import Branches, TokenCall, branch, orbit_cache, split_points
 from equitune.text.few_rows import few_rows
+from equitune.text.settings import check_settings, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords
 
 __all__ = ["EquiLM", "OrbitLM", "REquiLM"]
@@ -44,6 +51,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
     """
 
     main_input_name = "input_ids"
+    # Read of the class; the caches of stateful models are refused.
     _is_stateful = False
 
     backbone: nn.Module
@@ -77,7 +85,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         self.group = words.group
         self.backbone = model
         self._combine = CopyAverage(words.action, general, mean)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keeps = keeps_logits(model)
 
     @abstractmethod
     def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -93,6 +101,16 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
                 raise
             return getattr(self.backbone, name)
 
+    # Kept by the backbone alone, so that it is saved with it.
+    @property
+    def generation_config(self) -> Any:
+        """The settings of ``generate``, those of the backbone."""
+        return self.backbone.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self.backbone.generation_config = value
+
     def unwrap(self) -> nn.Module:
         """The language model itself; plain checkpoints load into it."""
         return self.backbone
@@ -104,15 +122,14 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
 
         Raises:
             ValueError: If a prompt, or a prompt with what shall be generated, is longer than the
-                context of the model.
+                context of the model; if sentences end with an equality word; or if tokens are drawn
+                where there is a :class:`GumbelNoise` already.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
+        settings, _ = merged_settings(self, generation_config, kwargs)
+        check_settings(settings, kwargs.get("logits_processor"), self.words)
         if isinstance(prompt, Tensor):
-            settings, length = generation_config or self.generation_config, prompt.shape[-1]
-            new = kwargs.get("max_new_tokens", settings.max_new_tokens)
-            if new is None:
-                new = max(0, (kwargs.get("max_length", settings.max_length) or 0) - length)
-            check_length(self, length, new)
+            check_length(self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1]))
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
     def forward(
@@ -154,8 +171,10 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         if input_ids is None or input_ids.dim() != 2:
             given = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"input_ids has the shape {given}; give token ids of shape (B, T)")
-        loss_options, passed = self._check_options(kwargs)
-        cache = self._cache(past_key_values, use_cache)
+        loss_options, passed = split_options(kwargs)
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True)
+        cache = orbit_cache(past_key_values, use_cache, text_config(self))
         past = 0 if cache is None else cache.get_seq_length()
         check_length(self, past + input_ids.shape[1])
         call = TokenCall(input_ids, attention_mask, position_ids, past)
@@ -185,15 +204,16 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         moved = self.words.action.transform(
             call.tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten()
         )
-        rows = cache.rows if cache is not None and call.past else None
-        if rows is None:
-            rows = torch.zeros_like(copies)
-        elif rows.shape != copies.shape:
-            raise ValueError(
-                f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
-                f"{copies.shape[0]}; give the cache that the last call returned"
-            )
-        keys = call.keys(moved, copies.shape[1])
+        rows = torch.zeros_like(copies)
+        if cache is not None and call.past:
+            rows = cache.rows
+            if cache.elements.shape != copies.shape or not torch.equal(cache.elements, copies):
+                raise ValueError(
+                    f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
+                    f"{copies.shape[0]}, or other copies of them; give the cache that the last "
+                    "call returned"
+                )
+        keys = call.keys(moved, rows)
         starts = [0]
         # A gradient would have to pass through the cache.
         if cache is not None and not torch.is_grad_enabled() and copies.numel() > 1 < length:
@@ -203,9 +223,15 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         for start, stop in zip(starts, [*starts[1:], length], strict=True):
             branches = branch(rows, keys[:, start:stop].flatten(1))
             if cache is not None:
-                cache.go_on(branches)
+                cache.go_on(branches, copies)
             wanted = stop - max(start, kept)
             logits = self._run(call, moved, branches, (start, stop), cache, max(wanted, 1), passed)
+            if cache is not None and cache.get_seq_length() != call.past + stop:
+                raise TypeError(
+                    f"{type(self.backbone).__name__} did not fill the cache that it was given, as "
+                    "some models do not, nor others with gradient checkpointing; call it, or "
+                    "generate, with use_cache=False"
+                )
             rows = branches.rows
             if wanted > 0:
                 size = chosen.shape[1]
@@ -244,49 +270,6 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             )
         logits: Tensor = output.logits
         return logits[:, -wanted:]
-
-    def _cache(self, given: Any, use_cache: bool | None) -> Any:
-        """The cache of copies to go on with; an empty one of transformers is replaced."""
-        if isinstance(given, OrbitCache):
-            return given
-        if given is None:
-            wanted = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
-            if not wanted:
-                return None
-        elif type(given) is not _transformers.DynamicCache:
-            raise TypeError(
-                f"past_key_values is a {type(given).__name__}, but the number of copies changes "
-                "while tokens are generated; leave it and cache_implementation out"
-            )
-        elif given.get_seq_length() > 0:
-            raise ValueError(
-                "past_key_values is a DynamicCache that is not empty, of a model without copies; "
-                "give the cache that a call of this model returned"
-            )
-        return OrbitCache(
-            config=text_config(self),
-            offloading=getattr(given, "offloading", False),
-        )
-
-    def _check_options(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the loss takes and what the backbone takes; refuses what has no meaning here."""
-        for name in ("output_attentions", "output_hidden_states"):
-            if options.pop(name, None):
-                raise ValueError(
-                    f"{name}=True: activations are those of copies and cannot be put together; "
-                    "ask model.unwrap() for them"
-                )
-        names = ("num_items_in_batch", "shift_labels", "ignore_index")
-        loss: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
-        # Counted by the cache; older versions of transformers still pass it.
-        options.pop("cache_position", None)
-        for name, value in options.items():
-            if isinstance(value, Tensor):
-                raise ValueError(
-                    f"{name} is a tensor, and the group does not act on it; give token ids as "
-                    "input_ids, and leave it out"
-                )
-        return loss, {name: value for name, value in options.items() if value is not None}
 
 
 @final
@@ -390,7 +373,7 @@ def _whole_group(
 
 
 def _with_plain(elements: Tensor) -> Tensor:
-    """The copies with that of the identity at their end, unless it is the first one anyway."""
-    if not elements[:, 0].any():
+    """The copies with that of the identity at their end; a whole group begins with it."""
+    if elements.shape[1] > 1:
         return elements
-    return torch.cat([elements, torch.zeros_like(elements[:, :1])], dim=1)
+    return torch.cat([elements, torch.zeros_like(elements)], dim=1)

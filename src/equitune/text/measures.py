@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.checks import require_counts
+from equitune.extras import require
 from equitune.text.checks import text_config
 from equitune.text.words import ResolvedWords
 
@@ -21,6 +22,10 @@ __all__ = [
     "regard_gap",
     "sequence_log_prob",
 ]
+
+
+# A requirement of transformers.
+tqdm: Any = require("tqdm", '"equitune[text]"').tqdm
 
 
 @torch.no_grad()
@@ -36,13 +41,15 @@ def sequence_log_prob(
         model: A causal language model of transformers, or a symmetrised one; in eval mode.
         context: (B, T1) token ids, X1.
         continuation: (B, T2) token ids, X2.
-        attention_mask: (B, T1 + T2), 0 at padding, which counts nothing.
+        attention_mask: (B, T1 + T2), 0 at padding, which counts nothing; contexts are padded on
+            their left, continuations on their right.
 
     Returns:
         (B,) in nats: float64, summed from the model's scores.
 
     Raises:
-        ValueError: If the shapes do not fit, or there is nothing to go on from or with.
+        ValueError: If the shapes do not fit, there is nothing to go on from or with, or contexts
+            are padded on their right.
 
     Example:
         >>> import torch
@@ -68,6 +75,11 @@ def sequence_log_prob(
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; give "
                 f"{tuple(tokens.shape)}, that of context and continuation together"
+            )
+        if not attention_mask[:, context.shape[1] - 1].all():
+            raise ValueError(
+                "attention_mask is 0 at the end of a context, from which the continuation goes on; "
+                "pad contexts on their left"
             )
         options["attention_mask"] = attention_mask
         options["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -165,13 +177,16 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
         )
     device = next(model.parameters()).device
     total, read = 0.0, 1
-    while read < tokens.shape[0]:
-        stop = min(max(window, read + stride), tokens.shape[0])
-        begin = max(0, stop - window)
-        piece = tokens[None, begin:stop].to(device)
-        split = read - begin
-        total -= float(sequence_log_prob(model, piece[:, :split], piece[:, split:]))
-        read = stop
+    # Shown on terminals only.
+    with tqdm(total=tokens.shape[0], desc="perplexity", unit="token", disable=None) as bar:
+        while read < tokens.shape[0]:
+            stop = min(max(window, read + stride), tokens.shape[0])
+            begin = max(0, stop - window)
+            piece = tokens[None, begin:stop].to(device)
+            split = read - begin
+            total -= float(sequence_log_prob(model, piece[:, :split], piece[:, split:]))
+            read = stop
+            bar.update(stop - bar.n)
     return float(torch.tensor(total / (tokens.shape[0] - 1), dtype=torch.float64).exp())
 
 

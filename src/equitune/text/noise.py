@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import operator
 from collections.abc import Iterable
 from typing import Any, final
 
@@ -30,8 +32,8 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
 
     Args:
         action: The action on token ids, ``words.action``.
-        seeds: One whole number for each sequence. What is drawn for it does not depend on the
-            other sequences of the batch, nor on the device.
+        seeds: One whole number for each sequence. What is drawn for a seed depends on the column
+            in the batch, padding included, and neither on the other sequences nor on the device.
 
     Raises:
         TypeError: If ``action`` is no ``TokenAction``, or a seed no whole number.
@@ -49,10 +51,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, action: TokenAction, seeds: Iterable[int]) -> None:
         if not isinstance(action, TokenAction):
             raise TypeError(f"action is a {type(action).__name__}; give words.action")
-        self.seeds = tuple(seeds)
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int):
-                raise TypeError(f"seeds has {seed!r}; give whole numbers")
+        self.seeds = tuple(map(_whole, seeds))
         self.action = action
         self.elements: tuple[int, ...] = (0,) * len(self.seeds)
         self._on_scores = action.on_logits()
@@ -96,7 +95,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         generator = torch.Generator("cpu")
         rows = []
         for seed in self.seeds:
-            generator.manual_seed((seed * 1_000_003 + length) * 2 + stream)
+            generator.manual_seed(_mixed(seed, length, stream))
             rows.append(torch.empty(size, dtype=torch.float64).exponential_(generator=generator))
         return -torch.stack(rows).log()
 
@@ -104,3 +103,16 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         noise = GumbelNoise(self.action, seeds)
         noise.elements = tuple(elements)
         return noise
+
+
+def _whole(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise TypeError(f"seeds has {seed!r}; give whole numbers") from error
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of 32 bits, all that torch's CPU generator reads, without patterns."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")

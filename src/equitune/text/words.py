@@ -40,12 +40,28 @@ class ResolvedWords:
         general: The ids of the general words, which the group does not act on.
         cycles: The token ids that are exchanged, one tuple for each form of a list.
         skipped: The forms that are left out, because a word of them has several tokens.
+
+    Raises:
+        ValueError: If ``cycles`` are not what the action moves, or a general word is moved.
     """
 
     action: TokenAction
     general: tuple[int, ...]
     cycles: tuple[tuple[int, ...], ...]
     skipped: tuple[SkippedWords, ...]
+
+    def __post_init__(self) -> None:
+        identity = range(self.action.vocabulary_size)
+        moved = {i for row in self.action.permutations for i in identity if row[i] != i}
+        if moved != self.equality:
+            raise ValueError(
+                f"cycles has the tokens {sorted(self.equality)}, but action moves {sorted(moved)}"
+            )
+        if not set(self.general) <= set(identity) or moved & set(self.general):
+            raise ValueError(
+                f"general is {self.general}; give tokens of the vocabulary of {len(identity)} that "
+                f"action does not move, none of {sorted(moved)}"
+            )
 
     @property
     def group(self) -> FiniteGroup:
@@ -172,21 +188,23 @@ class EqualityWords:
                         cycles.setdefault(cycle, form)
                     else:
                         (split if given else skipped).append(SkippedWords(form, tuple(tokens)))
+        general, whole = _general_ids(tokenizer, self.general, unknown)
+        both = sorted(set(general) & set(itertools.chain.from_iterable(cycles)))
+        if both:
+            raise ValueError(f"the tokens {both} belong to general and to equality words")
+        split += whole
         if split and not skip_split:
             raise ValueError(
-                "some equality words have several tokens: "
+                "some words have several tokens: "
                 + ", ".join(_listed(entry) for entry in split)
                 + "; leave them out, or give skip_split=True to have them skipped and reported"
             )
+        skipped += split
         if not cycles:
             raise ValueError("no equality word is one token of this tokenizer; give others")
         _check_one_to_one(cycles)
-        general = _general_ids(tokenizer, self.general, unknown, cycles)
         return ResolvedWords(
-            TokenAction.cyclic_swaps(size, list(cycles)),
-            general,
-            tuple(cycles),
-            tuple(skipped + split),
+            TokenAction.cyclic_swaps(size, list(cycles)), general, tuple(cycles), tuple(skipped)
         )
 
 
@@ -260,25 +278,22 @@ def _check_one_to_one(cycles: dict[tuple[int, ...], tuple[str, ...]]) -> None:
 
 
 def _general_ids(
-    tokenizer: Callable[..., Any],
-    words: tuple[str, ...],
-    unknown: int | None,
-    cycles: dict[tuple[int, ...], tuple[str, ...]],
-) -> tuple[int, ...]:
-    """The tokens of general words, as given and with a capital letter."""
-    equality = set(itertools.chain.from_iterable(cycles))
+    tokenizer: Callable[..., Any], words: tuple[str, ...], unknown: int | None
+) -> tuple[tuple[int, ...], list[SkippedWords]]:
+    """The tokens of general words, as given and with a capital letter; and those of several."""
     found: set[int] = set()
+    split: list[SkippedWords] = []
     for word in words:
         for form in dict.fromkeys((word, word[:1].upper() + word[1:])):
-            for ids in token_ids(tokenizer, form):
+            for place, ids in enumerate(token_ids(tokenizer, form)):
+                given = form == word and place == 0
+                if given and unknown in ids:
+                    raise ValueError(f"the tokenizer does not know the general word {word!r}")
                 if len(ids) == 1 and ids[0] != unknown:
                     found.add(ids[0])
-                elif form == word and unknown in ids:
-                    raise ValueError(f"the tokenizer does not know the general word {word!r}")
-    both = sorted(found & equality)
-    if both:
-        raise ValueError(f"the tokens {both} belong to general and to equality words")
-    return tuple(sorted(found))
+                elif given:
+                    split.append(SkippedWords((word,), (ids,)))
+    return tuple(sorted(found)), split
 
 
 def _listed(entry: SkippedWords) -> str:
