@@ -96,7 +96,6 @@ class CopyAverage:
         self._moved = Table(moved)
         self._targets = Table(permutations[:, moved].contiguous())
         self._general = Table(torch.tensor(sorted(general), dtype=torch.int64, device="cpu"))
-        self.relaxed = bool(general)
         self._mean = mean
 
     def __call__(self, logits: Tensor, rows: Tensor, elements: Tensor, plain: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class CopyAverage:
         mixed = self._mean.mean([_take(scores, row) for row in distinct.unbind(1)], weights)
         moved = self._mean_of_moved(scores, rows, elements)
         general = self._general.on(mixed.device)
-        kept = _take(scores, plain).index_select(-1, general) if self.relaxed else None
+        kept = _take(scores, plain).index_select(-1, general) if general.numel() else None
         mixed = _put(mixed, self._moved.on(mixed.device), moved)
         if not self._mean.normalised:
             mixed = mixed.log_softmax(dim=-1)

@@ -7,12 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equitune.text.words import ResolvedWords
-
 __all__ = [
     "check_length",
     "check_model",
-    "general_of",
     "keeps_logits",
     "split_options",
     "text_config",
@@ -88,13 +85,3 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
         else:
             passed[name] = value
     return loss, passed
-
-
-def general_of(words: ResolvedWords, other: str) -> tuple[int, ...]:
-    """The general words, which a relaxed model needs."""
-    if isinstance(words, ResolvedWords) and not words.general:
-        raise ValueError(
-            "words has no general words; give them as EqualityWords(lists, general=[...]), or use "
-            f"{other}"
-        )
-    return words.general if isinstance(words, ResolvedWords) else ()

@@ -56,13 +56,12 @@ class ChoosingLM(OrbitLM):
         self,
         model: nn.Module,
         words: ResolvedWords,
-        general: tuple[int, ...],
         *,
         tokenizer: Any,
         scorer: Scorer,
-        beam_length: int,
+        beam_length: int = 5,
     ) -> None:
-        super().__init__(model, words, general, MeanOfProbabilities())
+        super().__init__(model, words, MeanOfProbabilities())
         if not hasattr(tokenizer, "decode"):
             raise TypeError(
                 f"tokenizer is a {type(tokenizer).__name__}; give that of the model, which turns "

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
-from torch import nn
-
-from equitune.text.checks import general_of
 from equitune.text.choosing import ChoosingLM
-from equitune.text.scorers import Scorer
-from equitune.text.words import ResolvedWords
 
 __all__ = ["EquiZeroLM", "REquiZeroLM"]
 
@@ -53,18 +48,7 @@ class EquiZeroLM(ChoosingLM):
         torch.Size([1, 7])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        tokenizer: Any,
-        scorer: Scorer,
-        beam_length: int = 5,
-    ) -> None:
-        super().__init__(
-            model, words, (), tokenizer=tokenizer, scorer=scorer, beam_length=beam_length
-        )
+    relaxed = False
 
 
 @final
@@ -105,20 +89,4 @@ class REquiZeroLM(ChoosingLM):
         torch.Size([1, 7])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        tokenizer: Any,
-        scorer: Scorer,
-        beam_length: int = 5,
-    ) -> None:
-        super().__init__(
-            model,
-            words,
-            general_of(words, "EquiZeroLM"),
-            tokenizer=tokenizer,
-            scorer=scorer,
-            beam_length=beam_length,
-        )
+    relaxed = True

@@ -13,7 +13,6 @@ from equitune.text.averages import CopyAverage, MeanOfProbabilities, TokenAverag
 from equitune.text.checks import (
     check_length,
     check_model,
-    general_of,
     keeps_logits,
     split_options,
     text_config,
@@ -23,7 +22,7 @@ from equitune.text.few_rows import few_rows
 from equitune.text.settings import check_settings, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords
 
-__all__ = ["EquiLM", "OrbitLM", "REquiLM"]
+__all__ = ["AveragingLM", "EquiLM", "OrbitLM", "REquiLM"]
 
 _transformers: Any = require("transformers", '"equitune[text]"')
 GenerationMixin: Any = _transformers.GenerationMixin
@@ -43,11 +42,12 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
     Args:
         model: A causal language model of transformers. It is registered and never modified.
         words: The equality words, resolved for its vocabulary.
-        average: How the copies' scores are put together.
+        mean: How the copies' scores are put together.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If ``words`` are of another vocabulary.
+        ValueError: If ``words`` are of another vocabulary, or have no general words where the model
+            is relaxed.
     """
 
     main_input_name = "input_ids"
@@ -56,9 +56,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
 
     backbone: nn.Module
 
-    def __init__(
-        self, model: nn.Module, words: ResolvedWords, general: tuple[int, ...], mean: TokenAverage
-    ) -> None:
+    def __init__(self, model: nn.Module, words: ResolvedWords, mean: TokenAverage) -> None:
         super().__init__()
         if isinstance(model, OrbitLM):
             raise TypeError(
@@ -81,11 +79,22 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             raise TypeError(
                 f"average is a {type(mean).__name__}; give MeanOfProbabilities() or MeanOfLogits()"
             )
+        if self.relaxed and not words.general:
+            raise ValueError(
+                f"words has no general words, which {type(self).__name__} leaves to the plain "
+                "model; give them as EqualityWords(lists, general=[...]), or use the model whose "
+                "name has no R"
+            )
         self.words = words
         self.group = words.group
         self.backbone = model
-        self._combine = CopyAverage(words.action, general, mean)
+        self._combine = CopyAverage(words.action, words.general if self.relaxed else (), mean)
         self._keeps = keeps_logits(model)
+
+    @property
+    @abstractmethod
+    def relaxed(self) -> bool:
+        """Whether general words keep the probabilities of the plain model."""
 
     @abstractmethod
     def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -200,7 +209,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
     ) -> Tensor:
         """All passes through the backbone: one, or one from each point where copies split."""
         length = call.tokens.shape[1]
-        copies = _with_plain(chosen) if self._combine.relaxed else chosen
+        copies = _with_plain(chosen) if self.relaxed else chosen
         moved = self.words.action.transform(
             call.tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten()
         )
@@ -272,8 +281,29 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         return logits[:, -wanted:]
 
 
+class AveragingLM(OrbitLM):
+    """Takes the mean over all copies of a prompt."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
+    ) -> None:
+        super().__init__(model, words, average)
+
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        if elements is not None:
+            raise ValueError(
+                f"elements is given, but {type(self).__name__} averages the whole group; leave it "
+                "out"
+            )
+        return torch.arange(self.group.order, device=device).expand(batch, -1)
+
+
 @final
-class EquiLM(OrbitLM):
+class EquiLM(AveragingLM):
     """A language model that is fair in the sense of groups: P(gX2 | gX1) = P(X2 | X1).
 
     The mean over the group of the probabilities that a causal language model gives the next token,
@@ -304,21 +334,11 @@ class EquiLM(OrbitLM):
         True
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
-    ) -> None:
-        super().__init__(model, words, (), average)
-
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        return _whole_group(self, elements, batch, device)
+    relaxed = False
 
 
 @final
-class REquiLM(OrbitLM):
+class REquiLM(AveragingLM):
     """EquiLM, relaxed: general words keep the probabilities of the plain model.
 
     Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
@@ -349,27 +369,7 @@ class REquiLM(OrbitLM):
         (True, True)
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
-    ) -> None:
-        super().__init__(model, words, general_of(words, "EquiLM"), average)
-
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        return _whole_group(self, elements, batch, device)
-
-
-def _whole_group(
-    model: OrbitLM, elements: Tensor | None, batch: int, device: torch.device
-) -> Tensor:
-    if elements is not None:
-        raise ValueError(
-            f"elements is given, but {type(model).__name__} averages the whole group; leave it out"
-        )
-    return torch.arange(model.group.order, device=device).expand(batch, -1)
+    relaxed = True
 
 
 def _with_plain(elements: Tensor) -> Tensor:
