@@ -1,5 +1,6 @@
 """Language models, settings and inputs at which a symmetrised one could go wrong unnoticed."""
 
+import logging
 import time
 
 import pytest
@@ -194,6 +195,38 @@ def test_settings_come_from_the_model_the_config_and_the_call():
         assert model.generation_config is settings
         assert fair.generate(tokens, do_sample=False, pad_token_id=PAD).shape == (6, 12)
         model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=PAD)
+
+
+def test_least_lengths_of_the_model():
+    model, words = language_model(), WORDS["cyclic(2)"]
+    tokens = prompts(6).clamp(min=3)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2}
+    chosen = equizero(words, model=model)
+    text = chosen.generate(tokens, **options)
+    assert (text[:, 9:13] == 2).any()
+    expected = chosen.generate(tokens, min_new_tokens=4, **options)
+    assert not (expected[:, 9:13] == 2).any()
+    assert (expected[:, 13:] == 2).any()
+    # As many, and not as many in each block.
+    model.generation_config.min_new_tokens = 4
+    assert torch.equal(chosen.generate(tokens, **options), expected)
+    model.generation_config.min_new_tokens = None
+    model.generation_config.min_length = 13
+    assert torch.equal(chosen.generate(tokens, **options), expected)
+
+
+def test_generating_in_blocks_is_silent(caplog):
+    chosen = equizero(WORDS["cyclic(2)"])
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        chosen.generate(prompts(2), max_new_tokens=12, do_sample=False)
+        assert not caplog.records
+        # The handler hears what transformers say.
+        logging.getLogger("transformers.generation").warning("heard")
+        assert caplog.records
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def test_the_end_of_the_context():

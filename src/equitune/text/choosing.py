@@ -182,7 +182,8 @@ class _Search:
         settings.update(
             num_return_sequences=1,
             max_length=None,
-            min_length=0,
+            # That of each block is given in new tokens; None, or 0 in older versions.
+            min_length=type(settings)().min_length,
             return_dict_in_generate=True,
             output_logits=True,
             pad_token_id=self.pad,
@@ -206,7 +207,9 @@ class _Search:
         elements = torch.arange(order, device=tokens.device).repeat(count)
         length = min(self.model.beam_length, self.length - start)
         least = min(length, max(0, self.shortest - start))
-        self.settings.update(max_new_tokens=length, min_new_tokens=least)
+        # None is filled with the model's own number.
+        own = self.model.generation_config.min_new_tokens
+        self.settings.update(max_new_tokens=length, min_new_tokens=least if least or own else None)
         prefix = self._prefix(tokens, mask, elements)
         output = self.model.generate_block(
             tokens,
