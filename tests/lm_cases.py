@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from equitune import TokenAction, cyclic, symmetric
-from equitune.text import ResolvedWords
+from equitune.text import EquiZeroLM, ResolvedWords
 
 V = 24
 EOS, PAD = 1, 0
@@ -174,3 +174,13 @@ class Recorder:
 def refused(kind, error, match, *args, **options):
     with pytest.raises(error, match=match):
         kind(*args, **options)
+
+
+def liking(texts):
+    """Scores that differ between the words of a cycle, and between most sentences."""
+    return [sum(int(word[1:]) ** 2 % 7 for word in text.split()) for text in texts]
+
+
+def equizero(words, scorer=liking, kind=EquiZeroLM, model=None, beam_length=3):
+    model = language_model() if model is None else model
+    return kind(model, words, tokenizer=tokenizer(), scorer=scorer, beam_length=beam_length)

@@ -14,7 +14,9 @@ from lm_cases import (
     WORDS,
     Recorder,
     V,
+    equizero,
     language_model,
+    liking,
     neutral,
     padded,
     pair,
@@ -27,18 +29,8 @@ from lm_cases import (
 TOKENIZER = tokenizer()
 
 
-def liking(texts):
-    """Scores that differ between the words of a cycle, and between most sentences."""
-    return [sum(int(word[1:]) ** 2 % 7 for word in text.split()) for text in texts]
-
-
 def indifferent(texts):
     return [0.0] * len(texts)
-
-
-def equizero(words, scorer=liking, kind=EquiZeroLM, model=None, beam_length=3):
-    model = language_model() if model is None else model
-    return kind(model, words, tokenizer=TOKENIZER, scorer=scorer, beam_length=beam_length)
 
 
 def best_copy(scores, sums):

@@ -218,3 +218,12 @@ def test_forms_that_the_tokenizer_does_not_know_are_skipped():
     assert ("doctors", "nurses") in {entry.words for entry in found.skipped}
     with pytest.raises(ValueError, match="does not know the word 'doctors'"):
         EqualityWords([("doctors", "nurses")]).resolve(tokenizer)
+
+
+def test_general_words_of_several_tokens_are_reported(tokenizer):
+    words = EqualityWords([("he", "she")], general=["his", "hers"])
+    with pytest.raises(ValueError, match=r"several tokens: 'hers' \(4\)"):
+        words.resolve(tokenizer)
+    found = words.resolve(tokenizer, skip_split=True)
+    assert set(names(tokenizer, found.general)) == {"his", " his"} & set(tokenizer.ids)
+    assert [entry.words for entry in found.skipped if len(entry.words) == 1] == [("hers",)]

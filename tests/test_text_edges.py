@@ -18,9 +18,7 @@ from transformers import (
 
 from equitune import TokenAction, cyclic
 from equitune.text import (
-    EqualityWords,
     EquiLM,
-    EquiZeroLM,
     GumbelNoise,
     MeanOfLogits,
     REquiLM,
@@ -32,7 +30,9 @@ from lm_cases import (
     PAD,
     WORDS,
     V,
+    equizero,
     language_model,
+    liking,
     mean_of_copies,
     neutral,
     padded,
@@ -41,7 +41,6 @@ from lm_cases import (
     refused,
     resolved,
     table,
-    tokenizer,
 )
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -50,15 +49,6 @@ EXACT = {"rtol": 0, "atol": 1e-12}
 def built(config):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).double().eval()
-
-
-def liking(texts):
-    return [sum(int(word[1:]) ** 2 % 7 for word in text.split()) for text in texts]
-
-
-def equizero(words, scorer=liking, model=None, **options):
-    model = language_model() if model is None else model
-    return EquiZeroLM(model, words, tokenizer=tokenizer(), scorer=scorer, **options)
 
 
 UNUSUAL = {
@@ -354,34 +344,6 @@ def test_contexts_are_padded_on_their_left():
     mask = torch.ones(2, 8, dtype=torch.int64)
     mask[1, 4:6] = 0
     refused(sequence_log_prob, ValueError, "on their left", model, context, prompts(2, 2), mask)
-
-
-class Pieces:
-    """Letters, and the words that are one token."""
-
-    unk_token_id = None
-
-    def __init__(self, *words):
-        self.ids = {piece: i for i, piece in enumerate([*map(chr, range(97, 123)), *words])}
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __call__(self, text, add_special_tokens=True):
-        found = []
-        for word in text.lower().split():
-            found += [self.ids[word]] if word in self.ids else [self.ids[c] for c in word]
-        return {"input_ids": found}
-
-
-def test_general_words_of_several_tokens_are_reported():
-    words = EqualityWords([("he", "she")], general=["his", "hers"])
-    pieces = Pieces("he", "she", "his")
-    with pytest.raises(ValueError, match=r"several tokens: 'hers' \(4\)"):
-        words.resolve(pieces)
-    found = words.resolve(pieces, skip_split=True)
-    assert found.general == (pieces.ids["his"],)
-    assert [entry.words for entry in found.skipped if len(entry.words) == 1] == [("hers",)]
 
 
 class Called(TorchFunctionMode):

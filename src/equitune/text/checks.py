@@ -10,7 +10,9 @@ from torch import Tensor, nn
 __all__ = [
     "check_length",
     "check_model",
+    "context_length",
     "keeps_logits",
+    "positions_of",
     "split_options",
     "text_config",
 ]
@@ -19,6 +21,16 @@ __all__ = [
 def text_config(model: Any) -> Any:
     """The configuration of a model's language part."""
     return model.config.get_text_config(decoder=True)
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens that a model reads; None where its configuration names no limit."""
+    return getattr(text_config(model), "max_position_embeddings", None)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """(B, T), the positions of tokens behind padding, as ``generate`` counts them."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def check_model(model: Any) -> None:
@@ -42,7 +54,7 @@ def check_model(model: Any) -> None:
 
 def check_length(model: Any, length: int, new: int = 0) -> None:
     """Refuses texts that are longer than the context of a model, with what is to be generated."""
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = context_length(model)
     # The last new token is not read.
     if limit is not None and length + max(0, new - 1) > limit:
         given = f"{length} tokens" + (f" and {new} new ones" if new else "")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from equitune.checks import require_counts
 from equitune.extras import require
 from equitune.text.averages import MeanOfProbabilities
-from equitune.text.checks import check_length
+from equitune.text.checks import check_length, positions_of
 from equitune.text.copies import OrbitCache
 from equitune.text.language_models import OrbitLM
 from equitune.text.noise import GumbelNoise
@@ -135,7 +135,8 @@ class ChoosingLM(OrbitLM):
             inputs: (B, T), the prompts.
             **kwargs: As for transformers' ``generate``, with ``elements`` of shape (B,).
         """
-        return super().generate(inputs, **kwargs)
+        # Past the checks of OrbitLM, which were made for the whole.
+        return super(OrbitLM, self).generate(inputs, **kwargs)
 
 
 class _Search:
@@ -235,12 +236,11 @@ class _Search:
         if self.settings.use_cache is False or tokens.shape[1] < 2:
             return None
         past = 0 if self.cache is None else self.cache.get_seq_length()
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         new = slice(past, tokens.shape[1] - 1)
         self.cache = self.model(
             tokens[:, new],
             attention_mask=mask[:, :-1],
-            position_ids=positions[:, new],
+            position_ids=positions_of(mask)[:, new],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

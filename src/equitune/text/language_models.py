@@ -216,7 +216,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         rows = torch.zeros_like(copies)
         if cache is not None and call.past:
             rows = cache.rows
-            if cache.elements.shape != copies.shape or not torch.equal(cache.elements, copies):
+            if not torch.equal(cache.elements, copies):
                 raise ValueError(
                     f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
                     f"{copies.shape[0]}, or other copies of them; give the cache that the last "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equitune.checks import require_counts
 from equitune.extras import require
-from equitune.text.checks import text_config
+from equitune.text.checks import context_length, positions_of
 from equitune.text.words import ResolvedWords
 
 __all__ = [
@@ -82,7 +82,7 @@ def sequence_log_prob(
                 "pad contexts on their left"
             )
         options["attention_mask"] = attention_mask
-        options["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        options["position_ids"] = positions_of(attention_mask)
     scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
     found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
@@ -166,7 +166,7 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
     require_counts(window=window, stride=stride)
     if tokens.dim() != 1 or tokens.shape[0] < 2:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; give (T,), T at least 2")
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = context_length(model)
     if window < 2 or (limit is not None and window > limit):
         raise ValueError(
             f"window is {window}; give 2 or more, and at most the model's context of {limit} tokens"

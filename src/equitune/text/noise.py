@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 from collections.abc import Iterable
@@ -100,8 +101,9 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return -torch.stack(rows).log()
 
     def _with(self, seeds: Iterable[int], elements: Iterable[int]) -> GumbelNoise:
-        noise = GumbelNoise(self.action, seeds)
-        noise.elements = tuple(elements)
+        # A copy, so that the action on scores is validated once.
+        noise = copy.copy(self)
+        noise.seeds, noise.elements = tuple(seeds), tuple(elements)
         return noise
 
 

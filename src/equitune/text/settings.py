@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from equitune.text.checks import text_config
+from equitune.text.checks import context_length
 from equitune.text.noise import GumbelNoise
 from equitune.text.words import ResolvedWords
 
@@ -36,7 +36,7 @@ def new_tokens(model: Any, settings: Any, length: int) -> int:
         return int(settings.max_new_tokens)
     if settings.max_length is not None:
         return max(0, int(settings.max_length) - length)
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = context_length(model)
     return NEW_TOKENS if limit is None else max(0, min(NEW_TOKENS, limit - length))
 
 
