@@ -26,6 +26,7 @@ LAYERS = (
     "audit",
     "vision",
     "text",
+    "seq2seq",
     "viz",
 )
 # Below the wrappers, the later layers are beside each other.
@@ -46,6 +47,7 @@ RANK = {
     "audit": 5,
     "vision": 5,
     "text": 5,
+    "seq2seq": 5,
     "viz": 5,
 }
 
@@ -54,7 +56,7 @@ def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
         "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command, "
-        "equitune.vision, equitune.viz; "
+        "equitune.vision, equitune.viz, equitune.seq2seq; "
         "new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"
     )

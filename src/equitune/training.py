@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from equitune.actions import Action, TreeAction
 from equitune.cut import find_submodule
 from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
-from equitune.wrappers import Canonicalize, EquiZero, LambdaEquiTune
+from equitune.wrappers import LambdaEquiTune
+from equitune.wrappers.lambda_equitune import LambdaSymmetrizer
 from equitune.wrappers.orbit import OrbitModule
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def weights_phase(model: LambdaEquiTune) -> list[nn.Parameter]:
+def weights_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
     """Phase one: the weight network learns, the backbone is frozen (second paper, appendix D.4).
 
     Args:
@@ -88,7 +89,7 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
             ``weight_input`` that is not ``"input"``. See :func:`with_frozen_features`.
     """
     _require_wrapper(model)
-    if isinstance(model, LambdaEquiTune):
+    if isinstance(model, LambdaSymmetrizer):
         if model.weight_input != "input":
             raise ValueError(
                 f"model reads weight_input {model.weight_input!r} from the backbone, and a fixed "
@@ -96,15 +97,16 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
                 "with_frozen_features(model)), or let both learn with joint_phase(model)"
             )
         model.freeze_weight_net()
-    for name in ("weight_net", "proxy_loss"):
+    else:
         # Scorers whose choice has no gradient: DDP would wait for theirs.
-        scorer = getattr(model, name, None)
-        if isinstance(model, Canonicalize | EquiZero) and isinstance(scorer, nn.Module):
-            scorer.requires_grad_(False)
+        for name in ("weight_net", "proxy_loss"):
+            scorer = getattr(model, name, None)
+            if isinstance(scorer, nn.Module):
+                scorer.requires_grad_(False)
     return _train_backbone(model)
 
 
-def joint_phase(model: LambdaEquiTune) -> list[nn.Parameter]:
+def joint_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
     """The backbone and the weight network learn together.
 
     Args:
@@ -146,7 +148,7 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
     if not probed:
         raise ValueError(f"submodules is {list(submodules)}, which have no parameters to learn")
     model.freeze_backbone()
-    if isinstance(model, LambdaEquiTune):
+    if isinstance(model, LambdaSymmetrizer):
         model.freeze_weight_net()
     for parameter in probed:
         parameter.requires_grad_(True)
@@ -273,7 +275,7 @@ def _train_backbone(model: OrbitModule) -> list[nn.Parameter]:
     return [p for p in model.backbone.parameters() if p.requires_grad]
 
 
-def _free_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
+def _free_weights(model: LambdaSymmetrizer) -> list[nn.Parameter]:
     model.unfreeze_weight_net()
     return [p for p in model.weight_net.parameters() if p.requires_grad]
 
@@ -284,5 +286,5 @@ def _require_wrapper(model: object) -> None:
 
 
 def _require_lambda(model: object) -> None:
-    if not isinstance(model, LambdaEquiTune):
+    if not isinstance(model, LambdaSymmetrizer):
         raise TypeError(f"model is a {type(model).__name__}; give a LambdaEquiTune")

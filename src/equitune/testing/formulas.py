@@ -26,7 +26,7 @@ from equitune.wrappers import (
     RegularFeatures,
     Symmetrizer,
 )
-from equitune.wrappers.equizero import TIE_TOLERANCES
+from equitune.wrappers.selection import TIE_TOLERANCES
 
 __all__ = [
     "CanonicalizeFormula",

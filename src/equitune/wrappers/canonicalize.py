@@ -13,9 +13,9 @@ from equitune.actions.table import Table
 from equitune.functional import can_be_averaged, select_minimum
 from equitune.modes import evaluating
 from equitune.wrappers.calls import MovedCall
-from equitune.wrappers.equizero import TIE_TOLERANCES
 from equitune.wrappers.lambda_equitune import check_weight_net, orbit_logits
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+from equitune.wrappers.selection import TIE_TOLERANCES
 from equitune.wrappers.stacks import two_shapes
 
 __all__ = ["Canonicalize"]

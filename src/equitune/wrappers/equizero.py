@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.functional import can_be_averaged, select_minimum, weighted_mean
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
+from equitune.wrappers.selection import (
+    Gradient,
+    check_selection,
+    chosen,
+    proxy_losses,
+    weights_of_best,
+    widened,
+)
 from equitune.wrappers.stacks import in_group_order
 
 __all__ = ["EquiZero"]
-
-Gradient = Literal["equitune", "identity", "selected"]
-
-GRADIENTS = ("equitune", "identity", "selected", None)
-
-TIE_TOLERANCES = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-5,
-    torch.float16: 5e-3,
-    torch.bfloat16: 3e-2,
-}
-"""By the dtype of the raw outputs: above the noise of another place in the batch."""
 
 
 @final
@@ -83,15 +78,7 @@ class EquiZero(Symmetrizer):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
-        if not callable(proxy_loss):
-            raise TypeError(
-                f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
-                "such as equitune.losses.entropy"
-            )
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
-        if tie_tolerance is not None and not tie_tolerance >= 0:
-            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
+        check_selection(proxy_loss, gradient, tie_tolerance, "equitune.losses.entropy")
         self.proxy_loss = proxy_loss
         self.gradient = gradient
         self.tie_tolerance = tie_tolerance
@@ -113,55 +100,13 @@ class EquiZero(Symmetrizer):
             scores = in_group_order(
                 [self._score(p) for p in passes], [p.elements for p in passes], "proxy_loss"
             )
-            tolerance = self.tie_tolerance
-            if tolerance is None:
-                dtypes = [stack.dtype for _, stack in passes[0].outputs]
-                tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
-            return select_minimum(scores, tolerance), scores
+            dtypes = [stack.dtype for _, stack in passes[0].outputs]
+            return weights_of_best(scores, self.tie_tolerance, dtypes), scores
 
     def _score(self, orbit: OrbitPass) -> Tensor:
-        stacks = [_at_least_float32(stack) for _, stack in orbit.outputs]
-        losses = self.proxy_loss(self.output_action.unflatten(orbit.template, stacks))
-        shape = stacks[0].shape[:2]
-        if not isinstance(losses, Tensor) or losses.shape != shape:
-            given = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise ValueError(
-                f"proxy_loss returned {given} for raw outputs of shape {tuple(stacks[0].shape)}; "
-                f"it must return one loss per element and sample, {tuple(shape)}"
-            )
-        return _at_least_float32(losses)
+        stacks = [widened(stack) for _, stack in orbit.outputs]
+        outputs = self.output_action.unflatten(orbit.template, stacks)
+        return proxy_losses(self.proxy_loss, outputs, stacks)
 
     def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
-        if weights is not None and not can_be_averaged(stack):
-            # Decisions, such as the labels of detections, cannot be shared: the first one counts.
-            first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
-            return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
-        selected = weighted_mean(stack, weights)
-        if self.gradient == "selected":
-            return selected
-        if self.gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
-            return selected.detach()
-        estimator = weighted_mean(stack, None) if self.gradient == "equitune" else stack[0]
-        return _StraightThrough.apply(selected, estimator)  # type: ignore[no-any-return]
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The value of one tensor with the gradient of another; exact also where one is infinite."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, estimator: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        return chosen(stack, weights, self.gradient)

@@ -14,7 +14,13 @@ from equitune.wrappers.orbit import OrbitPass, Symmetrizer
 from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
 
-__all__ = ["LambdaEquiTune", "OrbitWeightNet", "check_weight_net", "orbit_logits"]
+__all__ = [
+    "LambdaEquiTune",
+    "LambdaSymmetrizer",
+    "OrbitWeightNet",
+    "check_weight_net",
+    "orbit_logits",
+]
 
 
 class OrbitWeightNet(nn.Module, ABC):
@@ -36,8 +42,49 @@ class OrbitWeightNet(nn.Module, ABC):
         """
 
 
+class LambdaSymmetrizer(Symmetrizer):
+    """A symmetrizer whose weights a network learns, however it runs the copies."""
+
+    weight_net: nn.Module
+    weight_input: str
+    # The parameters of the weight network that learn; None while nothing is frozen.
+    _thawed_weights: tuple[str, ...] | None = None
+
+    def freeze_weight_net(self) -> Self:
+        """Keeps the weight network in eval mode, also under ``train()``, and its weights fixed.
+
+        Returns:
+            The wrapper itself.
+        """
+        if self._thawed_weights is None:
+            named = self.weight_net.named_parameters()
+            self._thawed_weights = tuple(name for name, p in named if p.requires_grad)
+        self.weight_net.requires_grad_(False).eval()
+        return self
+
+    def unfreeze_weight_net(self) -> Self:
+        """Undoes :meth:`freeze_weight_net`: what had gradients before has them again.
+
+        Returns:
+            The wrapper itself.
+        """
+        if self._thawed_weights is not None:
+            for name, parameter in self.weight_net.named_parameters():
+                parameter.requires_grad_(name in self._thawed_weights)
+        self._thawed_weights = None
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a weight network whose weights are all fixed stays in eval mode."""
+        super().train(mode)
+        weights = list(self.weight_net.parameters())
+        if weights and not any(w.requires_grad for w in weights):
+            self.weight_net.eval()
+        return self
+
+
 @final
-class LambdaEquiTune(Symmetrizer):
+class LambdaEquiTune(LambdaSymmetrizer):
     """Weights learned by a network, lambda-equitune (second paper, equation 4).
 
     f(x) = sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), where log lambda is what the weight
@@ -74,8 +121,6 @@ class LambdaEquiTune(Symmetrizer):
         torch.Size([4, 2])
     """
 
-    weight_net: nn.Module
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -96,8 +141,6 @@ class LambdaEquiTune(Symmetrizer):
             )
         self.weight_net = weight_net
         self.weight_input = weight_input
-        # The parameters of the weight network that learn; None while nothing is frozen.
-        self._thawed_weights: tuple[str, ...] | None = None
         if weight_input not in ("input", "output"):
             self._tap = Tap(backbone, weight_input)
             if self._cut is not None and not self._cut.runs_first(backbone, weight_input):
@@ -107,38 +150,6 @@ class LambdaEquiTune(Symmetrizer):
                 )
             self._tap.attach(self)
         self.reads_inputs = weight_input == "input"
-
-    def freeze_weight_net(self) -> Self:
-        """Keeps the weight network in eval mode, also under ``train()``, and its weights fixed.
-
-        Returns:
-            The wrapper itself.
-        """
-        if self._thawed_weights is None:
-            named = self.weight_net.named_parameters()
-            self._thawed_weights = tuple(name for name, p in named if p.requires_grad)
-        self.weight_net.requires_grad_(False).eval()
-        return self
-
-    def unfreeze_weight_net(self) -> Self:
-        """Undoes :meth:`freeze_weight_net`: what had gradients before has them again.
-
-        Returns:
-            The wrapper itself.
-        """
-        if self._thawed_weights is not None:
-            for name, parameter in self.weight_net.named_parameters():
-                parameter.requires_grad_(name in self._thawed_weights)
-        self._thawed_weights = None
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a weight network whose weights are all fixed stays in eval mode."""
-        super().train(mode)
-        weights = list(self.weight_net.parameters())
-        if weights and not any(w.requires_grad for w in weights):
-            self.weight_net.eval()
-        return self
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]

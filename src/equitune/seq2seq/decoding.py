@@ -1,0 +1,243 @@
+"""Encoder-decoders that go on step by step, and their greedy decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.checks import require_counts
+
+__all__ = ["Decoded", "GreedyDecoder", "Search", "StepModel", "every_step", "until"]
+
+
+class StepModel(Protocol):
+    """What an encoder-decoder has to be able to do; usually an ``nn.Module``.
+
+    A model may also have ``steps(symbols, state)``, all steps of (B, L) known symbols in one pass,
+    with scores (B, L, V); teacher forcing then uses it.
+    """
+
+    def step(self, symbols: Tensor, state: Any, /) -> tuple[Tensor, Any]:
+        """One step of a batch of sequences.
+
+        Args:
+            symbols: (B,) int64, the last symbol of each sequence.
+            state: What ``encode(source, **options)`` or the step before returned.
+
+        Returns:
+            The scores (B, V) of the next symbol, logits or log-probabilities, and the next state.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded sequences, of L steps each.
+
+    Attributes:
+        symbols: (B, L) int64, the most probable symbol of each step; padding where ``mask`` is
+            False.
+        scores: (B, L, V), the scores of each step, whose softmax are the probabilities.
+        mask: (B, L) bool, True up to the end of each sequence, the end symbol included.
+    """
+
+    symbols: Tensor
+    scores: Tensor
+    mask: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Search:
+    """What a decoder goes on from, for R sequences.
+
+    Attributes:
+        state: The state of the step model.
+        first: (R,) int64, the symbols that start the sequences.
+        targets: (R, L) int64, the sequences that are fed instead of what was found; or None.
+        length: The number of steps; None for as many as the sequences need.
+    """
+
+    state: Any
+    first: Tensor
+    targets: Tensor | None
+    length: int | None
+
+
+@final
+class GreedyDecoder(nn.Module):
+    """Decodes greedily with an encoder-decoder: the most probable symbol is the next one.
+
+    Args:
+        model: A module with ``encode(source, **options)``, which returns a state of any kind, and
+            ``step(symbols, state)``, of symbols (B,) to scores (B, V) and the next state; see
+            :class:`StepModel`.
+        start: The symbol that is fed first.
+        end: The symbol that ends a sequence.
+        limit: The most symbols of a sequence, the end symbol included.
+        pad: What follows the end symbol in batches. Default: the end symbol.
+
+    Shape:
+        source (B, ...), optionally targets (B, L), to :class:`Decoded`.
+
+    Raises:
+        TypeError: If the model has no ``encode`` or ``step``.
+        ValueError: If ``limit`` is below 1 or a symbol is negative. Calls raise it for targets or
+            a length beyond the limit.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from equitune.seq2seq import GreedyDecoder
+        >>> class BagOfWords(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.words, self.symbols = nn.Embedding(9, 16), nn.Embedding(7, 16)
+        ...         self.cell, self.scores = nn.GRUCell(16, 16), nn.Linear(16, 7)
+        ...
+        ...     def encode(self, tokens):
+        ...         return self.words(tokens).mean(dim=1)
+        ...
+        ...     def step(self, symbols, hidden):
+        ...         hidden = self.cell(self.symbols(symbols), hidden)
+        ...         return self.scores(hidden), hidden
+        >>> decoder = GreedyDecoder(BagOfWords(), start=1, end=2, pad=0, limit=20)
+        >>> commands, actions = torch.randint(3, 9, (4, 5)), torch.randint(3, 7, (4, 6))
+        >>> decoder(commands, length=8).symbols.shape
+        torch.Size([4, 8])
+        >>> decoder(commands, actions).scores.shape
+        torch.Size([4, 6, 7])
+    """
+
+    def __init__(
+        self, model: nn.Module, *, start: int, end: int, limit: int, pad: int | None = None
+    ) -> None:
+        super().__init__()
+        for name in ("encode", "step"):
+            if not isinstance(model, nn.Module) or not callable(getattr(model, name, None)):
+                raise TypeError(
+                    f"model is a {type(model).__name__}; give a torch.nn.Module with the methods "
+                    "encode(source) and step(symbols, state)"
+                )
+        require_counts(limit=limit)
+        pad = end if pad is None else pad
+        for name, symbol in (("start", start), ("end", end), ("pad", pad)):
+            if isinstance(symbol, bool) or not isinstance(symbol, int) or symbol < 0:
+                raise ValueError(f"{name} is {symbol!r}; give the id of a symbol, 0 or more")
+        self.model: Any = model
+        self.start, self.end, self.pad, self.limit = start, end, pad, limit
+
+    def forward(
+        self,
+        source: Any,
+        targets: Tensor | None = None,
+        *,
+        length: int | None = None,
+        **options: Any,
+    ) -> Decoded:
+        """Decodes freely, or along targets.
+
+        Args:
+            source: (B, ...), what the model encodes.
+            targets: (B, L) int64, for teacher forcing: each step is fed the target before it, and
+                says how probable its own is. They end with ``end``, and with ``pad`` behind it.
+            length: The number of steps without targets, such as that of the targets in training;
+                None until all sequences have ended, or the limit is reached.
+            **options: What else the model's ``encode`` takes.
+        """
+        return self.find(self.model, self.begin(source, targets, length=length, **options))
+
+    def begin(
+        self,
+        source: Any,
+        targets: Tensor | None = None,
+        *,
+        length: int | None = None,
+        **options: Any,
+    ) -> Search:
+        """Encodes what is to be decoded; the arguments are those of a call."""
+        if not isinstance(source, Tensor) or source.dim() == 0:
+            raise TypeError(
+                f"source is a {type(source).__name__}; give a tensor (B, ...), and what else the "
+                "model's encode takes by name"
+            )
+        rows = source.shape[0]
+        self._check_length(rows, targets, length)
+        first = torch.full((rows,), self.start, device=source.device)
+        return Search(self.model.encode(source, **options), first, targets, length)
+
+    def find(self, model: StepModel, search: Search) -> Decoded:
+        """Decodes with the steps of a model, which may be another one than the decoder's own."""
+        if search.targets is not None:
+            fed = torch.cat([search.first[:, None], search.targets[:, :-1]], dim=1)
+            scores, _ = every_step(model, fed, search.state)
+            return self.read(scores, search.targets)
+        symbols, state = search.first, search.state
+        going = torch.ones_like(symbols, dtype=torch.bool)
+        found: list[Tensor] = []
+        for _ in range(search.length or self.limit):
+            scores, state = model.step(symbols, state)
+            symbols = scores.detach().argmax(dim=-1)
+            found.append(scores)
+            going = going & (symbols != self.end)
+            if search.length is None and not going.any():
+                break
+        return self.read(torch.stack(found, dim=1))
+
+    def read(self, scores: Tensor, targets: Tensor | None = None) -> Decoded:
+        """What scores (B, L, V) say; the sequences end where their targets do, if they have any."""
+        symbols = scores.detach().argmax(dim=-1)
+        mask = until(symbols if targets is None else targets, self.end)
+        return Decoded(symbols.masked_fill(~mask, self.pad), scores, mask)
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, end={self.end}, pad={self.pad}, limit={self.limit}"
+
+    def _check_length(self, rows: int, targets: Tensor | None, length: int | None) -> None:
+        if length is not None:
+            require_counts(length=length)
+        if targets is None:
+            if length is not None and length > self.limit:
+                raise ValueError(
+                    f"length is {length}, but the decoder's limit is {self.limit} symbols; give "
+                    "fewer steps, or GreedyDecoder a larger limit"
+                )
+            return
+        if length is not None:
+            raise ValueError(
+                f"length is {length}, but there are targets, which say it already; leave one out"
+            )
+        if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.int32):
+            given = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+            raise TypeError(f"targets is {given}; give the int64 ids of symbols, (B, L)")
+        if targets.dim() != 2 or targets.shape[0] != rows or targets.shape[1] == 0:
+            raise ValueError(
+                f"targets has shape {tuple(targets.shape)}; give (B, L), here {rows} sequences of "
+                "one symbol or more"
+            )
+        if targets.shape[1] > self.limit:
+            raise ValueError(
+                f"targets has {targets.shape[1]} symbols a sequence, but the decoder's limit is "
+                f"{self.limit}; give GreedyDecoder a larger limit"
+            )
+
+
+def every_step(model: Any, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The scores (B, L, V) of what follows each of (B, L) symbols, in one pass if there is one."""
+    if hasattr(model, "steps"):
+        found: tuple[Tensor, Any] = model.steps(symbols, state)
+        return found
+    scores = []
+    for column in symbols.unbind(dim=1):
+        step, state = model.step(column, state)
+        scores.append(step)
+    return torch.stack(scores, dim=1), state
+
+
+def until(symbols: Tensor, end: int) -> Tensor:
+    """(B, L) bool, True up to the first end symbol, that one included."""
+    ends = (symbols == end).long()
+    return (ends.cumsum(dim=1) - ends) == 0
