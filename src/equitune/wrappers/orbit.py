@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
 from equitune.cut import Cut
-from equitune.functional import weighted_mean
+from equitune.functional import can_be_averaged, weighted_mean
 from equitune.wrappers.calls import InputActions, MovedCall
 from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
@@ -336,7 +336,9 @@ class Symmetrizer(OrbitModule):
         call = self._bind(x, args, kwargs)
         output, weights, scores = self._evaluate(call)
         if weights is None:
-            order, (_, leaf) = self.group.order, self.output_action.flatten(output)[0]
+            order = self.group.order
+            leaves = [leaf for _, leaf in self.output_action.flatten(output)]
+            leaf = next(leaf for leaf in leaves if can_be_averaged(leaf))
             weights = leaf.new_full((order, call.batch_size), 1 / order, dtype=leaf.real.dtype)
         return Explanation(self._finish(output), weights, scores, weights.argmax(dim=0))
 

@@ -1,0 +1,337 @@
+"""EquiTune, LambdaEquiTune and EquiZero of encoder-decoders."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import Action, TokenAction, TreeAction, TrivialAction
+from equitune.seq2seq.copies import CopySearch, Feedback, Lockstep
+from equitune.seq2seq.decoding import Decoded, GreedyDecoder, Search
+from equitune.wrappers import Symmetrizer
+from equitune.wrappers.calls import MovedCall
+from equitune.wrappers.lambda_equitune import LambdaSymmetrizer, check_weight_net, orbit_logits
+from equitune.wrappers.orbit import OrbitPass
+from equitune.wrappers.selection import (
+    Gradient,
+    check_selection,
+    chosen,
+    proxy_losses,
+    weights_of_best,
+)
+from equitune.wrappers.tap import Tap
+
+__all__ = ["EquiSeq2Seq", "EquiZeroSeq2Seq", "LambdaSeq2Seq", "OrbitSeq2Seq"]
+
+
+class OrbitSeq2Seq(Symmetrizer):
+    """Decodes all copies of each source in one batch, so that whole sequences are equivariant.
+
+    Subclasses say how the copies are put together. Calls take what the decoder takes and return
+    what it returns, :class:`Decoded`.
+
+    Args:
+        backbone: The decoder of an encoder-decoder. Neither it nor its model is modified.
+        input_action: How the group acts on the source, such as a ``TokenAction``, or a mapping
+            from the names of arguments, ``"source"`` and what else the model's ``encode`` takes,
+            to actions.
+        symbol_action: How the group acts on the ids of symbols. It has to keep those that start,
+            end and pad sequences where they are.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the actions are of different groups, or ``symbol_action`` moves a symbol
+            that starts, ends or pads.
+    """
+
+    backbone: GreedyDecoder
+
+    def __init__(
+        self,
+        backbone: GreedyDecoder,
+        input_action: Action | Mapping[str, Action],
+        symbol_action: TokenAction,
+    ) -> None:
+        if not isinstance(backbone, GreedyDecoder):
+            raise TypeError(
+                f"backbone is a {type(backbone).__name__}; give GreedyDecoder(model, start=..., "
+                "end=..., limit=...)"
+            )
+        _check_symbols(backbone, symbol_action)
+        inputs = {"source": input_action} if isinstance(input_action, Action) else input_action
+        if isinstance(inputs, Mapping):
+            if "targets" in inputs:
+                raise ValueError(
+                    "input_action has an action for 'targets', which symbol_action moves; leave "
+                    "it out"
+                )
+            inputs = {**inputs, "targets": symbol_action}
+        fields = {
+            "symbols": symbol_action,
+            "scores": symbol_action.on_logits(),
+            "mask": TrivialAction(symbol_action.group),
+        }
+        super().__init__(backbone, inputs, TreeAction(fields))
+        self.symbol_action = symbol_action
+        self._score_action = fields["scores"]
+
+    def _begin(self, call: MovedCall) -> tuple[CopySearch, list[OrbitPass]]:
+        """Encodes all copies: one batch per shape."""
+        searches: list[Search] = []
+        passes: list[OrbitPass] = []
+        for elements in call.shape_classes():
+            stacks = call.orbits(elements)
+            # The model may work in place on what it gets.
+            inputs = [stack.clone() for stack in stacks] if self.reads_inputs else []
+            copies, tapped = [stack.flatten(0, 1) for stack in stacks], None
+            if self._tap is None:
+                search = call.run(self.backbone.begin, copies)
+            else:
+                begin = functools.partial(call.run, self.backbone.begin, copies)
+                search, tapped = self._tap.read(begin)
+                tapped = tapped.unflatten(0, (len(elements), -1))
+            searches.append(search)
+            passes.append(OrbitPass(elements, inputs, None, [], tapped))
+        copies_search = CopySearch(
+            self.backbone,
+            self.symbol_action,
+            self._score_action,
+            tuple(orbit.elements for orbit in passes),
+            tuple(searches),
+        )
+        return copies_search, passes
+
+
+class AveragingSeq2Seq(OrbitSeq2Seq):
+    """The distributions of the copies are averaged, with weights that are known before."""
+
+    feedback: Feedback
+
+    def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
+        copies, passes = self._begin(call)
+        weights, scores = self.weigh(passes)
+        return self.feedback.decode(copies, weights), weights, scores
+
+
+@final
+class EquiSeq2Seq(AveragingSeq2Seq):
+    """The mean over the group of the distributions of each next symbol (first paper, section 5.2).
+
+    The scores of what is decoded are log-probabilities.
+
+    Args:
+        backbone: The decoder of an encoder-decoder.
+        input_action: How the group acts on the source, such as a ``TokenAction``, or a mapping
+            from the names of arguments, ``"source"`` and what else the model's ``encode`` takes,
+            to actions.
+        symbol_action: How the group acts on the ids of symbols. It has to keep those that start,
+            end and pad sequences where they are.
+        feedback: What each copy is fed next: :class:`Lockstep` or :class:`Independent`.
+
+    Shape:
+        As :class:`GreedyDecoder`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the actions are of different groups, or ``symbol_action`` moves a symbol
+            that starts, ends or pads. Calls raise it for tensors without an action.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from equitune import TokenAction
+        >>> from equitune.seq2seq import EquiSeq2Seq, GreedyDecoder
+        >>> class BagOfWords(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.words, self.symbols = nn.Embedding(9, 16), nn.Embedding(7, 16)
+        ...         self.cell, self.scores = nn.GRUCell(16, 16), nn.Linear(16, 7)
+        ...
+        ...     def encode(self, tokens):
+        ...         return self.words(tokens).mean(dim=1)
+        ...
+        ...     def step(self, symbols, hidden):
+        ...         hidden = self.cell(self.symbols(symbols), hidden)
+        ...         return self.scores(hidden), hidden
+        >>> decoder = GreedyDecoder(BagOfWords(), start=1, end=2, pad=0, limit=20)
+        >>> words = TokenAction.cyclic_swaps(9, [(5, 6)])
+        >>> symbols = TokenAction.cyclic_swaps(7, [(3, 4)])
+        >>> model = EquiSeq2Seq(decoder, words, symbols).eval()
+        >>> commands = torch.tensor([[5, 7, 8], [8, 8, 6]])
+        >>> swapped = model(words.transform(commands, 1)).symbols
+        >>> torch.equal(symbols.transform(swapped, 1), model(commands).symbols)
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: GreedyDecoder,
+        input_action: Action | Mapping[str, Action],
+        symbol_action: TokenAction,
+        *,
+        feedback: Feedback | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, symbol_action)
+        self.feedback = _checked_feedback(feedback)
+
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+        return None, None
+
+
+@final
+class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
+    """Learned weights of the copies, one for each copy and source (second paper, equation 4).
+
+    p(y | x) = sum_g lambda(gx) p(gy | gx) / sum_h lambda(hx) at each step, where log lambda is
+    what the weight network returns. ``equitune.training`` trains it in phases.
+
+    Args:
+        backbone: As for :class:`EquiSeq2Seq`.
+        input_action: As for :class:`EquiSeq2Seq`.
+        symbol_action: As for :class:`EquiSeq2Seq`.
+        weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
+            logit each, (N,) or (N, 1); or an :class:`equitune.OrbitWeightNet`.
+        weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
+            name of a submodule of the backbone that runs once while a source is encoded, such as
+            ``"model.encoder"``, and returns a tensor (N, ...).
+        feedback: As for :class:`EquiSeq2Seq`.
+
+    Shape:
+        As :class:`GreedyDecoder`.
+
+    Raises:
+        TypeError: As :class:`EquiSeq2Seq`.
+        ValueError: As :class:`EquiSeq2Seq`, and if no submodule has the name ``weight_input``.
+            Calls raise it if the weight network returns another shape.
+    """
+
+    def __init__(
+        self,
+        backbone: GreedyDecoder,
+        input_action: Action | Mapping[str, Action],
+        symbol_action: TokenAction,
+        *,
+        weight_net: nn.Module,
+        weight_input: str = "input",
+        feedback: Feedback | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, symbol_action)
+        check_weight_net(weight_net)
+        self.feedback = _checked_feedback(feedback)
+        self.weight_net = weight_net
+        self.weight_input = weight_input
+        self.reads_inputs = weight_input == "input"
+        if not self.reads_inputs:
+            self._tap = Tap(backbone, weight_input)
+            self._tap.attach(self)
+
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+        seen = [orbit.inputs[0] if orbit.tapped is None else orbit.tapped for orbit in passes]
+        name = f"weight_input {self.weight_input!r}"
+        logits = orbit_logits(self.weight_net, seen, [p.elements for p in passes], name)
+        return logits.softmax(dim=0), logits
+
+
+@final
+class EquiZeroSeq2Seq(OrbitSeq2Seq):
+    """The copy of each source with the smallest proxy loss (second paper, section 5.1.3).
+
+    Each copy is decoded by itself; the whole sequence is that of the best one.
+
+    Args:
+        backbone: As for :class:`EquiSeq2Seq`.
+        input_action: As for :class:`EquiSeq2Seq`.
+        symbol_action: As for :class:`EquiSeq2Seq`.
+        proxy_loss: Maps the decoded copies, a :class:`Decoded` of stacks (|G|, B, ...), to losses
+            (|G|, B); the smallest wins. See ``equitune.seq2seq``: ``negative_max_probability``,
+            ``entropy``, ``negative_log_probability``, ``negative_least_probability``. A module
+            becomes a submodule, and is kept in eval mode.
+        gradient: As for :class:`equitune.EquiZero`: whose gradient the chosen scores have.
+        tie_tolerance: As for :class:`equitune.EquiZero`.
+
+    Shape:
+        As :class:`GreedyDecoder`; the scores are those of the chosen copy.
+
+    Raises:
+        TypeError: As :class:`EquiSeq2Seq`.
+        ValueError: As :class:`EquiSeq2Seq`, and for another ``gradient`` or a negative
+            ``tie_tolerance``. Calls raise it if the proxy loss returns another shape.
+    """
+
+    def __init__(
+        self,
+        backbone: GreedyDecoder,
+        input_action: Action | Mapping[str, Action],
+        symbol_action: TokenAction,
+        *,
+        proxy_loss: Callable[[Decoded], Tensor],
+        gradient: Gradient | None = "equitune",
+        tie_tolerance: float | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, symbol_action)
+        example = "equitune.seq2seq.negative_max_probability"
+        check_selection(proxy_loss, gradient, tie_tolerance, example)
+        self.proxy_loss = proxy_loss
+        self.gradient = gradient
+        self.tie_tolerance = tie_tolerance
+        self._hold_scorer()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a proxy loss that is a module stays in eval mode."""
+        super().train(mode)
+        self._hold_scorer()
+        return self
+
+    def _hold_scorer(self) -> None:
+        if isinstance(self.proxy_loss, nn.Module):
+            self.proxy_loss.eval()
+
+    def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
+        copies, _ = self._begin(call)
+        raw = copies.alone()
+        leaves = self.output_action.flatten(raw)
+        passes = [OrbitPass(tuple(self.group.elements), [], raw, leaves, None)]
+        weights, losses = self.weigh(passes)
+        output = self._combine_copies(passes, lambda stack: chosen(stack, weights, self.gradient))
+        return output, weights, losses
+
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+        (orbit,) = passes
+        # The choice is piecewise constant.
+        with torch.no_grad():
+            losses = proxy_losses(self.proxy_loss, orbit.template, [orbit.template.scores])
+            dtypes = [orbit.template.scores.dtype]
+            return weights_of_best(losses, self.tie_tolerance, dtypes), losses
+
+
+def _checked_feedback(feedback: object) -> Feedback:
+    if feedback is None:
+        return Lockstep()
+    if not isinstance(feedback, Feedback):
+        given = f"{feedback.__name__}" if isinstance(feedback, type) else type(feedback).__name__
+        raise TypeError(f"feedback is a {given}; give Lockstep() or Independent()")
+    return feedback
+
+
+def _check_symbols(decoder: GreedyDecoder, action: object) -> None:
+    if not isinstance(action, TokenAction):
+        raise TypeError(
+            f"symbol_action is a {type(action).__name__}; give a TokenAction, how the group acts "
+            "on the ids of symbols"
+        )
+    for name in ("start", "end", "pad"):
+        symbol = getattr(decoder, name)
+        if symbol >= action.vocabulary_size:
+            raise ValueError(
+                f"symbol_action has {action.vocabulary_size} symbols, but the decoder's {name} is "
+                f"{symbol}; give the action of all symbols"
+            )
+        if any(row[symbol] != symbol for row in action.permutations):
+            raise ValueError(
+                f"symbol_action moves {symbol}, but the decoder's {name} is {symbol}; give an "
+                "action that keeps it where it is"
+            )
