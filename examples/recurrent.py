@@ -1,15 +1,25 @@
-"""Small recurrent sequence-to-sequence models: one layer, attention, batches of unequal lengths."""
+"""Small recurrent sequence-to-sequence models: one layer, attention, batches of unequal lengths.
+
+They are step models: ``equitune.seq2seq.GreedyDecoder`` decodes with them, with a teacher or
+without.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-__all__ = ["END", "PAD", "START", "Memory", "Recurrent"]
+__all__ = ["CELLS", "END", "PAD", "START", "Memory", "Recurrent", "refuse_other_models"]
+
+CELLS = (nn.RNN, nn.GRU, nn.LSTM)
+GATES = {1: "nn.RNN", 3: "nn.GRU", 4: "nn.LSTM"}
+"""What a cell is, by its number of gates."""
 
 PAD, START, END = 0, 1, 2
 """The first three ids of both vocabularies: padding, and what begins and ends a sequence."""
@@ -41,6 +51,10 @@ class Recurrent(nn.Module):
         symbols: The number of output ids.
         size: The hidden units of each layer, and of the embeddings.
         dropout: On the embeddings and before the last layer.
+
+    Raises:
+        ValueError: If the cell is another one. ``load_state_dict`` raises it for a checkpoint of
+            another cell, or of an equivariant model.
     """
 
     def __init__(
@@ -53,7 +67,7 @@ class Recurrent(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if cell not in (nn.RNN, nn.GRU, nn.LSTM):
+        if cell not in CELLS:
             raise ValueError(f"cell is {cell!r}; give nn.RNN, nn.GRU or nn.LSTM")
         self.words = nn.Embedding(words, size, padding_idx=PAD)
         self.symbols = nn.Embedding(symbols, size, padding_idx=PAD)
@@ -64,6 +78,7 @@ class Recurrent(nn.Module):
         self.mixed = nn.Linear(2 * size, size)
         self.scores = nn.Linear(size, symbols)
         self.dropout = nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(refuse_other_models)
 
     def encode(self, tokens: Tensor) -> Memory:
         """Reads (B, T) input ids, padded at their right."""
@@ -84,11 +99,11 @@ class Recurrent(nn.Module):
 
     def step(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The scores (B, symbols) of what follows the last symbols (B,), and the next state."""
-        scores, memory = self.run(symbols[:, None], memory)
+        scores, memory = self.steps(symbols[:, None], memory)
         return scores[:, 0], memory
 
-    def run(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The scores (B, L, symbols) of what follows each of (B, L) symbols, in one pass."""
+    def steps(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The scores (B, L, symbols) of what follows each of (B, L) symbols, all at once."""
         hidden = memory.hidden[None].contiguous()
         state = hidden if memory.carry is None else (hidden, memory.carry[None].contiguous())
         outputs, state = self.decoder(self.dropout(self.symbols(symbols)), state)
@@ -100,22 +115,30 @@ class Recurrent(nn.Module):
         after = Memory(hidden[0], None if carry is None else carry[0], memory.keys, memory.mask)
         return self.scores(self.dropout(mixed)), after
 
-    def forward(self, tokens: Tensor, targets: Tensor, *, teacher: bool = True) -> Tensor:
-        """The scores (B, L, symbols) of (B, L) targets.
 
-        Args:
-            tokens: (B, T) input ids.
-            targets: (B, L) output ids, which end with END and padding.
-            teacher: Whether each step is given the target before it, or what the model itself has
-                found most probable.
-        """
-        memory = self.encode(tokens)
-        start = targets.new_full((targets.shape[0], 1), START)
-        if teacher:
-            return self.run(torch.cat([start, targets[:, :-1]], dim=1), memory)[0]
-        symbols, found = start[:, 0], []
-        for _ in range(targets.shape[1]):
-            scores, memory = self.step(symbols, memory)
-            found.append(scores)
-            symbols = scores.detach().argmax(dim=-1)
-        return torch.stack(found, dim=1)
+def refuse_other_models(
+    module: nn.Module, weights: Mapping[str, Any], prefix: str, *_: object
+) -> None:
+    """A hook before loading: refuses the checkpoint of another kind of model.
+
+    Raises:
+        ValueError: If it is one. Torch would only list what is missing, or all shapes that differ.
+    """
+    own, given = _kind(dict(module.named_parameters())), _kind(weights, prefix)
+    if given not in (None, own):
+        raise ValueError(
+            f"the checkpoint is one of {given}, but this model has {own}; build the model that "
+            "the checkpoint was saved from, or give another checkpoint"
+        )
+
+
+def _kind(weights: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The cell that weights belong to; None if they are of no model of these examples."""
+    plain = weights.get(f"{prefix}decoder.weight_hh_l0")
+    tied = weights.get(f"{prefix}decoder.hh_l0.weight")
+    if plain is not None:
+        return GATES.get(plain.shape[0] // plain.shape[1])
+    if tied is None:
+        return None
+    gates, order = tied.shape[0] // tied.shape[2], tied.shape[1]
+    return f"{GATES.get(gates)}, equivariant under a group of order {order}"

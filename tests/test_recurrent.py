@@ -1,17 +1,20 @@
-"""Recurrent sequence-to-sequence models: padding, steps, and learning."""
+"""Recurrent sequence-to-sequence models: padding, steps, checkpoints, and learning."""
 
 import pytest
 import torch
 from torch import nn
 
-from recurrent import END, PAD, START, Recurrent
-
-CELLS = [nn.RNN, nn.GRU, nn.LSTM]
+from equitune.seq2seq import GreedyDecoder
+from recurrent import CELLS, END, PAD, START, Recurrent
 
 
 def model(cell):
     torch.manual_seed(0)
     return Recurrent(cell, 9, 8, size=12).double().eval()
+
+
+def decoder(step_model):
+    return GreedyDecoder(step_model, start=START, end=END, pad=PAD, limit=9)
 
 
 def batch():
@@ -27,42 +30,46 @@ def batch():
 @torch.no_grad()
 def test_padding_changes_nothing(cell):
     tokens, targets = batch()
-    for teacher in (True, False):
-        whole = model(cell)(tokens, targets, teacher=teacher)
-        for row, length in enumerate((6, 4, 2)):
-            alone = model(cell)(
-                tokens[row : row + 1, :length], targets[row : row + 1], teacher=teacher
-            )
-            torch.testing.assert_close(whole[row], alone[0], rtol=0, atol=1e-12)
+    decode = decoder(model(cell))
+    along, free = decode(tokens, targets).scores, decode(tokens, length=5).scores
+    for row, length in enumerate((6, 4, 2)):
+        own = tokens[row : row + 1, :length]
+        alone = decode(own, targets[row : row + 1]).scores[0]
+        torch.testing.assert_close(along[row], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(free[row], decode(own, length=5).scores[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_steps_are_the_run(cell):
+def test_steps_are_each_step(cell):
     tokens, targets = batch()
     memory, symbols, found = model(cell).encode(tokens), torch.full((3,), START), []
     for k in range(5):
         scores, memory = model(cell).step(symbols, memory)
         found.append(scores)
         symbols = targets[:, k]
-    expected = model(cell)(tokens, targets)
+    fed = torch.cat([torch.full((3, 1), START), targets[:, :-1]], dim=1)
+    expected, after = model(cell).steps(fed, model(cell).encode(tokens))
     torch.testing.assert_close(torch.stack(found, dim=1), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(after.hidden, memory.hidden, rtol=0, atol=1e-12)
     # Without a teacher each step reads what the one before it found.
-    free = model(cell)(tokens, targets, teacher=False)
-    again = model(cell)(tokens, torch.cat([free.argmax(-1)], dim=1))
-    torch.testing.assert_close(free, again, rtol=0, atol=1e-12)
-    assert not torch.allclose(free, expected)
+    decode = decoder(model(cell))
+    free = decode(tokens, length=5)
+    again = decode(tokens, free.scores.argmax(-1))
+    torch.testing.assert_close(free.scores, again.scores, rtol=0, atol=1e-12)
+    assert not torch.allclose(free.scores, expected)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_it_learns_to_copy(cell):
     torch.manual_seed(0)
     learner = Recurrent(cell, 8, 8, size=24, dropout=0.0)
+    decode = decoder(learner)
     tokens = torch.randint(3, 8, (64, 4))
     optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        scores = learner(tokens, tokens)
+        scores = decode(tokens, tokens).scores
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), tokens.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -75,3 +82,24 @@ def test_it_learns_to_copy(cell):
 def test_other_cells_are_refused():
     with pytest.raises(ValueError, match=r"give nn\.RNN, nn\.GRU or nn\.LSTM"):
         Recurrent(nn.LSTMCell, 9, 8)
+
+
+@pytest.mark.parametrize("saved", CELLS)
+@pytest.mark.parametrize("own", CELLS)
+def test_checkpoints_of_other_cells_are_refused(saved, own):
+    checkpoint = decoder(model(saved)).state_dict()
+    if saved is own:
+        decoder(model(own)).load_state_dict(checkpoint)
+        return
+    message = (
+        rf"the checkpoint is one of nn\.{saved.__name__}, but this model has nn\.{own.__name__};"
+    )
+    with pytest.raises(ValueError, match=message):
+        decoder(model(own)).load_state_dict(checkpoint)
+
+
+def test_other_errors_of_loading_are_those_of_torch():
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model(nn.GRU).load_state_dict({})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model(nn.GRU).load_state_dict(Recurrent(nn.GRU, 9, 8, size=6).state_dict())
