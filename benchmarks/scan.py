@@ -1,0 +1,349 @@
+"""Compositional generalisation on SCAN: plain, symmetrised and equivariant recurrent models.
+
+One run is a split, a cell and a seed: it pretrains a plain model, measures what the wrappers make
+of it without training, fine-tunes it inside of them, and trains an equivariant model from scratch.
+Stages that are done are kept, so that an interrupted benchmark goes on, and several processes may
+do different runs at the same time. Each sequence counts as right only if all of it is, decoded
+freely.
+
+    python benchmarks/scan.py --split add_jump --cell LSTM --seed 0
+    python benchmarks/scan.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fcntl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import record
+from equitune import seq2seq
+from equitune.seq2seq import GreedyDecoder
+from recurrent import END, PAD, START, Recurrent
+from scan_data import COMMANDS, SEQUENCES, SPLITS, Examples, Symmetry, load_split
+from scan_training import Recipe, accuracy, load_checkpoint, right, save_checkpoint, settings_of
+from scan_training import train as train_model
+
+NAME = "scan"
+CELLS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+SEEDS = {"LSTM": 3, "GRU": 1, "RNN": 1}
+STAGES = ("plain", "zero-shot", "equi-tuned", "equizero-tuned", "G")
+LIMIT = 50
+"""The longest sequence has 48 symbols and its end."""
+CURVE = (0, 20, 50, 100, 150, 200, 250)
+"""After how many iterations of fine-tuning the test accuracy is measured, besides the last."""
+PROXIES = (
+    "negative_max_probability",
+    "entropy",
+    "negative_log_probability",
+    "negative_least_probability",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run from pretraining to the last table."""
+
+    split: str
+    cell: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}, {self.cell}, {self.seed}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The rows in results/, which several processes write to."""
+
+    place: str
+    lock: Path
+
+    def row(self, run: Run) -> dict[str, Any]:
+        """What is known of a run."""
+        return self.update(run, lambda row: None)
+
+    def update(self, run: Run, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Changes the row of a run, and no other one."""
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            rows = record.load(self.place).get("rows", {})
+            empty = {"split": run.split, "cell": run.cell, "seed": run.seed, "stages": {}}
+            row: dict[str, Any] = rows.get(run.name, empty)
+            before = copy.deepcopy(row)
+            change(row)
+            if row != before:
+                everything = {"rows": dict(sorted({**rows, run.name: row}.items()))}
+                record.save(self.place, f"python benchmarks/{NAME}.py", 0, everything)
+        return row
+
+
+class Work:
+    """The stages of one run."""
+
+    def __init__(self, run: Run, arguments: argparse.Namespace, store: Store) -> None:
+        self.run, self.store = run, store
+        self.size, self.limit = arguments.size, arguments.limit
+        self.folder = arguments.checkpoints
+        self.pretraining = Recipe(arguments.pretraining_examples)
+        self.finetuning = Recipe(arguments.finetuning_examples)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def data(self) -> Any:
+        """The examples of the split."""
+        return load_split(self.run.split, limit=self.limit)
+
+    @cached_property
+    def symmetry(self) -> Symmetry:
+        """The papers' group for the split."""
+        return SPLITS[self.run.split][1]()
+
+    @property
+    def symmetries(self) -> dict[str, Symmetry]:
+        """The groups of the zero-shot rows, by what follows their names."""
+        large = {
+            "add_jump": {", symmetric(4)": Symmetry.all_verbs},
+            "around_right": {", symmetric(4) x cyclic(2)": Symmetry.verbs_and_directions},
+        }
+        return {"": self.symmetry, **{k: make() for k, make in large[self.run.split].items()}}
+
+    def decoder(self, model: nn.Module) -> GreedyDecoder:
+        return GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT).to(self.device)
+
+    def plain(self) -> GreedyDecoder:
+        """The pretrained plain model: from its checkpoint, or trained now."""
+        torch.manual_seed(self.run.seed)
+        sizes = (len(COMMANDS), len(SEQUENCES))
+        decoder = self.decoder(Recurrent(CELLS[self.run.cell], *sizes, size=self.size))
+        self.trained("plain", decoder, decoder, self.pretraining)
+        return decoder
+
+    def equivariant(self) -> None:
+        """The equivariant model from scratch, by the same recipe."""
+        from equivariant_recurrent import EquivariantRecurrent
+
+        torch.manual_seed(self.run.seed)
+        actions = (self.symmetry.words, self.symmetry.symbols)
+        decoder = self.decoder(EquivariantRecurrent(CELLS[self.run.cell], *actions, size=self.size))
+        self.trained("G", decoder, decoder, self.pretraining)
+
+    def tuned(self, name: str, wrap: Callable[..., nn.Module], **options: Any) -> None:
+        """The plain model, fine-tuned inside a wrapper with the papers' group."""
+        decoder = self.plain()
+        torch.manual_seed(self.run.seed)
+        wrapper = wrap(decoder, self.symmetry.words, self.symmetry.symbols, **options)
+        self.trained(name, wrapper, decoder, self.finetuning, self.symmetry)
+
+    def trained(
+        self,
+        name: str,
+        model: nn.Module,
+        decoder: GreedyDecoder,
+        recipe: Recipe,
+        symmetry: Symmetry | None = None,
+    ) -> None:
+        """Trains and measures a model, unless there is a checkpoint of it."""
+        path = self.folder / f"{self.run.split}-{self.run.cell}-{self.run.seed}-{name}.pt"
+        settings = settings_of(recipe, size=self.size, limit=self.limit)
+        known = load_checkpoint(path, decoder, settings)
+        if known is None:
+            curve: dict[int, float] = {}
+
+            def measure(done: int) -> None:
+                if self.has_curve and name not in {"plain", "G"} and done in CURVE:
+                    curve[done] = self.measured(model, symmetry, parts=("test",))["test"]
+
+            start = time.perf_counter()
+            title = f"{self.run.name}, {name}"
+            train_model(
+                model, self.data.train, recipe, seed=self.run.seed, name=title, after=measure
+            )
+            seconds = round(time.perf_counter() - start, 1)
+            known = {**self.measured(model, symmetry), "seconds": seconds, "settings": settings}
+            if curve:
+                known["curve"] = {**curve, recipe.iterations: known["test"]}
+            save_checkpoint(path, decoder, settings, known)
+            if name == "plain":
+                # What was made of another plain model is not made of this one.
+                self.store.update(self.run, lambda row: _keep(row, "G"))
+                for tuned in ("equi-tuned", "equizero-tuned"):
+                    path.with_name(path.name.replace("-plain", f"-{tuned}")).unlink(True)
+        self.put(name, known)
+
+    def zero_shot(self) -> None:
+        """What the wrappers make of the plain model without training."""
+        decoder = self.plain()
+        for group, symmetry in self.symmetries.items():
+            pair = (symmetry.words, symmetry.symbols)
+            models: dict[str, Callable[[], nn.Module]] = {
+                "EquiSeq2Seq, lockstep": lambda pair=pair: seq2seq.EquiSeq2Seq(decoder, *pair),
+                "EquiSeq2Seq, independent": lambda pair=pair: seq2seq.EquiSeq2Seq(
+                    decoder, *pair, feedback=seq2seq.Independent()
+                ),
+            }
+            for proxy in PROXIES:
+                models[f"EquiZeroSeq2Seq, {proxy}"] = lambda pair=pair, proxy=proxy: (
+                    seq2seq.EquiZeroSeq2Seq(decoder, *pair, proxy_loss=getattr(seq2seq, proxy))
+                )
+            for name, make in models.items():
+                stage = f"zero-shot {name}{group}"
+                if not self.has(stage):
+                    self.timed(stage, lambda make=make, s=symmetry: self.measured(make(), s))
+            stage = f"any copy right{group}"
+            if not self.has(stage):
+                self.timed(stage, lambda s=symmetry: self.ceiling(decoder, s))
+
+    def measured(
+        self,
+        model: nn.Module,
+        symmetry: Symmetry | None = None,
+        parts: Sequence[str] = ("validation", "test"),
+    ) -> dict[str, float]:
+        """The accuracy on the parts of the split."""
+        group = None if symmetry is None else symmetry.words.group
+        return {
+            part: accuracy(model, getattr(self.data, part), group=group, name=part)
+            for part in parts
+        }
+
+    def ceiling(self, decoder: GreedyDecoder, symmetry: Symmetry) -> dict[str, float]:
+        """How often a choice among the copies could be right at all."""
+        found = {}
+        for part in ("validation", "test"):
+            examples = getattr(self.data, part).by_length()
+            copies: list[Tensor] = []
+            for g in tqdm(symmetry.words.group.elements, f"copies, {part}", leave=False):
+                moved = Examples(
+                    symmetry.words.transform(examples.tokens, g),
+                    symmetry.symbols.transform(examples.targets, g),
+                )
+                copies.append(right(decoder, moved))
+            found[part] = float(torch.stack(copies).any(dim=0).double().mean())
+        return found
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether test accuracy is measured in the middle of fine-tuning, as in Figure 10."""
+        return self.run.split == "add_jump" and self.run.cell == "LSTM"
+
+    def has(self, stage: str) -> bool:
+        known = self.store.row(self.run)["stages"].get(stage)
+        return known is not None and known["settings"]["limit"] == self.limit
+
+    def timed(self, stage: str, measure: Callable[[], dict[str, float]]) -> None:
+        start = time.perf_counter()
+        found: dict[str, Any] = measure()
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        self.put(stage, {**found, "settings": {"limit": self.limit}})
+
+    def put(self, stage: str, known: dict[str, Any]) -> None:
+        """Writes a stage at once."""
+        known = dict(known)
+        curve = known.pop("curve", None)
+        new = self.store.row(self.run)["stages"].get(stage) != known
+
+        def change(row: dict[str, Any]) -> None:
+            row["stages"][stage] = known
+            if curve is not None:
+                size = known["settings"]["batch_size"]
+                kept = row.setdefault("curve", {})
+                kept["iterations"] = list(curve)
+                kept["examples"] = [size * done for done in curve]
+                kept[stage] = list(curve.values())
+
+        self.store.update(self.run, change)
+        if new:
+            tqdm.write(
+                f"{self.run.name}, {stage}: validation {known['validation']:.1%}, test "
+                f"{known['test']:.1%}, {known['seconds']:.0f} s"
+            )
+
+    def do(self, stage: str) -> None:
+        """Does one of :data:`STAGES`."""
+        if stage == "plain":
+            self.plain()
+        elif stage == "zero-shot":
+            self.zero_shot()
+        elif stage == "equi-tuned":
+            self.tuned(stage, seq2seq.EquiSeq2Seq)
+        elif stage == "equizero-tuned":
+            self.tuned(
+                stage,
+                seq2seq.EquiZeroSeq2Seq,
+                proxy_loss=seq2seq.negative_max_probability,
+                gradient="equitune",
+            )
+        else:
+            self.equivariant()
+
+
+def _keep(row: dict[str, Any], *stages: str) -> None:
+    row["stages"] = {name: row["stages"][name] for name in stages if name in row["stages"]}
+    row.pop("curve", None)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--split", choices=SPLITS, help="default: both")
+    parser.add_argument("--cell", choices=CELLS, help="default: all")
+    parser.add_argument("--seed", type=int, help="default: 0, 1, 2 for the LSTM, 0 for others")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--fresh", action="store_true", help="forget what is done")
+    parser.add_argument("--size", type=int, default=64, help="hidden units")
+    parser.add_argument("--pretraining-examples", type=int, default=200_000)
+    parser.add_argument("--finetuning-examples", type=int, default=10_000)
+    parser.add_argument("--limit", type=int, help="only so many examples of each part, for trials")
+    parser.add_argument("--output", type=Path, default=record.RESULTS, help="a folder")
+    parser.add_argument("--checkpoints", type=Path, help="a folder",
+                        default=record.ROOT / "benchmarks" / ".checkpoints" / NAME)  # fmt: skip
+    return parser.parse_args(words)
+
+
+def todo(arguments: argparse.Namespace) -> list[Run]:
+    """The runs, the cells and seeds outermost."""
+    return [
+        Run(split, cell, seed)
+        for cell in ([arguments.cell] if arguments.cell else CELLS)
+        for seed in ([arguments.seed] if arguments.seed is not None else range(SEEDS[cell]))
+        for split in ([arguments.split] if arguments.split else SPLITS)
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # A name that is a whole path leads there, and not into results/.
+    store = Store(str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock")
+    runs = todo(arguments)
+    with tqdm(total=len(runs) * len(arguments.stages), desc=NAME, unit="stage") as bar:
+        for run in runs:
+            if arguments.fresh:
+                forget(run, store, arguments.checkpoints)
+            work = Work(run, arguments, store)
+            for stage in arguments.stages:
+                work.do(stage)
+                bar.update()
+
+
+def forget(run: Run, store: Store, folder: Path) -> None:
+    """Removes what is known of a run."""
+    store.update(run, _keep)
+    for path in folder.glob(f"{run.split}-{run.cell}-{run.seed}-*.pt"):
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()
