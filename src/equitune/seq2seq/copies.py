@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class CopySearch:
             # What is impossible for all copies would have no gradient but NaN.
             scores = scores.clamp(min=least.min / 4)
         if weights is None:
-            return scores.logsumexp(dim=0) - torch.tensor(len(stack)).log().to(scores)
+            return scores.logsumexp(dim=0) - math.log(len(stack))
         logs = widened(weights).clamp(min=least.tiny).log()
         return (scores + logs.view(*logs.shape, *[1] * (scores.dim() - 2))).logsumexp(dim=0)
 

@@ -1,0 +1,352 @@
+"""Encoder-decoders: equivariance of whole sequences, the formulas, the proxies."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from equitune import TokenAction
+from equitune.actions import TreeAction, TrivialAction
+from equitune.seq2seq import (
+    Decoded,
+    EquiSeq2Seq,
+    EquiZeroSeq2Seq,
+    GreedyDecoder,
+    Independent,
+    LambdaSeq2Seq,
+    Lockstep,
+    entropy,
+    negative_least_probability,
+    negative_log_probability,
+    negative_max_probability,
+)
+from equitune.testing import assert_equivariant
+from equitune.testing.strategies import finite_groups, permutation_actions
+from seq2seq_cases import (
+    CASES,
+    END,
+    EXACT,
+    LIMIT,
+    PAD,
+    START,
+    Steps,
+    copies_alone,
+    lockstep,
+    wide,
+)
+
+PROXIES = [
+    negative_max_probability,
+    entropy,
+    negative_log_probability,
+    negative_least_probability,
+]
+
+
+class Score(nn.Module):
+    """A random weight network of words, images or features."""
+
+    def forward(self, x):
+        x = x.double().flatten(1)
+        return 3 * torch.sin(x * torch.arange(1, x.shape[1] + 1)).sum(1)
+
+
+WRAPPERS = {
+    "lockstep": lambda case, decoder: EquiSeq2Seq(decoder, case.inputs, case.symbols),
+    "independent": lambda case, decoder: EquiSeq2Seq(
+        decoder, case.inputs, case.symbols, feedback=Independent()
+    ),
+    "lambda": lambda case, decoder: LambdaSeq2Seq(
+        decoder, case.inputs, case.symbols, weight_net=Score()
+    ),
+    "lambda, independent": lambda case, decoder: LambdaSeq2Seq(
+        decoder, case.inputs, case.symbols, weight_net=Score(), feedback=Independent()
+    ),
+    **{
+        f"equizero, {proxy.__name__}": lambda case, decoder, proxy=proxy: EquiZeroSeq2Seq(
+            decoder, case.inputs, case.symbols, proxy_loss=proxy
+        )
+        for proxy in PROXIES
+    },
+}
+
+
+def largest_difference(case, model, elements, calls):
+    """How far f(gx) is from g f(x), in symbols and in scores up to the ends of the sequences."""
+    source, options = case.sources(), case.given()
+    scores, worst = case.symbols.on_logits(), 0.0
+    for targets, length in calls:
+        plain = model(source, *targets, **length, **options)
+        for g in elements:
+            moved = model(
+                case.source.transform(source, g).contiguous(),
+                *[case.symbols.transform(t, g) for t in targets],
+                **length,
+                **options,
+            )
+            wanted = case.symbols.transform(plain.symbols, g)
+            if moved.symbols.shape != wanted.shape:
+                return math.inf
+            worst = max(worst, float((moved.symbols != wanted).any()))
+            off = moved.scores.softmax(-1) - scores.transform(plain.scores, g).softmax(-1)
+            worst = max(worst, off[plain.mask].abs().max().item())
+    return worst
+
+
+def calls(case):
+    return [((), {}), ((), {"length": 5}), ((case.targets(),), {})]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_whole_sequences_are_equivariant(name, wrapper):
+    case = CASES[name]
+    model = WRAPPERS[wrapper](case, case.decoder())
+    elements = list(case.symbols.group.elements)
+    assert largest_difference(case, model, elements, calls(case)) <= 1e-12
+    # The plain model is not.
+    assert largest_difference(case, case.decoder(), elements, calls(case)) > 0.01
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", [name for name in CASES if "captions" not in name])
+@torch.no_grad()
+def test_each_sample_has_its_own_element(name, wrapper):
+    case = CASES[name]
+    model = WRAPPERS[wrapper](case, case.decoder())
+    each = torch.arange(10) % case.symbols.group.order
+    assert largest_difference(case, model, [each], calls(case)) <= 1e-12
+    assert largest_difference(case, case.decoder(), [each], calls(case)) > 0.01
+
+
+def test_the_oracle_of_the_library_agrees():
+    case = CASES["runs, symmetric(3)"]
+    actions = TreeAction(
+        {
+            "symbols": case.symbols,
+            "scores": case.symbols.on_logits(),
+            "mask": TrivialAction(case.symbols.group),
+        }
+    )
+    decoder, source = case.decoder(), case.sources()
+    model = EquiZeroSeq2Seq(decoder, case.source, case.symbols, proxy_loss=negative_max_probability)
+    assert_equivariant(model, source, case.source, actions)
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: decoder(x, length=6), source, case.source, actions)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_lockstep_is_its_formula(name):
+    case, decoder = CASES[name], CASES[name].decoder()
+    source, given = case.sources(), case.given()
+    found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, length=7, **given)
+    expected = lockstep(case, decoder, source, 7, **given)
+    torch.testing.assert_close(found.scores.exp(), expected, **EXACT)
+    assert torch.equal(found.symbols[found.mask], expected.argmax(-1)[found.mask])
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_independent_copies_are_averaged(name):
+    case, decoder = CASES[name], CASES[name].decoder()
+    source, given = case.sources(), case.given()
+    model = EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=Independent())
+    found = model(source, length=7, **given)
+    copies = copies_alone(case, decoder, source, length=7, **given)
+    expected = torch.stack([copy.scores.softmax(-1) for copy in copies]).mean(0)
+    torch.testing.assert_close(found.scores.exp(), expected, **EXACT)
+    together = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, length=7, **given)
+    assert not torch.allclose(found.scores, together.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_targets_are_fed_to_each_copy_in_its_own_frame(name, wrapper):
+    case, decoder = CASES[name], CASES[name].decoder()
+    source, targets, given = case.sources(), case.targets(), case.given()
+    model = WRAPPERS[wrapper](case, decoder)
+    told = model.explain(source, targets, **given)
+    copies = copies_alone(case, decoder, source, targets, **given)
+    stack = torch.stack([copy.scores.softmax(-1) for copy in copies])
+    expected = (told.weights[..., None, None] * stack).sum(0)
+    torch.testing.assert_close(told.output.scores.softmax(-1), expected, **EXACT)
+    expected_mask = (targets == END).long().cumsum(1) - (targets == END).long() == 0
+    assert torch.equal(told.output.mask, expected_mask)
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_equizero_takes_the_best_copy(name, proxy):
+    case, decoder = CASES[name], CASES[name].decoder()
+    source, given = case.sources(), case.given()
+    model = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy)
+    told = model.explain(source, length=LIMIT, **given)
+    copies = copies_alone(case, decoder, source, length=LIMIT, **given)
+    stacks = Decoded(*(torch.stack([getattr(copy, field) for copy in copies])
+                       for field in ("symbols", "scores", "mask")))  # fmt: skip
+    losses = proxy(stacks)
+    torch.testing.assert_close(told.scores, losses, rtol=1e-9, atol=1e-12)
+    best = losses.argmin(0)
+    assert best.unique().numel() > 1
+    for row, g in enumerate(best.tolist()):
+        # Only ties may say otherwise.
+        assert told.weights[g, row] > 0
+        torch.testing.assert_close(told.output.scores[row], copies[g].scores[row], **EXACT)
+        assert torch.equal(told.output.symbols[row], copies[g].symbols[row])
+        assert torch.equal(told.output.mask[row], copies[g].mask[row])
+
+
+@pytest.mark.parametrize("feedback", [Lockstep(), Independent()])
+@torch.no_grad()
+def test_the_limits_of_lambda(feedback):
+    case = CASES["steps, cyclic(3)"]
+    decoder, source = case.decoder(), case.sources()
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), dtype=torch.float64)
+
+    class Peaked(nn.Module):
+        def forward(self, x):
+            return 1e4 * Score()(x)
+
+    equal = LambdaSeq2Seq(
+        decoder, case.inputs, case.symbols, weight_net=Constant(), feedback=feedback
+    )
+    mean = EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=feedback)
+    torch.testing.assert_close(
+        equal(source, length=6).scores, mean(source, length=6).scores, **EXACT
+    )
+    peaked = LambdaSeq2Seq(
+        decoder, case.inputs, case.symbols, weight_net=Peaked(), feedback=feedback
+    )
+    told = peaked.explain(source, length=6)
+    copies = copies_alone(case, decoder, source, length=6)
+    certain = told.weights.amax(0) == 1
+    assert certain.sum() > 5
+    for row in certain.nonzero().flatten().tolist():
+        chosen = copies[told.elements[row]]
+        torch.testing.assert_close(
+            told.output.scores[row].exp(), chosen.scores[row].softmax(-1), **EXACT
+        )
+
+
+@torch.no_grad()
+def test_lambda_weighs_in_lockstep():
+    case = CASES["runs, symmetric(3)"]
+    decoder, source = case.decoder(), case.sources()
+    model = LambdaSeq2Seq(decoder, case.inputs, case.symbols, weight_net=Score())
+    told = model.explain(source, length=7)
+    logits = torch.stack([Score()(case.source.transform(source, g)) for g in range(6)])
+    torch.testing.assert_close(told.weights, logits.softmax(0), **EXACT)
+    expected = lockstep(case, decoder, source, 7, weights=logits.softmax(0))
+    torch.testing.assert_close(told.output.scores.exp(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["steps, cyclic(3)", "captions, c4"])
+@torch.no_grad()
+def test_lambda_reads_an_activation_of_the_encoder(name):
+    case = CASES[name]
+    decoder, source = case.decoder(), case.sources()
+    submodule = "model.look" if "captions" in name else "model.summary"
+
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).sin().sum(1)
+
+    model = LambdaSeq2Seq(
+        decoder, case.inputs, case.symbols, weight_net=Reads(), weight_input=submodule
+    )
+    seen = []
+    hook = decoder.get_submodule(submodule).register_forward_hook(lambda m, i, o: seen.append(o))
+    for g in case.symbols.group.elements:
+        decoder.model.encode(case.source.transform(source, g).contiguous())
+    hook.remove()
+    expected = torch.stack([Reads()(activation) for activation in seen]).softmax(0)
+    torch.testing.assert_close(model.explain(source, length=3).weights, expected, **EXACT)
+
+
+@given(data=st.data(), group=finite_groups(min_order=2, max_order=8))
+@torch.no_grad()
+def test_any_group_and_vocabulary(data, group):
+    table = torch.tensor(data.draw(permutation_actions(group)).permutations)
+    fixed = torch.arange(3).repeat(group.order, 1)
+    action = TokenAction(group, torch.cat([fixed, table + 3], dim=1))
+    size = action.vocabulary_size
+
+    class Wide(Steps):
+        def __init__(self):
+            super().__init__()
+            self.words, self.symbols = nn.Embedding(size, 12), nn.Embedding(size, 12)
+            self.scores = nn.Linear(12, size)
+
+    seed = data.draw(st.integers(0, 10_000))
+    decoder = GreedyDecoder(wide(Wide(), seed), start=START, end=END, pad=PAD, limit=LIMIT)
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randint(3, size, (4, 5), generator=generator)
+    targets = torch.randint(3, size, (4, 6), generator=generator)
+    each = torch.randint(0, group.order, (4,), generator=generator)
+    for model in (
+        EquiSeq2Seq(decoder, action, action),
+        EquiZeroSeq2Seq(decoder, action, action, proxy_loss=negative_log_probability),
+    ):
+        plain = model(source, targets)
+        moved = model(action.transform(source, each), action.transform(targets, each))
+        expected = action.on_logits().transform(plain.scores, each)
+        torch.testing.assert_close(moved.scores, expected, rtol=0, atol=1e-11)
+
+
+def test_proxies_by_hand():
+    scores = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]], dtype=torch.float64).log()
+    stack = scores.expand(1, 2, 3, 2)
+    mask = torch.tensor([[[True, True, False], [True, True, True]]])
+    decoded = Decoded(stack.argmax(-1), stack, mask)
+    p, h = [0.9, 0.6, 0.5], [-sum(q * math.log(q) for q in (p, 1 - p)) for p in (0.9, 0.6, 0.5)]
+    logs = [-math.log(value) for value in p]
+    for proxy, expected in (
+        (negative_max_probability, [sum(logs[:2]) / 2, sum(logs) / 3]),
+        (entropy, [sum(h[:2]) / 2, sum(h) / 3]),
+        (negative_log_probability, [sum(logs[:2]), sum(logs)]),
+        (negative_least_probability, [logs[1], logs[2]]),
+    ):
+        wanted = torch.tensor([expected], dtype=torch.float64)
+        torch.testing.assert_close(proxy(decoded), wanted, **EXACT)
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_proxies_do_not_saturate(proxy):
+    scores = torch.tensor([[40.0, 0.0], [50.0, 0.0]]).view(2, 1, 1, 2)
+    # The probability of both is 1 in float32.
+    assert (scores.softmax(-1).amax(-1) == 1).all()
+    losses = proxy(Decoded(scores.argmax(-1), scores, torch.ones(2, 1, 1, dtype=torch.bool)))
+    assert 0 < losses[1] < losses[0]
+
+
+@torch.no_grad()
+def test_what_stands_behind_the_end_does_not_count():
+    case = CASES["steps, cyclic(3)"]
+    decoder, source = case.decoder(), case.sources(30)
+    for name, wrapper in WRAPPERS.items():
+        model = wrapper(case, decoder)
+        short, long = model(source), model(source, length=LIMIT)
+        length = short.symbols.shape[1]
+        assert torch.equal(short.symbols, long.symbols[:, :length]), name
+        assert torch.equal(short.mask, long.mask[:, :length]), name
+        assert (long.symbols[~long.mask] == PAD).all()
+        ends = (long.symbols == END).sum(1)
+        assert torch.equal(ends == 0, long.mask.all(1))
+        assert ends.max() == 1
+
+
+def test_steps_in_one_pass_are_used():
+    case = CASES["runs, symmetric(3)"]
+    decoder = case.decoder()
+    EquiSeq2Seq(decoder, case.source, case.symbols)(case.sources(), case.targets())
+    assert decoder.model.passes == 1
