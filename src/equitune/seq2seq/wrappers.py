@@ -312,8 +312,8 @@ def _checked_feedback(feedback: object) -> Feedback:
     if feedback is None:
         return Lockstep()
     if not isinstance(feedback, Feedback):
-        given = f"{feedback.__name__}" if isinstance(feedback, type) else type(feedback).__name__
-        raise TypeError(f"feedback is a {given}; give Lockstep() or Independent()")
+        given = f"the class {feedback.__name__}" if isinstance(feedback, type) else repr(feedback)
+        raise TypeError(f"feedback is {given}; give Lockstep() or Independent()")
     return feedback
 
 
