@@ -41,6 +41,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/fairness_gap.py
 	$(BIN)/python benchmarks/swapped_generations.py
 	$(BIN)/python benchmarks/generate_speed.py
+	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/pictures.py
 

@@ -5,10 +5,13 @@ python benchmarks/pictures.py
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import record
 from equitune.viz import draw_bars
+from equitune.viz.canvas import new_figure
+from scan_tables import scan_curves
 
 IMAGES = record.ROOT / "docs" / "images"
 NAMES = ("hymenoptera", "cifar10_finetune")
@@ -54,6 +57,32 @@ def draw_regard(results: dict[str, Any]) -> None:
         print(f"drew docs/images/{name}.png")
 
 
+def draw_scan_curve(results: dict[str, Any]) -> None:
+    """Figure 10 of the second paper: thin lines are seeds, thick ones their means."""
+    models = scan_curves(results)
+    if not models:
+        return
+    figure = new_figure(6, 3.2)
+    axes = figure.add_subplot()
+    for name, seeds in models.items():
+        color = None
+        for seed in seeds:
+            (line,) = axes.plot(
+                list(seed), list(seed.values()), linewidth=0.8, alpha=0.5, color=color
+            )
+            color = line.get_color()
+        shared = [seen for seen in seeds[0] if all(seen in seed for seed in seeds)]
+        means = [statistics.fmean(seed[seen] for seed in seeds) for seen in shared]
+        axes.plot(shared, means, "o-", markersize=4, linewidth=2, color=color, label=name)
+    axes.set_xlabel("examples of fine-tuning")
+    axes.set_ylabel("add jump: test accuracy, %")
+    axes.set_ylim(-2, 102)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(IMAGES / "scan_curve.png", dpi=80, bbox_inches="tight")
+    print("drew docs/images/scan_curve.png")
+
+
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
@@ -61,6 +90,7 @@ def main() -> None:
         figure.savefig(IMAGES / f"{name}.png", dpi=80, bbox_inches="tight")
         print(f"drew docs/images/{name}.png")
     draw_regard(record.load("fairness"))
+    draw_scan_curve(record.load("scan"))
 
 
 if __name__ == "__main__":

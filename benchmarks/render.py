@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import record
+from markdown_tables import rows, source
+from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 
 PAGES = (
     record.ROOT / "README.md",
@@ -19,21 +21,6 @@ PAGES = (
     record.ROOT / "docs" / "heads.md",
 )
 PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def rows(head: list[str], body: list[list[str]]) -> str:
-    """A Markdown table."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
-
-
-def source(results: dict[str, Any]) -> str:
-    """Where the numbers come from."""
-    versions = results["versions"]
-    return (
-        f"\n`{results['command']}`, seed {results['seed']}, torch {versions['torch']}, "
-        f"{results['machine']}.\n"
-    )
 
 
 def cifar10_zero_shot(results: dict[str, Any]) -> str:
@@ -102,8 +89,7 @@ def finetuning(results: dict[str, Any], diverged: float) -> str:
         name = "no augmentation" if augmentation == "none" else f"{augmentation} augmentation"
         head += [f"{name}: mean (deviation)", "minus plain: median (each seed)"]
     seeds = sorted({row["seed"] for row in results["rows"].values()})
-    told = source(results).replace(f"seed {results['seed']}", f"seeds {seeds[0]} to {seeds[-1]}")
-    return rows(head, body) + told
+    return rows(head, body) + source(results, f"seeds {seeds[0]} to {seeds[-1]}")
 
 
 def _over_seeds(own: dict[int, float], plain: dict[int, float], diverged: float) -> tuple[str, str]:
@@ -302,11 +288,20 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         fairness_gap,
         swapped_generations,
         generate_speed,
+        scan_zero_shot,
+        scan_finetuned,
+        scan_curve,
     )
 }
 
 
-STORED_IN = {"cifar10_weights": "cifar10_zero_shot", "fairness_samples": "fairness"}
+STORED_IN = {
+    "cifar10_weights": "cifar10_zero_shot",
+    "fairness_samples": "fairness",
+    "scan_zero_shot": "scan",
+    "scan_finetuned": "scan",
+    "scan_curve": "scan",
+}
 """The file of a table that is not named like its file."""
 
 

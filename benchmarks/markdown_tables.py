@@ -1,0 +1,23 @@
+"""Tables in Markdown, and where their numbers come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+
+
+def source(results: dict[str, Any], seeds: str | None = None) -> str:
+    """Where the numbers come from.
+
+    Args:
+        results: A record of results/.
+        seeds: Which seeds they are, such as ``"seeds 0 to 2"``; None for that of the record.
+    """
+    versions = results["versions"]
+    seeds = f"seed {results['seed']}" if seeds is None else seeds
+    return f"\n`{results['command']}`, {seeds}, torch {versions['torch']}, {results['machine']}.\n"
