@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fcntl
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import record
-from equitune import seq2seq
-from equitune.seq2seq import GreedyDecoder
+from equitune.seq2seq import (
+    EquiSeq2Seq,
+    EquiZeroSeq2Seq,
+    GreedyDecoder,
+    Independent,
+    entropy,
+    negative_least_probability,
+    negative_log_probability,
+    negative_max_probability,
+)
+from equivariant_recurrent import EquivariantRecurrent
 from recurrent import END, PAD, START, Recurrent
 from scan_data import COMMANDS, SEQUENCES, SPLITS, Examples, Symmetry, load_split
 from scan_training import Recipe, accuracy, load_checkpoint, right, save_checkpoint, settings_of
@@ -40,13 +50,13 @@ SEEDS = {"LSTM": 3, "GRU": 1, "RNN": 1}
 STAGES = ("plain", "zero-shot", "equi-tuned", "equizero-tuned", "G")
 LIMIT = 50
 """The longest sequence has 48 symbols and its end."""
-CURVE = (0, 20, 50, 100, 150, 200, 250)
+CURVE = (0, 20, 50, 100, 200, 400, 600, 800, 1000)
 """After how many iterations of fine-tuning the test accuracy is measured, besides the last."""
 PROXIES = (
-    "negative_max_probability",
-    "entropy",
-    "negative_log_probability",
-    "negative_least_probability",
+    negative_max_probability,
+    entropy,
+    negative_log_probability,
+    negative_least_probability,
 )
 
 
@@ -97,8 +107,13 @@ class Work:
         self.run, self.store = run, store
         self.size, self.limit = arguments.size, arguments.limit
         self.folder = arguments.checkpoints
-        self.pretraining = Recipe(arguments.pretraining_examples)
-        self.finetuning = Recipe(arguments.finetuning_examples)
+        self.finetuning = Recipe(arguments.finetuning_examples, batch_size=8)
+        self.recipes = {
+            "plain": Recipe(arguments.pretraining_examples),
+            "equi-tuned": self.finetuning,
+            "equizero-tuned": self.finetuning,
+            "G": Recipe(arguments.pretraining_examples),
+        }
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -128,42 +143,40 @@ class Work:
         torch.manual_seed(self.run.seed)
         sizes = (len(COMMANDS), len(SEQUENCES))
         decoder = self.decoder(Recurrent(CELLS[self.run.cell], *sizes, size=self.size))
-        self.trained("plain", decoder, decoder, self.pretraining)
+        self.trained("plain", decoder, decoder)
         return decoder
 
     def equivariant(self) -> None:
         """The equivariant model from scratch, by the same recipe."""
-        from equivariant_recurrent import EquivariantRecurrent
-
         torch.manual_seed(self.run.seed)
         actions = (self.symmetry.words, self.symmetry.symbols)
-        decoder = self.decoder(EquivariantRecurrent(CELLS[self.run.cell], *actions, size=self.size))
-        self.trained("G", decoder, decoder, self.pretraining)
+        model = EquivariantRecurrent(CELLS[self.run.cell], *actions, size=self.size)
+        decoder = self.decoder(model)
+        self.trained("G", decoder, decoder)
 
     def tuned(self, name: str, wrap: Callable[..., nn.Module], **options: Any) -> None:
         """The plain model, fine-tuned inside a wrapper with the papers' group."""
         decoder = self.plain()
         torch.manual_seed(self.run.seed)
         wrapper = wrap(decoder, self.symmetry.words, self.symmetry.symbols, **options)
-        self.trained(name, wrapper, decoder, self.finetuning, self.symmetry)
+        self.trained(name, wrapper, decoder, self.symmetry)
 
     def trained(
         self,
         name: str,
         model: nn.Module,
         decoder: GreedyDecoder,
-        recipe: Recipe,
         symmetry: Symmetry | None = None,
     ) -> None:
         """Trains and measures a model, unless there is a checkpoint of it."""
         path = self.folder / f"{self.run.split}-{self.run.cell}-{self.run.seed}-{name}.pt"
-        settings = settings_of(recipe, size=self.size, limit=self.limit)
+        recipe, settings = self.recipes[name], self.settings(name)
         known = load_checkpoint(path, decoder, settings)
         if known is None:
             curve: dict[int, float] = {}
 
             def measure(done: int) -> None:
-                if self.has_curve and name not in {"plain", "G"} and done in CURVE:
+                if recipe is self.finetuning and self.has_curve and done in CURVE:
                     curve[done] = self.measured(model, symmetry, parts=("test",))["test"]
 
             start = time.perf_counter()
@@ -185,26 +198,34 @@ class Work:
 
     def zero_shot(self) -> None:
         """What the wrappers make of the plain model without training."""
+        todo = [task for task in self.wrapped() if not self.has(task[0])]
+        if not todo:
+            return
         decoder = self.plain()
+        for stage, symmetry, wrap in todo:
+            start = time.perf_counter()
+            if wrap is None:
+                found: dict[str, Any] = self.ceiling(decoder, symmetry)
+            else:
+                model = wrap(decoder, symmetry.words, symmetry.symbols)
+                found = self.measured(model, symmetry)
+            found["seconds"] = round(time.perf_counter() - start, 1)
+            self.put(stage, {**found, "settings": self.settings(stage)})
+
+    def wrapped(self) -> list[tuple[str, Symmetry, Callable[..., nn.Module] | None]]:
+        """The zero-shot rows: their names, their groups and wrappers; none for the ceiling."""
+        wrappers: dict[str, Callable[..., nn.Module]] = {
+            "EquiSeq2Seq, lockstep": EquiSeq2Seq,
+            "EquiSeq2Seq, independent": functools.partial(EquiSeq2Seq, feedback=Independent()),
+        }
+        for proxy in PROXIES:
+            name = f"EquiZeroSeq2Seq, {proxy.__name__}"
+            wrappers[name] = functools.partial(EquiZeroSeq2Seq, proxy_loss=proxy)
+        rows: list[tuple[str, Symmetry, Callable[..., nn.Module] | None]] = []
         for group, symmetry in self.symmetries.items():
-            pair = (symmetry.words, symmetry.symbols)
-            models: dict[str, Callable[[], nn.Module]] = {
-                "EquiSeq2Seq, lockstep": lambda pair=pair: seq2seq.EquiSeq2Seq(decoder, *pair),
-                "EquiSeq2Seq, independent": lambda pair=pair: seq2seq.EquiSeq2Seq(
-                    decoder, *pair, feedback=seq2seq.Independent()
-                ),
-            }
-            for proxy in PROXIES:
-                models[f"EquiZeroSeq2Seq, {proxy}"] = lambda pair=pair, proxy=proxy: (
-                    seq2seq.EquiZeroSeq2Seq(decoder, *pair, proxy_loss=getattr(seq2seq, proxy))
-                )
-            for name, make in models.items():
-                stage = f"zero-shot {name}{group}"
-                if not self.has(stage):
-                    self.timed(stage, lambda make=make, s=symmetry: self.measured(make(), s))
-            stage = f"any copy right{group}"
-            if not self.has(stage):
-                self.timed(stage, lambda s=symmetry: self.ceiling(decoder, s))
+            rows += [(f"zero-shot {name}{group}", symmetry, wrappers[name]) for name in wrappers]
+            rows.append((f"any copy right{group}", symmetry, None))
+        return rows
 
     def measured(
         self,
@@ -239,15 +260,17 @@ class Work:
         """Whether test accuracy is measured in the middle of fine-tuning, as in Figure 10."""
         return self.run.split == "add_jump" and self.run.cell == "LSTM"
 
-    def has(self, stage: str) -> bool:
-        known = self.store.row(self.run)["stages"].get(stage)
-        return known is not None and known["settings"]["limit"] == self.limit
+    def settings(self, stage: str) -> dict[str, Any]:
+        """What a stage is made with."""
+        recipe = self.recipes.get(stage)
+        if recipe is None:
+            return {"limit": self.limit}
+        return settings_of(recipe, size=self.size, limit=self.limit)
 
-    def timed(self, stage: str, measure: Callable[[], dict[str, float]]) -> None:
-        start = time.perf_counter()
-        found: dict[str, Any] = measure()
-        found["seconds"] = round(time.perf_counter() - start, 1)
-        self.put(stage, {**found, "settings": {"limit": self.limit}})
+    def has(self, stage: str) -> bool:
+        """Whether a stage is done, with these settings."""
+        known = self.store.row(self.run)["stages"].get(stage, {})
+        return bool(known.get("settings") == self.settings(stage))
 
     def put(self, stage: str, known: dict[str, Any]) -> None:
         """Writes a stage at once."""
@@ -273,19 +296,17 @@ class Work:
 
     def do(self, stage: str) -> None:
         """Does one of :data:`STAGES`."""
-        if stage == "plain":
-            self.plain()
-        elif stage == "zero-shot":
+        if stage == "zero-shot":
             self.zero_shot()
+        elif self.has(stage):
+            return
+        elif stage == "plain":
+            self.plain()
         elif stage == "equi-tuned":
-            self.tuned(stage, seq2seq.EquiSeq2Seq)
+            self.tuned(stage, EquiSeq2Seq)
         elif stage == "equizero-tuned":
-            self.tuned(
-                stage,
-                seq2seq.EquiZeroSeq2Seq,
-                proxy_loss=seq2seq.negative_max_probability,
-                gradient="equitune",
-            )
+            proxy = negative_max_probability
+            self.tuned(stage, EquiZeroSeq2Seq, proxy_loss=proxy, gradient="equitune")
         else:
             self.equivariant()
 

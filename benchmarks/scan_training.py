@@ -74,7 +74,7 @@ def train(
         optimizer,
         recipe.learning_rate,
         total_steps=recipe.iterations,
-        pct_start=recipe.warm_up,
+        pct_start=max(recipe.warm_up, 2 / recipe.iterations),
     )
     after(0)
     batches = _batches(len(examples), recipe, generator)
@@ -86,7 +86,9 @@ def train(
             scores = model(tokens, targets).scores
         else:
             scores = model(tokens, length=targets.shape[1]).scores
-        loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        # The scores are log-probabilities. Cross-entropy would normalise them once more, and its
+        # gradient would vanish where EquiZero's copy is sure, whatever the other copies are.
+        loss = F.nll_loss(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
