@@ -97,8 +97,8 @@ class Case:
     symbols: TokenAction
     options: Any = None
 
-    def decoder(self):
-        model = wide(self.model())
+    def decoder(self, seed=0):
+        model = wide(self.model(), seed)
         # Random models end sequences too rarely.
         model.scores.bias.data[END] = 1.5
         return GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT)

@@ -32,6 +32,8 @@ from seq2seq_cases import (
     LIMIT,
     PAD,
     START,
+    SYMBOLS,
+    WORDS,
     Steps,
     copies_alone,
     lockstep,
@@ -311,7 +313,7 @@ def test_proxies_by_hand():
     p, h = [0.9, 0.6, 0.5], [-sum(q * math.log(q) for q in (p, 1 - p)) for p in (0.9, 0.6, 0.5)]
     logs = [-math.log(value) for value in p]
     for proxy, expected in (
-        (negative_max_probability, [sum(logs[:2]) / 2, sum(logs) / 3]),
+        (negative_max_probability, [1 - sum(p[:2]) / 2, 1 - sum(p) / 3]),
         (entropy, [sum(h[:2]) / 2, sum(h) / 3]),
         (negative_log_probability, [sum(logs[:2]), sum(logs)]),
         (negative_least_probability, [logs[1], logs[2]]),
@@ -329,20 +331,111 @@ def test_proxies_do_not_saturate(proxy):
     assert 0 < losses[1] < losses[0]
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @torch.no_grad()
-def test_what_stands_behind_the_end_does_not_count():
+def test_what_is_decoded_freely_is_whole(wrapper):
     case = CASES["steps, cyclic(3)"]
-    decoder, source = case.decoder(), case.sources(30)
-    for name, wrapper in WRAPPERS.items():
-        model = wrapper(case, decoder)
+    source = case.sources(60)
+    for seed in range(4):
+        decoder = case.decoder(seed)
+        model = WRAPPERS[wrapper](case, decoder)
         short, long = model(source), model(source, length=LIMIT)
         length = short.symbols.shape[1]
-        assert torch.equal(short.symbols, long.symbols[:, :length]), name
-        assert torch.equal(short.mask, long.mask[:, :length]), name
+        assert torch.equal(short.symbols, long.symbols[:, :length])
+        assert torch.equal(short.mask, long.mask[:, :length])
+        # Nothing is cut off, nor goes on for nothing.
+        assert not long.mask[:, length:].any()
+        assert short.mask[:, -1].any()
         assert (long.symbols[~long.mask] == PAD).all()
         ends = (long.symbols == END).sum(1)
-        assert torch.equal(ends == 0, long.mask.all(1))
+        assert (long.mask.all(1) | (ends == 1)).all()
         assert ends.max() == 1
+        # Nor does it depend on the rest of the batch.
+        for row in range(20):
+            alone = model(source[row : row + 1]).symbols[0]
+            assert torch.equal(alone, short.symbols[row, : len(alone)])
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+@torch.no_grad()
+def test_copies_that_tie_share(proxy):
+    # Sources that the group leaves as they are: all of their copies are the same.
+    case = CASES["steps, cyclic(3)"]
+    decoder = case.decoder()
+    source = torch.tensor([[3, 6, 3, 8, 9], [8, 8, 3, 10, 6], [4, 4, 5, 7, 7]])
+    told = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy).explain(
+        source, length=6
+    )
+    assert torch.equal(told.weights[:, :2], torch.full((3, 2), 1 / 3, dtype=torch.float64))
+    assert (told.weights[:, 2] == 1).sum() == 1
+    copies = copies_alone(case, decoder, source, length=6)
+    shared = torch.stack([copy.scores for copy in copies]).mean(0)
+    shared = shared.log_softmax(-1)
+    torch.testing.assert_close(told.output.scores[:2], shared[:2], **EXACT)
+    # What is said is one thing.
+    symbols = told.output.scores.argmax(-1)
+    assert torch.equal(told.output.symbols, symbols.masked_fill(~told.output.mask, PAD))
+    alone = EquiZeroSeq2Seq(
+        decoder, case.inputs, case.symbols, proxy_loss=proxy, tie_tolerance=1e9
+    ).explain(source)
+    assert torch.equal(alone.weights, torch.full((3, 3), 1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@torch.no_grad()
+def test_scores_are_wide_log_probabilities(dtype):
+    case = CASES["steps, cyclic(3)"]
+    decoder, source = case.decoder().to(dtype), case.sources()
+    seen = []
+
+    def proxy(decoded):
+        seen.append(decoded.scores.dtype)
+        return negative_max_probability(decoded)
+
+    for model in (
+        decoder,
+        EquiSeq2Seq(decoder, case.inputs, case.symbols),
+        EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=Independent()),
+        EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy),
+    ):
+        for along in ({}, {"targets": case.targets()}):
+            scores = model(source, **along).scores
+            assert scores.dtype == torch.float32
+            torch.testing.assert_close(scores.exp().sum(-1), torch.ones(scores.shape[:2]))
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_averages_are_step_models(name):
+    case, decoder = CASES[name], CASES[name].decoder()
+    source, targets, given = case.sources(), case.targets(), case.given()
+    for wrapper in ("lockstep", "lambda"):
+        model = WRAPPERS[wrapper](case, decoder)
+        again = GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT)
+        for arguments, length in (((), {}), ((), {"length": 5}), ((targets,), {})):
+            mine = model(source, *arguments, **length, **given)
+            other = again(source, *arguments, **length, **given)
+            torch.testing.assert_close(other.scores, mine.scores, **EXACT)
+            assert torch.equal(other.symbols, mine.symbols)
+
+
+@torch.no_grad()
+def test_two_groups_one_around_the_other():
+    case = CASES["runs, symmetric(3)"]
+    decoder = case.decoder()
+    others = TokenAction.cyclic_swaps(WORDS, [(9, 10)])
+    symbols = TokenAction.cyclic_swaps(SYMBOLS, [(7, 8)])
+    inner = EquiSeq2Seq(decoder, case.source, case.symbols)
+    outer = EquiSeq2Seq(
+        GreedyDecoder(inner, start=START, end=END, pad=PAD, limit=LIMIT), others, symbols
+    )
+    source = torch.tensor([[9, 5, 3, 10, 4], [5, 9, 8, 9, 6], [10, 8, 3, 9, 9]])
+    plain = outer(source, length=5)
+    for words, acts in ((others, symbols), (case.source, case.symbols)):
+        moved = outer(words.transform(source, 1), length=5)
+        scores = acts.on_logits().transform(plain.scores, 1)
+        torch.testing.assert_close(moved.scores, scores, rtol=0, atol=1e-11)
 
 
 def test_steps_in_one_pass_are_used():

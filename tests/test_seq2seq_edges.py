@@ -112,6 +112,23 @@ def test_the_gradient_of_equizero(gradient):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
 
 
+def test_a_sure_copy_does_not_stop_the_others_from_learning():
+    # Why the scores are log-probabilities: the loss of a copy that is sure has no gradient, but
+    # that of the mean has.
+    decoder, source, targets = CASE.decoder(), CASE.sources(), CASE.targets()
+    model = EquiZeroSeq2Seq(decoder, CASE.source, CASE.symbols, proxy_loss=negative_max_probability)
+    scores = model(source, targets).scores
+    probe = F.nll_loss(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+    found = torch.autograd.grad(probe, decoder.model.scores.weight)[0]
+    losses = []
+    for g in range(3):
+        moved = CASE.symbols.transform(targets, g)
+        own = decoder(CASE.source.transform(source, g), moved)
+        losses.append(loss_of(own, moved))
+    expected = torch.autograd.grad(torch.stack(losses).mean(), decoder.model.scores.weight)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_impossible_symbols_keep_gradients_finite():
     class Never(Steps):
         def step(self, symbols, state):
@@ -157,6 +174,7 @@ def test_a_proxy_module_stays_in_eval_mode_and_gets_no_gradient():
             return self.scale * negative_max_probability(decoded)
 
     model = EquiZeroSeq2Seq(CASE.decoder(), CASE.source, CASE.symbols, proxy_loss=Learned())
+    assert not model.proxy_loss.training
     model.train()
     assert model.backbone.training
     assert not model.proxy_loss.training
@@ -267,7 +285,28 @@ def test_an_encoder_decoder_of_transformers():
         EquiSeq2Seq(decoder, words, words)(source, attention_mask=mask)
 
 
+def test_models_that_work_in_place_do_not_reach_the_weights():
+    class InPlace(Steps):
+        def encode(self, source):
+            state = super().encode(source)
+            source.fill_(3)
+            return state
+
+    source = CASE.sources()
+    decoders = [
+        GreedyDecoder(kind(), start=START, end=END, limit=LIMIT) for kind in (Steps, InPlace)
+    ]
+    decoders[1].load_state_dict(decoders[0].state_dict())
+    net = WordScore()
+    plain, given = (LambdaSeq2Seq(d, CASE.source, CASE.symbols, weight_net=net) for d in decoders)
+    expected = plain.explain(source, length=4)
+    found = given.explain(source.clone(), length=4)
+    torch.testing.assert_close(found.weights, expected.weights)
+    torch.testing.assert_close(found.output.scores, expected.output.scores)
+
+
 def test_values():
+    assert EquiSeq2Seq(decoder_of(), CASE.source, CASE.symbols).input_action == CASE.source
     assert Lockstep() == Lockstep() != Independent()
     assert len({Lockstep(), Lockstep(), Independent()}) == 2
     assert repr(Independent()) == "Independent()"
@@ -299,6 +338,8 @@ BAD_CALLS = [
     (lambda d: d(SOURCE, TARGETS[:, :0]), ValueError, "of one symbol or more"),
     (lambda d: d(SOURCE, TARGETS.repeat(1, 5)), ValueError,
      "targets has 15 symbols a sequence, but the decoder's limit is 12"),
+    (lambda d: d(SOURCE, TARGETS.masked_fill(TARGETS == PAD, -100)), ValueError,
+     "targets holds -100, but targets are fed to the model; pad them with the decoder's pad"),
     (lambda d: d(SOURCE, length=13), ValueError, "length is 13, but the decoder's limit is 12"),
     (lambda d: d(SOURCE, length=0), ValueError, "length is 0; give a whole number"),
     (lambda d: d(SOURCE, TARGETS, length=3), ValueError, "there are targets"),
@@ -320,6 +361,14 @@ BAD_WRAPPERS = [
     (lambda d: EquiSeq2Seq(d, "words", CASE.symbols), TypeError, "input_action is a str"),
     (lambda d: EquiSeq2Seq(d, {"source": CASE.source, "targets": CASE.symbols}, CASE.symbols),
      ValueError, "input_action has an action for 'targets'"),
+    (lambda d: EquiSeq2Seq(d, {"source": CASE.source, "maks": CASE.source}, CASE.symbols),
+     ValueError, r"an action for 'maks', but the arguments are \['source'\]"),
+    (lambda d: EquiSeq2Seq(decoder_of(pad=3), CASE.source, CASE.symbols), ValueError,
+     "symbol_action moves 3, but the decoder's pad is 3"),
+    (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.symbols, weight_net=WordScore(),
+                             weight_input="output"), ValueError, "give 'input' or the dotted"),
+    (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.symbols, weight_net=WordScore(),
+                             weight_input=None), TypeError, "weight_input is a NoneType"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.symbols, feedback="lockstep"), TypeError,
      r"feedback is 'lockstep'; give Lockstep\(\) or Independent\(\)"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.symbols, feedback=Lockstep), TypeError,
@@ -372,6 +421,24 @@ def test_calls_that_do_not_fit():
     )
     with pytest.raises(ValueError, match="proxy_loss returned"):
         wrong(SOURCE)
+    for shape, wrong_steps in (((2, 1, SYMBOLS), "step"), ((6, 2, SYMBOLS), "steps")):
+        other = Steps()
+        setattr(other, wrong_steps, lambda symbols, state, shape=shape: (torch.zeros(shape), state))
+        odd = GreedyDecoder(other, start=START, end=END, limit=LIMIT)
+        given = (SOURCE,) if wrong_steps == "step" else (SOURCE, TARGETS.repeat(1, 2))
+        with pytest.raises(ValueError, match=r"the model returned scores of shape"):
+            odd(*given)
+
+    class Turned(Steps):
+        def encode(self, source):
+            return self.summary(self.words(source).transpose(0, 1)).mean(0)
+
+    turned = LambdaSeq2Seq(
+        GreedyDecoder(Turned(), start=START, end=END, limit=LIMIT), CASE.source, CASE.symbols,
+        weight_net=nn.Sequential(nn.Flatten(1), nn.LazyLinear(1)), weight_input="model.summary",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="give a submodule whose first dimension is the batch"):
+        turned(torch.randint(3, WORDS, (4, 3)))
     twice = LambdaSeq2Seq(
         decoder_of(), CASE.source, CASE.symbols, weight_net=WordScore(), weight_input="model.cell"
     )

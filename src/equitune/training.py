@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from equitune.actions import Action, TreeAction
 from equitune.cut import find_submodule
 from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
-from equitune.wrappers import LambdaEquiTune
+from equitune.wrappers import Canonicalize, LambdaEquiTune
 from equitune.wrappers.lambda_equitune import LambdaSymmetrizer
 from equitune.wrappers.orbit import OrbitModule
+from equitune.wrappers.selection import SelectingSymmetrizer
 
 __all__ = [
     "backbone_phase",
@@ -40,7 +41,7 @@ def weights_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
         those of :class:`FrozenFeatures`.
 
     Raises:
-        TypeError: If the model is no ``LambdaEquiTune``.
+        TypeError: If the model has no weights to learn.
         ValueError: If the weight network has no parameters to learn.
 
     Example:
@@ -91,18 +92,20 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
     _require_wrapper(model)
     if isinstance(model, LambdaSymmetrizer):
         if model.weight_input != "input":
+            frozen = "give backbone_phase(with_frozen_features(model)), or "
             raise ValueError(
                 f"model reads weight_input {model.weight_input!r} from the backbone, and a fixed "
-                "weight_net would drift while the backbone learns; give backbone_phase("
-                "with_frozen_features(model)), or let both learn with joint_phase(model)"
+                "weight_net would drift while the backbone learns; "
+                f"{frozen if isinstance(model, LambdaEquiTune) else ''}let both learn with "
+                "joint_phase(model)"
             )
         model.freeze_weight_net()
-    else:
+    for name in ("weight_net", "proxy_loss"):
         # Scorers whose choice has no gradient: DDP would wait for theirs.
-        for name in ("weight_net", "proxy_loss"):
-            scorer = getattr(model, name, None)
-            if isinstance(scorer, nn.Module):
-                scorer.requires_grad_(False)
+        scorer = getattr(model, name, None)
+        selecting = isinstance(model, Canonicalize | SelectingSymmetrizer)
+        if selecting and isinstance(scorer, nn.Module):
+            scorer.requires_grad_(False)
     return _train_backbone(model)
 
 
@@ -231,7 +234,7 @@ def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
         ValueError: If its weights read the input already, or the group moves something else than
             one tensor, the first argument.
     """
-    _require_lambda(model)
+    _require_lambda(model, LambdaEquiTune)
     if model.weight_input == "input":
         raise ValueError("model reads weight_input 'input', which does not drift; use it as it is")
     action = model.input_action
@@ -285,6 +288,7 @@ def _require_wrapper(model: object) -> None:
         raise TypeError(f"model is a {type(model).__name__}; give a wrapper such as EquiTune")
 
 
-def _require_lambda(model: object) -> None:
-    if not isinstance(model, LambdaSymmetrizer):
-        raise TypeError(f"model is a {type(model).__name__}; give a LambdaEquiTune")
+def _require_lambda(model: object, kind: type[LambdaSymmetrizer] = LambdaSymmetrizer) -> None:
+    if not isinstance(model, kind):
+        others = "" if kind is LambdaEquiTune else " or a LambdaSeq2Seq"
+        raise TypeError(f"model is a {type(model).__name__}; give a LambdaEquiTune{others}")

@@ -1,7 +1,7 @@
 """Kits for encoder-decoders: sequences that are decoded equivariantly as a whole."""
 
-from equitune.seq2seq.copies import Feedback, Independent, Lockstep
-from equitune.seq2seq.decoding import Decoded, GreedyDecoder, StepModel
+from equitune.seq2seq.copies import Independent, Lockstep
+from equitune.seq2seq.decoding import Decoded, GreedyDecoder
 from equitune.seq2seq.proxies import (
     entropy,
     negative_least_probability,
@@ -14,13 +14,11 @@ __all__ = [
     "Decoded",
     "EquiSeq2Seq",
     "EquiZeroSeq2Seq",
-    "Feedback",
     "GreedyDecoder",
     "Independent",
     "LambdaSeq2Seq",
     "Lockstep",
     "OrbitSeq2Seq",
-    "StepModel",
     "entropy",
     "negative_least_probability",
     "negative_log_probability",

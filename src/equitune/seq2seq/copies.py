@@ -13,36 +13,34 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action, TokenAction
-from equitune.seq2seq.decoding import Decoded, GreedyDecoder, Search, every_step
+from equitune.seq2seq.decoding import (
+    Decoded,
+    GreedyDecoder,
+    Search,
+    every_step,
+    log_probabilities,
+)
 from equitune.wrappers.selection import widened
 from equitune.wrappers.stacks import in_group_order
 
-__all__ = ["CopySearch", "Feedback", "Independent", "Lockstep"]
+__all__ = ["CopySearch", "Feedback", "Independent", "Lockstep", "StepFunctions"]
 
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class Feedback(ABC):
-    """What each copy is fed next while an average is decoded; equal if the class is.
+    """What each copy is fed next while an average is decoded.
 
     With targets, both kinds are the same: every copy is fed its own transformed target.
     """
 
     @abstractmethod
-    def decode(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
+    def average(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
         """Decodes the average of the copies, with weights (|G|, B), or equal ones."""
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 @final
+@dataclass(frozen=True)
 class Lockstep(Feedback):
     """All copies decode one sequence together.
 
@@ -50,24 +48,37 @@ class Lockstep(Feedback):
     symbol as its own frame has it. What is decoded is one sequence that all copies have seen.
     """
 
-    def decode(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
-        return copies.together(weights)
+    def average(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
+        return copies.decode(copies.together(weights), copies.search.state)
 
 
 @final
+@dataclass(frozen=True)
 class Independent(Feedback):
-    """Each copy decodes its own sequence, and the distributions are averaged step by step.
+    """Each copy goes on with its own symbols, and the distributions are averaged step by step.
 
     This is what the papers' experiments did. Behind the first step at which the copies differ, it
     averages distributions of different sequences.
     """
 
-    def decode(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
-        return copies.mean_of(copies.alone(), weights)
+    def average(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
+        search = copies.search
+        if search.targets is not None:
+            return Lockstep().average(copies, weights)
+        return copies.decode(copies.apart(weights), (search.first, search.state))
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class StepFunctions:
+    """A step model of two functions."""
+
+    step: Run
+    steps: Run
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class CopySearch:
     """The encoded copies of B sequences, from which they can be decoded.
 
@@ -76,68 +87,97 @@ class CopySearch:
         action: How the group acts on symbols.
         score_action: How it acts on their scores.
         classes: The elements, by the shape of their copies.
-        searches: What the decoder goes on from, for each class: its rows are group-major.
+        search: What the decoder goes on from, for all |G| B copies, group-major; its state is
+            that of each class.
     """
 
     decoder: GreedyDecoder
     action: TokenAction
     score_action: Action
     classes: tuple[tuple[int, ...], ...]
-    searches: tuple[Search, ...]
+    search: Search
 
-    @property
-    def search(self) -> Search:
-        """That of all |G| B copies, group-major; its states are those of the classes."""
-        first = torch.cat([search.first for search in self.searches])
-        targets = None
-        if self.searches[0].targets is not None:
-            parts = [s.targets for s in self.searches if s.targets is not None]
-            targets = self._joined(parts)
-        states = tuple(search.state for search in self.searches)
-        return Search(states, first, targets, self.searches[0].length)
+    @classmethod
+    def of(
+        cls,
+        decoder: GreedyDecoder,
+        action: TokenAction,
+        score_action: Action,
+        classes: tuple[tuple[int, ...], ...],
+        searches: list[Search],
+    ) -> CopySearch:
+        """Joins what the copies of each class are decoded from."""
+        parts = [search.targets for search in searches if search.targets is not None]
+        joined = Search(
+            tuple(search.state for search in searches),
+            torch.cat([search.first for search in searches]),
+            _joined(parts, classes) if parts else None,
+            searches[0].length,
+        )
+        return cls(decoder, action, score_action, classes, joined)
 
-    def alone(self) -> Decoded:
-        """Each copy decoded by itself: stacks (|G|, B, ...), each entry in its own frame."""
-        raw = self.decoder.find(_Steps(self._step, self._steps), self.search)
+    def alone(self) -> Tensor:
+        """The raw scores (|G| B, L, V) of each copy decoded by itself, in its own frame."""
+        return self.decoder.find(StepFunctions(self._step, self._steps), self.search)
+
+    def read(self, scores: Tensor) -> Decoded:
+        """What such scores say: stacks (|G|, B, ...), each entry in the frame of its copy."""
+        raw = self.decoder.read(log_probabilities(scores), self.search.targets)
         return Decoded(*map(self._stack, (raw.symbols, raw.scores, raw.mask)))
 
-    def together(self, weights: Tensor | None) -> Decoded:
-        """One sequence for each source, whose distributions are the averages of the copies'."""
-        step, steps = (
-            functools.partial(self._mixed, run, weights=weights)
-            for run in (self._step, self._steps)
+    def together(self, weights: Tensor | None) -> StepFunctions:
+        """The steps of the average, where each copy is fed the symbols in its own frame.
+
+        The state to start from is that of the search.
+        """
+
+        def mixed(run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
+            fed = self.action.transform(self._repeated(symbols), self._elements(symbols))
+            scores, states = run(fed, states)
+            return self._mixture(scores, weights), states
+
+        return StepFunctions(
+            functools.partial(mixed, self._step), functools.partial(mixed, self._steps)
         )
-        search = self.search
-        targets = self._of_identity(search.targets)
-        one = Search(search.state, self._stack(search.first)[0], targets, search.length)
-        return self.decoder.find(_Steps(step, steps), one)
 
-    def mean_of(self, raw: Decoded, weights: Tensor | None) -> Decoded:
-        """The averages of what the copies said by themselves."""
-        targets = self._of_identity(self.search.targets)
-        return self.decoder.read(self._mixture(raw.scores, weights), targets)
+    def apart(self, weights: Tensor | None) -> StepFunctions:
+        """The steps of the average, where each copy goes on with its own symbols.
 
-    def _of_identity(self, rows: Tensor | None) -> Tensor | None:
-        """What belongs to the sources themselves: element 0 is the identity."""
-        return None if rows is None else self._stack(rows)[0]
+        The state to start from is the first symbols of all copies, and the state of the search.
+        """
 
-    def _mixed(
-        self, run: Run, symbols: Tensor, states: Any, *, weights: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        scores, states = run(self.action.orbit(symbols).flatten(0, 1), states)
-        return self._mixture(self._stack(scores), weights), states
+        def mixed(_: Tensor, state: Any) -> tuple[Tensor, Any]:
+            own, states = state
+            scores, states = self._step(own, states)
+            return self._mixture(scores, weights), (scores.detach().argmax(dim=-1), states)
 
-    def _mixture(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+        return StepFunctions(mixed, mixed)
+
+    def decode(self, model: StepFunctions, state: Any) -> Decoded:
+        """Decodes one sequence for each source, with steps of an average."""
+        first = self._stack(self.search.first)[0]
+        search = Search(state, first, self.targets, self.search.length)
+        return self.decoder.read(self.decoder.find(model, search), self.targets)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """(B, L), the targets as they were given; element 0 is the identity."""
+        targets = self.search.targets
+        return None if targets is None else self._stack(targets)[0]
+
+    def _mixture(self, scores: Tensor, weights: Tensor | None) -> Tensor:
         """The log of the mean of the probabilities, each moved back to the frame of the source."""
-        scores = widened(self.score_action.inverse_orbit(stack)).log_softmax(dim=-1)
-        least = torch.finfo(scores.dtype)
-        if scores.requires_grad:
+        inverses = torch.tensor(self.action.group.inverses, device=scores.device)
+        rows = inverses.repeat_interleave(len(scores) // len(inverses))
+        stack = self._stack(log_probabilities(self.score_action.transform(scores, rows)))
+        least = torch.finfo(stack.dtype)
+        if stack.requires_grad:
             # What is impossible for all copies would have no gradient but NaN.
-            scores = scores.clamp(min=least.min / 4)
+            stack = stack.clamp(min=least.min / 4)
         if weights is None:
-            return scores.logsumexp(dim=0) - math.log(len(stack))
+            return stack.logsumexp(dim=0) - math.log(len(stack))
         logs = widened(weights).clamp(min=least.tiny).log()
-        return (scores + logs.view(*logs.shape, *[1] * (scores.dim() - 2))).logsumexp(dim=0)
+        return (stack + logs.view(*logs.shape, *[1] * (stack.dim() - 2))).logsumexp(dim=0)
 
     def _step(self, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
         return self._run(self.decoder.model.step, symbols, states)
@@ -147,32 +187,34 @@ class CopySearch:
 
     def _run(self, run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
         """Goes on with all copies: one batch per class."""
+        if len(self.classes) == 1:
+            scores, state = run(symbols, states[0])
+            return scores, (state,)
         stack = self._stack(symbols)
         ran = [
-            run(stack[list(elements)].flatten(0, 1) if len(self.classes) > 1 else symbols, state)
+            run(stack[list(elements)].flatten(0, 1), state)
             for elements, state in zip(self.classes, states, strict=True)
         ]
-        return self._joined([scores for scores, _ in ran]), tuple(state for _, state in ran)
+        scores = _joined([scores for scores, _ in ran], self.classes)
+        return scores, tuple(state for _, state in ran)
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
-        """The rows of all copies, from those of the classes."""
-        if len(parts) == 1:
-            return parts[0]
-        stacks = [
-            part.unflatten(0, (len(elements), -1))
-            for part, elements in zip(parts, self.classes, strict=True)
-        ]
-        return in_group_order(stacks, self.classes, "the decoder").flatten(0, 1)
+    def _elements(self, symbols: Tensor) -> Tensor:
+        """The element of each copy of these symbols."""
+        order = self.action.group.order
+        return torch.arange(order, device=symbols.device).repeat_interleave(len(symbols))
+
+    def _repeated(self, symbols: Tensor) -> Tensor:
+        return symbols.repeat(self.action.group.order, *[1] * (symbols.dim() - 1))
 
     def _stack(self, rows: Tensor) -> Tensor:
         stack: Tensor = rows.unflatten(0, (self.action.group.order, -1))
         return stack
 
 
-@final
-@dataclass(frozen=True)
-class _Steps:
-    """A step model of two functions."""
-
-    step: Run
-    steps: Run
+def _joined(parts: list[Tensor], classes: tuple[tuple[int, ...], ...]) -> Tensor:
+    """The rows of all copies, group-major, from those of the classes."""
+    stacks = [
+        part.unflatten(0, (len(elements), -1))
+        for part, elements in zip(parts, classes, strict=True)
+    ]
+    return in_group_order(stacks, classes, "the decoder").flatten(0, 1)

@@ -9,38 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from equitune.checks import require_counts
+from equitune.wrappers.selection import widened
 
-__all__ = ["Decoded", "GreedyDecoder", "Search", "StepModel", "every_step", "until"]
+__all__ = ["Decoded", "GreedyDecoder", "Search", "Steps", "every_step", "log_probabilities"]
 
 
-class StepModel(Protocol):
-    """What an encoder-decoder has to be able to do; usually an ``nn.Module``.
-
-    A model may also have ``steps(symbols, state)``, all steps of (B, L) known symbols in one pass,
-    with scores (B, L, V); teacher forcing then uses it.
-    """
+class Steps(Protocol):
+    """What can go on step by step from a state."""
 
     def step(self, symbols: Tensor, state: Any, /) -> tuple[Tensor, Any]:
-        """One step of a batch of sequences.
-
-        Args:
-            symbols: (B,) int64, the last symbol of each sequence.
-            state: What ``encode(source, **options)`` or the step before returned.
-
-        Returns:
-            The scores (B, V) of the next symbol, logits or log-probabilities, and the next state.
-        """
+        """From the last symbols (B,) to the scores (B, V) of the next, and the next state."""
 
 
+# Tensors have no truth value, by which values would compare.
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
     """Decoded sequences, of L steps each.
 
     Attributes:
         symbols: (B, L) int64, the most probable symbol of each step; padding where ``mask`` is
             False.
-        scores: (B, L, V), the scores of each step, whose softmax are the probabilities.
+        scores: (B, L, V), the log-probabilities of each step, in float32 or higher. Behind the
+            end of a sequence they mean nothing.
         mask: (B, L) bool, True up to the end of each sequence, the end symbol included.
     """
 
@@ -50,7 +41,7 @@ class Decoded:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """What a decoder goes on from, for R sequences.
 
@@ -71,10 +62,15 @@ class Search:
 class GreedyDecoder(nn.Module):
     """Decodes greedily with an encoder-decoder: the most probable symbol is the next one.
 
+    The model is a step model. It has ``encode(source, **options)``, which reads a batch (B, ...)
+    and returns a state of any kind; and ``step(symbols, state)``, of the last symbols, (B,) int64,
+    to the scores (B, V) of the next ones, logits or log-probabilities, and the next state. It may
+    also have ``steps(symbols, state)``, all steps of known symbols (B, L) in one pass, with scores
+    (B, L, V): teacher forcing then uses it. A sequence that has ended goes on with the others, and
+    what it says then does not count.
+
     Args:
-        model: A module with ``encode(source, **options)``, which returns a state of any kind, and
-            ``step(symbols, state)``, of symbols (B,) to scores (B, V) and the next state; see
-            :class:`StepModel`.
+        model: A step model.
         start: The symbol that is fed first.
         end: The symbol that ends a sequence.
         limit: The most symbols of a sequence, the end symbol included.
@@ -148,7 +144,8 @@ class GreedyDecoder(nn.Module):
                 None until all sequences have ended, or the limit is reached.
             **options: What else the model's ``encode`` takes.
         """
-        return self.find(self.model, self.begin(source, targets, length=length, **options))
+        search = self.begin(source, targets, length=length, **options)
+        return self.read(log_probabilities(self.find(self.model, search)), search.targets)
 
     def begin(
         self,
@@ -169,28 +166,29 @@ class GreedyDecoder(nn.Module):
         first = torch.full((rows,), self.start, device=source.device)
         return Search(self.model.encode(source, **options), first, targets, length)
 
-    def find(self, model: StepModel, search: Search) -> Decoded:
-        """Decodes with the steps of a model, which may be another one than the decoder's own."""
+    def find(self, model: Steps, search: Search) -> Tensor:
+        """The scores (R, L, V) of the steps, of a model that may be another than its own."""
         if search.targets is not None:
             fed = torch.cat([search.first[:, None], search.targets[:, :-1]], dim=1)
-            scores, _ = every_step(model, fed, search.state)
-            return self.read(scores, search.targets)
+            return every_step(model, fed, search.state)[0]
         symbols, state = search.first, search.state
         going = torch.ones_like(symbols, dtype=torch.bool)
         found: list[Tensor] = []
         for _ in range(search.length or self.limit):
             scores, state = model.step(symbols, state)
+            _check_scores(scores, symbols)
             symbols = scores.detach().argmax(dim=-1)
             found.append(scores)
             going = going & (symbols != self.end)
             if search.length is None and not going.any():
                 break
-        return self.read(torch.stack(found, dim=1))
+        return torch.stack(found, dim=1)
 
     def read(self, scores: Tensor, targets: Tensor | None = None) -> Decoded:
-        """What scores (B, L, V) say; the sequences end where their targets do, if they have any."""
+        """What (B, L, V) log-probabilities say, up to the ends, or the ends of the targets."""
         symbols = scores.detach().argmax(dim=-1)
-        mask = until(symbols if targets is None else targets, self.end)
+        ends = ((symbols if targets is None else targets) == self.end).long()
+        mask = ends.cumsum(dim=1) - ends == 0
         return Decoded(symbols.masked_fill(~mask, self.pad), scores, mask)
 
     def extra_repr(self) -> str:
@@ -223,21 +221,39 @@ class GreedyDecoder(nn.Module):
                 f"targets has {targets.shape[1]} symbols a sequence, but the decoder's limit is "
                 f"{self.limit}; give GreedyDecoder a larger limit"
             )
+        # Looking at values costs a synchronisation on accelerators and cannot be traced.
+        visible = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+        if visible and (targets < 0).any():
+            raise ValueError(
+                f"targets holds {int(targets.min())}, but targets are fed to the model; pad them "
+                f"with the decoder's pad, {self.pad}"
+            )
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Normalised over the symbols, in float32 or higher."""
+    return widened(scores).log_softmax(dim=-1)
 
 
 def every_step(model: Any, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
     """The scores (B, L, V) of what follows each of (B, L) symbols, in one pass if there is one."""
     if hasattr(model, "steps"):
-        found: tuple[Tensor, Any] = model.steps(symbols, state)
-        return found
-    scores = []
-    for column in symbols.unbind(dim=1):
-        step, state = model.step(column, state)
-        scores.append(step)
-    return torch.stack(scores, dim=1), state
+        scores, state = model.steps(symbols, state)
+    else:
+        found = []
+        for column in symbols.unbind(dim=1):
+            step, state = model.step(column, state)
+            _check_scores(step, column)
+            found.append(step)
+        scores = torch.stack(found, dim=1)
+    _check_scores(scores, symbols)
+    return scores, state
 
 
-def until(symbols: Tensor, end: int) -> Tensor:
-    """(B, L) bool, True up to the first end symbol, that one included."""
-    ends = (symbols == end).long()
-    return (ends.cumsum(dim=1) - ends) == 0
+def _check_scores(scores: Tensor, symbols: Tensor) -> None:
+    if scores.shape[:-1] != symbols.shape:
+        raise ValueError(
+            f"the model returned scores of shape {tuple(scores.shape)} for symbols of shape "
+            f"{tuple(symbols.shape)}; step has to return (B, V) for (B,), and steps (B, L, V) for "
+            "(B, L)"
+        )

@@ -1,8 +1,8 @@
 """Proxy losses of whole decoded sequences, for EquiZeroSeq2Seq: the smallest loss wins.
 
 Each one reads stacks of :class:`equitune.seq2seq.Decoded`, as (|G|, B, ...), and returns losses
-(|G|, B). Steps behind the end of a sequence do not count. Probabilities are ranked by -log p,
-which does not saturate.
+(|G|, B). Steps behind the end of a sequence do not count. None of them saturates: where float32
+rounds a probability to 1, they still tell 1 - 1e-9 from 1 - 1e-20.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ __all__ = [
 
 
 def negative_max_probability(decoded: Decoded) -> Tensor:
-    """The mean over the steps of -log of the largest probability (second paper, section 5.1.3).
+    """The mean over the steps of 1 - p for the largest probability p (second paper, section 5.1.3).
 
-    The log-probability of the sequence for each of its symbols, negated: long sequences do not
-    lose against short ones.
+    It ranks as the negated mean of the largest probabilities does.
 
     Args:
         decoded: Stacks of decoded copies.
@@ -44,8 +43,8 @@ def negative_max_probability(decoded: Decoded) -> Tensor:
         >>> losses.argmin(dim=0)
         tensor([1])
     """
-    surprise = _per_step(decoded, losses.negative_max_probability)
-    return surprise.sum(dim=-1) / decoded.mask.sum(dim=-1)
+    doubt = -torch.expm1(-_per_step(decoded, losses.negative_max_probability))
+    return doubt.sum(dim=-1) / decoded.mask.sum(dim=-1)
 
 
 def entropy(decoded: Decoded) -> Tensor:
@@ -61,7 +60,7 @@ def entropy(decoded: Decoded) -> Tensor:
 
 
 def negative_log_probability(decoded: Decoded) -> Tensor:
-    """Minus the log-probability of the sequence of most probable symbols, in nats.
+    """Minus the log-probability of the sequence of the most probable symbols, in nats.
 
     Args:
         decoded: Stacks of decoded copies.

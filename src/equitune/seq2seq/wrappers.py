@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,9 @@ from equitune.seq2seq.copies import CopySearch, Feedback, Lockstep
 from equitune.seq2seq.decoding import Decoded, GreedyDecoder, Search
 from equitune.wrappers import Symmetrizer
 from equitune.wrappers.calls import MovedCall
-from equitune.wrappers.lambda_equitune import LambdaSymmetrizer, check_weight_net, orbit_logits
+from equitune.wrappers.lambda_equitune import LambdaSymmetrizer, orbit_logits
 from equitune.wrappers.orbit import OrbitPass
-from equitune.wrappers.selection import (
-    Gradient,
-    check_selection,
-    chosen,
-    proxy_losses,
-    weights_of_best,
-)
-from equitune.wrappers.tap import Tap
+from equitune.wrappers.selection import Gradient, SelectingSymmetrizer
 
 __all__ = ["EquiSeq2Seq", "EquiZeroSeq2Seq", "LambdaSeq2Seq", "OrbitSeq2Seq"]
 
@@ -64,11 +58,7 @@ class OrbitSeq2Seq(Symmetrizer):
         _check_symbols(backbone, symbol_action)
         inputs = {"source": input_action} if isinstance(input_action, Action) else input_action
         if isinstance(inputs, Mapping):
-            if "targets" in inputs:
-                raise ValueError(
-                    "input_action has an action for 'targets', which symbol_action moves; leave "
-                    "it out"
-                )
+            _check_names(backbone, inputs)
             inputs = {**inputs, "targets": symbol_action}
         fields = {
             "symbols": symbol_action,
@@ -76,8 +66,12 @@ class OrbitSeq2Seq(Symmetrizer):
             "mask": TrivialAction(symbol_action.group),
         }
         super().__init__(backbone, inputs, TreeAction(fields))
+        self.input_action = input_action
         self.symbol_action = symbol_action
         self._score_action = fields["scores"]
+
+    def extra_repr(self) -> str:
+        return f"group of order {self.group.order}"
 
     def _begin(self, call: MovedCall) -> tuple[CopySearch, list[OrbitPass]]:
         """Encodes all copies: one batch per shape."""
@@ -88,33 +82,66 @@ class OrbitSeq2Seq(Symmetrizer):
             # The model may work in place on what it gets.
             inputs = [stack.clone() for stack in stacks] if self.reads_inputs else []
             copies, tapped = [stack.flatten(0, 1) for stack in stacks], None
+            begin = functools.partial(call.run, self.backbone.begin, copies)
             if self._tap is None:
-                search = call.run(self.backbone.begin, copies)
+                search = begin()
             else:
-                begin = functools.partial(call.run, self.backbone.begin, copies)
-                search, tapped = self._tap.read(begin)
-                tapped = tapped.unflatten(0, (len(elements), -1))
+                search, seen = self._tap.read(begin)
+                tapped = self._unflat(seen, len(elements), call.batch_size)
             searches.append(search)
             passes.append(OrbitPass(elements, inputs, None, [], tapped))
-        copies_search = CopySearch(
-            self.backbone,
-            self.symbol_action,
-            self._score_action,
-            tuple(orbit.elements for orbit in passes),
-            tuple(searches),
-        )
-        return copies_search, passes
+        classes = tuple(orbit.elements for orbit in passes)
+        action, score_action = self.symbol_action, self._score_action
+        return CopySearch.of(self.backbone, action, score_action, classes, searches), passes
+
+    def _unflat(self, activation: Tensor, rows: int, batch_size: int) -> Tensor:
+        if activation.shape[0] != rows * batch_size:
+            raise ValueError(
+                f"weight_input returned a tensor of shape {tuple(activation.shape)} for a batch of "
+                f"{rows * batch_size}; give a submodule whose first dimension is the batch"
+            )
+        stack: Tensor = activation.unflatten(0, (rows, batch_size))
+        return stack
 
 
 class AveragingSeq2Seq(OrbitSeq2Seq):
-    """The distributions of the copies are averaged, with weights that are known before."""
+    """The distributions of the copies are averaged, with weights that are known before.
+
+    It is a step model itself, in lockstep: another search may go on from what :meth:`encode`
+    returns, and ``GreedyDecoder(wrapper, ...)`` may be wrapped once more for a second group.
+    """
 
     feedback: Feedback
+
+    def encode(self, source: Tensor, **options: Any) -> Any:
+        """Encodes all copies of each source.
+
+        Args:
+            source: (B, ...), what the model encodes.
+            **options: What else the model's ``encode`` takes.
+
+        Returns:
+            The state to go on from, opaque.
+        """
+        copies, passes = self._begin(self._bind(source, (), options))
+        return copies.together(self.weigh(passes)[0]), copies.search.state
+
+    def step(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The averaged log-probabilities (B, V) of what follows symbols (B,); the next state."""
+        return self._go_on(state[0].step, symbols, state)
+
+    def steps(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Those of all steps of known symbols (B, L), as (B, L, V); the next state."""
+        return self._go_on(state[0].steps, symbols, state)
+
+    def _go_on(self, run: Any, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+        scores, states = run(symbols, state[1])
+        return scores, (state[0], states)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
         copies, passes = self._begin(call)
         weights, scores = self.weigh(passes)
-        return self.feedback.decode(copies, weights), weights, scores
+        return self.feedback.average(copies, weights), weights, scores
 
 
 @final
@@ -220,14 +247,8 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
         feedback: Feedback | None = None,
     ) -> None:
         super().__init__(backbone, input_action, symbol_action)
-        check_weight_net(weight_net)
+        self._weigh_by(weight_net, weight_input, ("input",))
         self.feedback = _checked_feedback(feedback)
-        self.weight_net = weight_net
-        self.weight_input = weight_input
-        self.reads_inputs = weight_input == "input"
-        if not self.reads_inputs:
-            self._tap = Tap(backbone, weight_input)
-            self._tap.attach(self)
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [orbit.inputs[0] if orbit.tapped is None else orbit.tapped for orbit in passes]
@@ -237,10 +258,15 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
 
 
 @final
-class EquiZeroSeq2Seq(OrbitSeq2Seq):
+class EquiZeroSeq2Seq(OrbitSeq2Seq, SelectingSymmetrizer):
     """The copy of each source with the smallest proxy loss (second paper, section 5.1.3).
 
-    Each copy is decoded by itself; the whole sequence is that of the best one.
+    Each copy is decoded by itself; the whole sequence is that of the best one. With targets, the
+    best one is that which is surest along them. Several best copies share their probabilities.
+
+    Fine-tune it with ``nll_loss`` on the scores, not with ``cross_entropy``: normalised once more,
+    the gradient of the mean would be weighed by what the best copy gets wrong, and vanish where
+    that copy is sure.
 
     Args:
         backbone: As for :class:`EquiSeq2Seq`.
@@ -274,38 +300,25 @@ class EquiZeroSeq2Seq(OrbitSeq2Seq):
     ) -> None:
         super().__init__(backbone, input_action, symbol_action)
         example = "equitune.seq2seq.negative_max_probability"
-        check_selection(proxy_loss, gradient, tie_tolerance, example)
-        self.proxy_loss = proxy_loss
-        self.gradient = gradient
-        self.tie_tolerance = tie_tolerance
-        self._hold_scorer()
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a proxy loss that is a module stays in eval mode."""
-        super().train(mode)
-        self._hold_scorer()
-        return self
-
-    def _hold_scorer(self) -> None:
-        if isinstance(self.proxy_loss, nn.Module):
-            self.proxy_loss.eval()
+        self._select_by(proxy_loss, gradient, tie_tolerance, example)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
         copies, _ = self._begin(call)
-        raw = copies.alone()
-        leaves = self.output_action.flatten(raw)
-        passes = [OrbitPass(tuple(self.group.elements), [], raw, leaves, None)]
-        weights, losses = self.weigh(passes)
-        output = self._combine_copies(passes, lambda stack: chosen(stack, weights, self.gradient))
-        return output, weights, losses
+        scores = copies.alone()
+        raw, elements = copies.read(scores), tuple(self.group.elements)
+        orbit = OrbitPass(elements, [], raw, [(self._score_action, scores)], None)
+        weights, losses = self.weigh([orbit])
+        chosen = self.combine(self._score_action.inverse_orbit(raw.scores), weights)
+        # Copies that tie share their probabilities, whose sum is 1 again and which are read again.
+        chosen = chosen - chosen.detach().logsumexp(dim=-1, keepdim=True)
+        return self.backbone.read(chosen, copies.targets), weights, losses
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         (orbit,) = passes
         # The choice is piecewise constant.
         with torch.no_grad():
-            losses = proxy_losses(self.proxy_loss, orbit.template, [orbit.template.scores])
-            dtypes = [orbit.template.scores.dtype]
-            return weights_of_best(losses, self.tie_tolerance, dtypes), losses
+            losses = self._losses(orbit.template, orbit.template.scores.shape)
+            return self._weights(losses, [scores.dtype for _, scores in orbit.outputs]), losses
 
 
 def _checked_feedback(feedback: object) -> Feedback:
@@ -315,6 +328,25 @@ def _checked_feedback(feedback: object) -> Feedback:
         given = f"the class {feedback.__name__}" if isinstance(feedback, type) else repr(feedback)
         raise TypeError(f"feedback is {given}; give Lockstep() or Independent()")
     return feedback
+
+
+def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
+    """Refuses actions on arguments that the model's ``encode`` does not take."""
+    if "targets" in inputs:
+        raise ValueError(
+            "input_action has an action for 'targets', which symbol_action moves; leave it out"
+        )
+    parameters = [*inspect.signature(decoder.model.encode).parameters.values()]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    # The first one is the source, whatever the model calls it.
+    names = ["source", *(p.name for p in parameters[1:])]
+    for name in inputs:
+        if name not in names:
+            raise ValueError(
+                f"input_action has an action for {name!r}, but the arguments are {names}; the "
+                "first one is called 'source', the others as the model's encode calls them"
+            )
 
 
 def _check_symbols(decoder: GreedyDecoder, action: object) -> None:

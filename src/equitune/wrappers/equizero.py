@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.wrappers.orbit import OrbitPass, Symmetrizer
-from equitune.wrappers.selection import (
-    Gradient,
-    check_selection,
-    chosen,
-    proxy_losses,
-    weights_of_best,
-    widened,
-)
+from equitune.wrappers.orbit import OrbitPass
+from equitune.wrappers.selection import Gradient, SelectingSymmetrizer, widened
 from equitune.wrappers.stacks import in_group_order
 
 __all__ = ["EquiZero"]
 
 
 @final
-class EquiZero(Symmetrizer):
+class EquiZero(SelectingSymmetrizer):
     """The copy with the smallest proxy loss, equizero (second paper, equation 2).
 
     f(x) = g*^-1 M(g* x), where g* minimises the proxy loss l(M(gx)). Several minimisers share
@@ -78,21 +71,7 @@ class EquiZero(Symmetrizer):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
-        check_selection(proxy_loss, gradient, tie_tolerance, "equitune.losses.entropy")
-        self.proxy_loss = proxy_loss
-        self.gradient = gradient
-        self.tie_tolerance = tie_tolerance
-        self._hold_scorer()
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a proxy loss that is a module stays in eval mode."""
-        super().train(mode)
-        self._hold_scorer()
-        return self
-
-    def _hold_scorer(self) -> None:
-        if isinstance(self.proxy_loss, nn.Module):
-            self.proxy_loss.eval()
+        self._select_by(proxy_loss, gradient, tie_tolerance, "equitune.losses.entropy")
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         # The choice is piecewise constant.
@@ -100,13 +79,9 @@ class EquiZero(Symmetrizer):
             scores = in_group_order(
                 [self._score(p) for p in passes], [p.elements for p in passes], "proxy_loss"
             )
-            dtypes = [stack.dtype for _, stack in passes[0].outputs]
-            return weights_of_best(scores, self.tie_tolerance, dtypes), scores
+            return self._weights(scores, [stack.dtype for _, stack in passes[0].outputs]), scores
 
     def _score(self, orbit: OrbitPass) -> Tensor:
         stacks = [widened(stack) for _, stack in orbit.outputs]
         outputs = self.output_action.unflatten(orbit.template, stacks)
-        return proxy_losses(self.proxy_loss, outputs, stacks)
-
-    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
-        return chosen(stack, weights, self.gradient)
+        return self._losses(outputs, stacks[0].shape)

@@ -82,6 +82,22 @@ class LambdaSymmetrizer(Symmetrizer):
             self.weight_net.eval()
         return self
 
+    def _weigh_by(self, weight_net: nn.Module, weight_input: str, fixed: tuple[str, ...]) -> None:
+        """Takes the network and what it reads: one of some fixed names, or a submodule."""
+        check_weight_net(weight_net)
+        choices = ", ".join(map(repr, fixed))
+        if not isinstance(weight_input, str):
+            raise TypeError(
+                f"weight_input is a {type(weight_input).__name__}; give {choices} or the dotted "
+                "name of a submodule of the backbone"
+            )
+        self.weight_net = weight_net
+        self.weight_input = weight_input
+        self.reads_inputs = weight_input == "input"
+        if weight_input not in fixed:
+            self._tap = Tap(self.backbone, weight_input, others=f"{choices} or ")
+            self._tap.attach(self)
+
 
 @final
 class LambdaEquiTune(LambdaSymmetrizer):
@@ -133,23 +149,13 @@ class LambdaEquiTune(LambdaSymmetrizer):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
-        check_weight_net(weight_net)
-        if not isinstance(weight_input, str):
-            raise TypeError(
-                f"weight_input is a {type(weight_input).__name__}; give 'input', 'output' or the "
-                "dotted name of a submodule of the backbone"
+        self._weigh_by(weight_net, weight_input, ("input", "output"))
+        cut = None if self._tap is None else self._cut
+        if cut is not None and not cut.runs_first(backbone, weight_input):
+            raise ValueError(
+                f"weight_input is {weight_input!r}, which does not run before the cut at "
+                f"{at!r}; give a submodule of the part that is symmetrised"
             )
-        self.weight_net = weight_net
-        self.weight_input = weight_input
-        if weight_input not in ("input", "output"):
-            self._tap = Tap(backbone, weight_input)
-            if self._cut is not None and not self._cut.runs_first(backbone, weight_input):
-                raise ValueError(
-                    f"weight_input is {weight_input!r}, which does not run before the cut at "
-                    f"{at!r}; give a submodule of the part that is symmetrised"
-                )
-            self._tap.attach(self)
-        self.reads_inputs = weight_input == "input"
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]

@@ -338,8 +338,8 @@ class Symmetrizer(OrbitModule):
         if weights is None:
             order = self.group.order
             leaves = [leaf for _, leaf in self.output_action.flatten(output)]
-            leaf = next(leaf for leaf in leaves if can_be_averaged(leaf))
-            weights = leaf.new_full((order, call.batch_size), 1 / order, dtype=leaf.real.dtype)
+            exact = [leaf.real.dtype for leaf in leaves if can_be_averaged(leaf)]
+            weights = leaves[0].new_full((order, call.batch_size), 1 / order, dtype=exact[0])
         return Explanation(self._finish(output), weights, scores, weights.argmax(dim=0))
 
     @abstractmethod

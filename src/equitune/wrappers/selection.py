@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equitune.functional import can_be_averaged, select_minimum, weighted_mean
+from equitune.wrappers.orbit import Symmetrizer
 
-__all__ = [
-    "TIE_TOLERANCES",
-    "check_selection",
-    "chosen",
-    "proxy_losses",
-    "weights_of_best",
-    "widened",
-]
+__all__ = ["TIE_TOLERANCES", "SelectingSymmetrizer", "widened"]
 
 Gradient = Literal["equitune", "identity", "selected"]
 
@@ -32,56 +26,75 @@ TIE_TOLERANCES = {
 """By the dtype of the raw outputs: above the noise of another place in the batch."""
 
 
-def check_selection(
-    proxy_loss: object, gradient: Gradient | None, tie_tolerance: float | None, example: str
-) -> None:
-    """Refuses what does not say how to choose; ``example`` is a proxy loss to give instead."""
-    if not callable(proxy_loss):
-        raise TypeError(
-            f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
-            f"such as {example}"
-        )
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
-    if tie_tolerance is not None and not tie_tolerance >= 0:
-        raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
+class SelectingSymmetrizer(Symmetrizer):
+    """A symmetrizer that takes the copy with the smallest proxy loss, however copies are run."""
 
+    proxy_loss: Callable[[Any], Tensor]
+    gradient: Gradient | None
+    tie_tolerance: float | None
 
-def proxy_losses(proxy_loss: Callable[[Any], Tensor], outputs: Any, stacks: list[Tensor]) -> Tensor:
-    """The losses (E, B) of raw outputs, a structure of these stacks (E, B, ...), checked."""
-    losses = proxy_loss(outputs)
-    shape = stacks[0].shape[:2]
-    if not isinstance(losses, Tensor) or losses.shape != shape:
-        given = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
-            f"proxy_loss returned {given} for raw outputs of shape {tuple(stacks[0].shape)}; "
-            f"it must return one loss per element and sample, {tuple(shape)}"
-        )
-    return widened(losses)
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; a proxy loss that is a module stays in eval mode."""
+        super().train(mode)
+        self._hold_scorer()
+        return self
 
+    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None and not can_be_averaged(stack):
+            # Decisions, such as the labels of detections, cannot be shared: the first one counts.
+            first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
+            return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
+        selected = weighted_mean(stack, weights)
+        if self.gradient == "selected":
+            return selected
+        if self.gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
+            return selected.detach()
+        estimator = weighted_mean(stack, None) if self.gradient == "equitune" else stack[0]
+        return _StraightThrough.apply(selected, estimator)  # type: ignore[no-any-return]
 
-def weights_of_best(
-    losses: Tensor, tie_tolerance: float | None, dtypes: Iterable[torch.dtype]
-) -> Tensor:
-    """The weights (|G|, B) of the best copies, with the tolerance that fits the raw outputs."""
-    if tie_tolerance is None:
-        tie_tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
-    return select_minimum(losses, tie_tolerance)
+    def _select_by(
+        self,
+        proxy_loss: Callable[[Any], Tensor],
+        gradient: Gradient | None,
+        tie_tolerance: float | None,
+        example: str,
+    ) -> None:
+        """Takes what says how to choose; ``example`` is a proxy loss that could be given."""
+        if not callable(proxy_loss):
+            raise TypeError(
+                f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
+                f"such as {example}"
+            )
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
+        if tie_tolerance is not None and not tie_tolerance >= 0:
+            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
+        self.proxy_loss = proxy_loss
+        self.gradient = gradient
+        self.tie_tolerance = tie_tolerance
+        self._hold_scorer()
 
+    def _hold_scorer(self) -> None:
+        if isinstance(self.proxy_loss, nn.Module):
+            self.proxy_loss.eval()
 
-def chosen(stack: Tensor, weights: Tensor | None, gradient: Gradient | None) -> Tensor:
-    """The copies (|G|, B, ...) with weight, as (B, ...), with the gradient that is wanted."""
-    if weights is not None and not can_be_averaged(stack):
-        # Decisions, such as the labels of detections, cannot be shared: the first one counts.
-        first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
-        return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
-    selected = weighted_mean(stack, weights)
-    if gradient == "selected":
-        return selected
-    if gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
-        return selected.detach()
-    estimator = weighted_mean(stack, None) if gradient == "equitune" else stack[0]
-    return _StraightThrough.apply(selected, estimator)  # type: ignore[no-any-return]
+    def _losses(self, outputs: Any, shape: torch.Size) -> Tensor:
+        """The proxy losses (E, B) of raw outputs whose first tensor has this shape, (E, B, ...)."""
+        losses = self.proxy_loss(outputs)
+        if not isinstance(losses, Tensor) or losses.shape != shape[:2]:
+            given = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"proxy_loss returned {given} for raw outputs of shape {tuple(shape)}; "
+                f"it must return one loss per element and sample, {tuple(shape[:2])}"
+            )
+        return widened(losses)
+
+    def _weights(self, losses: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+        """The weights (|G|, B) of the best copies, where raw outputs have these dtypes."""
+        tolerance = self.tie_tolerance
+        if tolerance is None:
+            tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
+        return select_minimum(losses, tolerance)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -25,13 +25,16 @@ class Tap:
         backbone: The module to look into.
         name: The dotted name of a submodule of it.
         argument: The user's name of that argument, for messages.
+        others: What else could be given, for messages.
 
     Raises:
         ValueError: If there is no such submodule.
     """
 
-    def __init__(self, backbone: nn.Module, name: str, argument: str = "weight_input") -> None:
-        self._module = find_submodule(backbone, name, argument, "'input', 'output' or ")
+    def __init__(
+        self, backbone: nn.Module, name: str, argument: str = "weight_input", others: str = ""
+    ) -> None:
+        self._module = find_submodule(backbone, name, argument, others)
         self.name = name
         self._argument = argument
         self._open = False
