@@ -98,12 +98,12 @@ class Recurrent(nn.Module):
         )
 
     def step(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The log-probabilities (B, symbols) of what follows symbols (B,), and the next state."""
+        """The scores (B, symbols) of what follows the last symbols (B,), and the next state."""
         scores, memory = self.steps(symbols[:, None], memory)
         return scores[:, 0], memory
 
     def steps(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The log-probabilities (B, L, symbols) of what follows symbols (B, L), all at once."""
+        """The scores (B, L, symbols) of what follows each of (B, L) symbols, all at once."""
         hidden = memory.hidden[None].contiguous()
         state = hidden if memory.carry is None else (hidden, memory.carry[None].contiguous())
         outputs, state = self.decoder(self.dropout(self.symbols(symbols)), state)
@@ -113,7 +113,7 @@ class Recurrent(nn.Module):
         mixed = torch.tanh(self.mixed(torch.cat([outputs, attended], dim=-1)))
         hidden, carry = state if isinstance(state, tuple) else (state, None)
         after = Memory(hidden[0], None if carry is None else carry[0], memory.keys, memory.mask)
-        return self.scores(self.dropout(mixed)).log_softmax(dim=-1), after
+        return self.scores(self.dropout(mixed)), after
 
 
 def refuse_other_models(
