@@ -53,7 +53,7 @@ def results():
 def test_the_names_are_those_of_the_benchmark():
     assert set(scan_tables.CELLS) == set(scan.CELLS)
     assert set(scan_tables.SPLITS) == set(scan.SPLITS)
-    proxies = {f"zero-shot EquiZeroSeq2Seq, {name}" for name in scan.PROXIES}
+    proxies = {f"zero-shot EquiZeroSeq2Seq, {proxy.__name__}" for proxy in scan.PROXIES}
     assert proxies < set(scan_tables.ZERO_SHOT)
     assert set(scan_tables.FINETUNED) < set(scan.STAGES)
     named = {*scan_tables.FINETUNED, *filter(None, scan_tables.ZERO_SHOT.values())}
