@@ -132,8 +132,8 @@ class CopySearch:
         """
 
         def mixed(run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
-            fed = self.action.transform(self._repeated(symbols), self._elements(symbols))
-            scores, states = run(fed, states)
+            copied = symbols.repeat(self.action.group.order, *[1] * (symbols.dim() - 1))
+            scores, states = run(self.action.transform(copied, self._elements), states)
             return self._mixture(scores, weights), states
 
         return StepFunctions(
@@ -167,9 +167,8 @@ class CopySearch:
 
     def _mixture(self, scores: Tensor, weights: Tensor | None) -> Tensor:
         """The log of the mean of the probabilities, each moved back to the frame of the source."""
-        inverses = torch.tensor(self.action.group.inverses, device=scores.device)
-        rows = inverses.repeat_interleave(len(scores) // len(inverses))
-        stack = self._stack(log_probabilities(self.score_action.transform(scores, rows)))
+        back = self.score_action.transform(scores, self._inverses)
+        stack = self._stack(log_probabilities(back))
         least = torch.finfo(stack.dtype)
         if stack.requires_grad:
             # What is impossible for all copies would have no gradient but NaN.
@@ -198,13 +197,17 @@ class CopySearch:
         scores = _joined([scores for scores, _ in ran], self.classes)
         return scores, tuple(state for _, state in ran)
 
-    def _elements(self, symbols: Tensor) -> Tensor:
-        """The element of each copy of these symbols."""
-        order = self.action.group.order
-        return torch.arange(order, device=symbols.device).repeat_interleave(len(symbols))
+    @functools.cached_property
+    def _elements(self) -> Tensor:
+        """(|G| B,) int64, the element of each copy."""
+        elements = torch.arange(self.action.group.order, device=self.search.first.device)
+        return elements.repeat_interleave(len(self.search.first) // len(elements))
 
-    def _repeated(self, symbols: Tensor) -> Tensor:
-        return symbols.repeat(self.action.group.order, *[1] * (symbols.dim() - 1))
+    @functools.cached_property
+    def _inverses(self) -> Tensor:
+        """(|G| B,) int64, the inverse of each of them."""
+        inverses = torch.tensor(self.action.group.inverses, device=self.search.first.device)
+        return inverses[self._elements]
 
     def _stack(self, rows: Tensor) -> Tensor:
         stack: Tensor = rows.unflatten(0, (self.action.group.order, -1))
