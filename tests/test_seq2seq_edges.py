@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from equitune import ImageAction, TokenAction, TrivialAction, c4, cyclic
 from equitune.seq2seq import (
+    Decoded,
     EquiSeq2Seq,
     EquiZeroSeq2Seq,
     GreedyDecoder,
@@ -19,6 +20,8 @@ from equitune.seq2seq import (
     LambdaSeq2Seq,
     Lockstep,
     OrbitSeq2Seq,
+    entropy,
+    negative_log_probability,
     negative_max_probability,
 )
 from equitune.training import backbone_phase, joint_phase, weights_phase
@@ -143,6 +146,65 @@ def test_impossible_symbols_keep_gradients_finite():
         decoded.scores[..., 3:8].sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())
         assert (decoded.symbols != 8).all()
+
+
+def test_small_probabilities_are_not_cut_off():
+    class Sure(Steps):
+        def step(self, symbols, state):
+            scores, state = super().step(symbols, state)
+            return 100 * scores, state
+
+    torch.manual_seed(0)
+    decoder = GreedyDecoder(Sure().double(), start=START, end=END, pad=PAD, limit=LIMIT)
+    for feedback in (Lockstep(), Independent()):
+        model = EquiSeq2Seq(decoder, CASE.source, CASE.symbols, feedback=feedback)
+        learned = model(CASE.sources(), length=4).scores
+        with torch.no_grad():
+            plain = model(CASE.sources(), length=4).scores
+        assert plain.min() < -100
+        torch.testing.assert_close(learned, plain)
+
+
+@pytest.mark.parametrize("proxy", [entropy, negative_max_probability, negative_log_probability])
+def test_nan_behind_the_end_does_not_count(proxy):
+    scores = torch.randn(2, 3, 4, 5).log_softmax(-1)
+    mask = torch.tensor([True, True, False, False]).expand(2, 3, 4)
+    spoiled = scores.masked_fill(~mask[..., None], torch.nan)
+    symbols = scores.argmax(-1)
+    expected = proxy(Decoded(symbols, scores, mask))
+    torch.testing.assert_close(proxy(Decoded(symbols, spoiled, mask)), expected)
+
+
+class Plain(nn.Module):
+    """An encoder-decoder without recurrent layers of torch, which cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.symbols = nn.Embedding(WORDS, 8), nn.Embedding(SYMBOLS, 8)
+        self.mixed, self.scores = nn.Linear(16, 8), nn.Linear(8, SYMBOLS)
+
+    def encode(self, source):
+        return self.words(source).mean(1)
+
+    def step(self, symbols, state):
+        state = torch.tanh(self.mixed(torch.cat([state, self.symbols(symbols)], -1)))
+        return self.scores(state), state
+
+
+@pytest.mark.parametrize("index", range(4))
+@torch.no_grad()
+def test_they_compile_to_one_graph(index):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    decoder = GreedyDecoder(Plain().double(), start=START, end=END, pad=PAD, limit=LIMIT)
+    model = all_wrappers(decoder)[index].eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    source, targets = CASE.sources(), CASE.targets()
+    for arguments, along in (((source, targets), {}), ((source,), {"length": 4})):
+        expected, found = model(*arguments, **along), compiled(*arguments, **along)
+        torch.testing.assert_close(found.scores, expected.scores)
+        assert torch.equal(found.symbols, expected.symbols)
+    torch._dynamo.reset()
 
 
 def test_phases_of_lambda():

@@ -89,6 +89,8 @@ class CopySearch:
         classes: The elements, by the shape of their copies.
         search: What the decoder goes on from, for all |G| B copies, group-major; its state is
             that of each class.
+        elements: (|G| B,) int64, the element of each copy.
+        inverses: (|G| B,) int64, the inverse of each of them.
     """
 
     decoder: GreedyDecoder
@@ -96,6 +98,8 @@ class CopySearch:
     score_action: Action
     classes: tuple[tuple[int, ...], ...]
     search: Search
+    elements: Tensor
+    inverses: Tensor
 
     @classmethod
     def of(
@@ -114,7 +118,11 @@ class CopySearch:
             _joined(parts, classes) if parts else None,
             searches[0].length,
         )
-        return cls(decoder, action, score_action, classes, joined)
+        group, device = action.group, joined.first.device
+        elements = torch.arange(group.order, device=device)
+        elements = elements.repeat_interleave(len(joined.first) // group.order)
+        inverses = torch.tensor(group.inverses, device=device)[elements]
+        return cls(decoder, action, score_action, classes, joined, elements, inverses)
 
     def alone(self) -> Tensor:
         """The raw scores (|G| B, L, V) of each copy decoded by itself, in its own frame."""
@@ -133,7 +141,7 @@ class CopySearch:
 
         def mixed(run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
             copied = symbols.repeat(self.action.group.order, *[1] * (symbols.dim() - 1))
-            scores, states = run(self.action.transform(copied, self._elements), states)
+            scores, states = run(self.action.transform(copied, self.elements), states)
             return self._mixture(scores, weights), states
 
         return StepFunctions(
@@ -167,7 +175,7 @@ class CopySearch:
 
     def _mixture(self, scores: Tensor, weights: Tensor | None) -> Tensor:
         """The log of the mean of the probabilities, each moved back to the frame of the source."""
-        back = self.score_action.transform(scores, self._inverses)
+        back = self.score_action.transform(scores, self.inverses)
         stack = self._stack(log_probabilities(back))
         least = torch.finfo(stack.dtype)
         if stack.requires_grad:
@@ -196,18 +204,6 @@ class CopySearch:
         ]
         scores = _joined([scores for scores, _ in ran], self.classes)
         return scores, tuple(state for _, state in ran)
-
-    @functools.cached_property
-    def _elements(self) -> Tensor:
-        """(|G| B,) int64, the element of each copy."""
-        elements = torch.arange(self.action.group.order, device=self.search.first.device)
-        return elements.repeat_interleave(len(self.search.first) // len(elements))
-
-    @functools.cached_property
-    def _inverses(self) -> Tensor:
-        """(|G| B,) int64, the inverse of each of them."""
-        inverses = torch.tensor(self.action.group.inverses, device=self.search.first.device)
-        return inverses[self._elements]
 
     def _stack(self, rows: Tensor) -> Tensor:
         stack: Tensor = rows.unflatten(0, (self.action.group.order, -1))
