@@ -47,7 +47,18 @@ from scan_training import train as train_model
 NAME = "scan"
 CELLS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SEEDS = {"LSTM": 3, "GRU": 1, "RNN": 1}
-STAGES = ("plain", "zero-shot", "equi-tuned", "equizero-tuned", "G")
+TUNED = {
+    "equi-tuned": EquiSeq2Seq,
+    "equizero-tuned": functools.partial(
+        EquiZeroSeq2Seq, proxy_loss=negative_max_probability, gradient="equitune"
+    ),
+}
+LONGER = ", longer"
+"""What follows the names of models that are fine-tuned for as many iterations as in the papers.
+
+The papers' iterations have one example each. Without it they see as many examples.
+"""
+STAGES = ("plain", "zero-shot", *TUNED, *(name + LONGER for name in TUNED), "G")
 LIMIT = 50
 """The longest sequence has 48 symbols and its end."""
 CURVE = (0, 20, 50, 100, 200, 400, 600, 800, 1000)
@@ -107,11 +118,12 @@ class Work:
         self.run, self.store = run, store
         self.size, self.limit = arguments.size, arguments.limit
         self.folder = arguments.checkpoints
-        self.finetuning = Recipe(arguments.finetuning_examples, batch_size=8)
+        tuning = Recipe(arguments.finetuning_examples, batch_size=8)
+        longer = Recipe(arguments.longer_examples, batch_size=16)
         self.recipes = {
             "plain": Recipe(arguments.pretraining_examples),
-            "equi-tuned": self.finetuning,
-            "equizero-tuned": self.finetuning,
+            **dict.fromkeys(TUNED, tuning),
+            **{name + LONGER: longer for name in TUNED},
             "G": Recipe(arguments.pretraining_examples),
         }
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -154,11 +166,12 @@ class Work:
         decoder = self.decoder(model)
         self.trained("G", decoder, decoder)
 
-    def tuned(self, name: str, wrap: Callable[..., nn.Module], **options: Any) -> None:
+    def tuned(self, name: str) -> None:
         """The plain model, fine-tuned inside a wrapper with the papers' group."""
         decoder = self.plain()
         torch.manual_seed(self.run.seed)
-        wrapper = wrap(decoder, self.symmetry.words, self.symmetry.symbols, **options)
+        wrap = TUNED[name.removesuffix(LONGER)]
+        wrapper = wrap(decoder, self.symmetry.words, self.symmetry.symbols)
         self.trained(name, wrapper, decoder, self.symmetry)
 
     def trained(
@@ -176,7 +189,7 @@ class Work:
             curve: dict[int, float] = {}
 
             def measure(done: int) -> None:
-                if recipe is self.finetuning and self.has_curve and done in CURVE:
+                if name in TUNED and self.has_curve and done in CURVE:
                     curve[done] = self.measured(model, symmetry, parts=("test",))["test"]
 
             start = time.perf_counter()
@@ -192,7 +205,7 @@ class Work:
             if name == "plain":
                 # What was made of another plain model is not made of this one.
                 self.store.update(self.run, lambda row: _keep(row, "G"))
-                for tuned in ("equi-tuned", "equizero-tuned"):
+                for tuned in self.recipes.keys() - {"plain", "G"}:
                     path.with_name(path.name.replace("-plain", f"-{tuned}")).unlink(True)
         self.put(name, known)
 
@@ -302,13 +315,10 @@ class Work:
             return
         elif stage == "plain":
             self.plain()
-        elif stage == "equi-tuned":
-            self.tuned(stage, EquiSeq2Seq)
-        elif stage == "equizero-tuned":
-            proxy = negative_max_probability
-            self.tuned(stage, EquiZeroSeq2Seq, proxy_loss=proxy, gradient="equitune")
-        else:
+        elif stage == "G":
             self.equivariant()
+        else:
+            self.tuned(stage)
 
 
 def _keep(row: dict[str, Any], *stages: str) -> None:
@@ -321,11 +331,13 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, help="default: both")
     parser.add_argument("--cell", choices=CELLS, help="default: all")
     parser.add_argument("--seed", type=int, help="default: 0, 1, 2 for the LSTM, 0 for others")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES,
+                        help="default: all, the longer ones for the LSTM only")  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="forget what is done")
     parser.add_argument("--size", type=int, default=64, help="hidden units")
     parser.add_argument("--pretraining-examples", type=int, default=200_000)
     parser.add_argument("--finetuning-examples", type=int, default=10_000)
+    parser.add_argument("--longer-examples", type=int, default=160_000)
     parser.add_argument("--limit", type=int, help="only so many examples of each part, for trials")
     parser.add_argument("--output", type=Path, default=record.RESULTS, help="a folder")
     parser.add_argument("--checkpoints", type=Path, help="a folder",
@@ -343,18 +355,23 @@ def todo(arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
+def stages_of(cell: str) -> list[str]:
+    """The stages of a run of which none are named."""
+    return [stage for stage in STAGES if cell == "LSTM" or not stage.endswith(LONGER)]
+
+
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A name that is a whole path leads there, and not into results/.
     store = Store(str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock")
-    runs = todo(arguments)
-    with tqdm(total=len(runs) * len(arguments.stages), desc=NAME, unit="stage") as bar:
-        for run in runs:
+    stages = {run: arguments.stages or stages_of(run.cell) for run in todo(arguments)}
+    with tqdm(total=sum(map(len, stages.values())), desc=NAME, unit="stage") as bar:
+        for run, wanted in stages.items():
             if arguments.fresh:
                 forget(run, store, arguments.checkpoints)
             work = Work(run, arguments, store)
-            for stage in arguments.stages:
+            for stage in wanted:
                 work.do(stage)
                 bar.update()
 

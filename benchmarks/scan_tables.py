@@ -58,7 +58,9 @@ ZERO_SHOT = {
 }
 """The stages, without their group, and which of the papers' models each one is."""
 
-FINETUNED = ("plain", "G", "equi-tuned", "equizero-tuned")
+LONGER = ", longer"
+TUNED = ("equi-tuned", "equizero-tuned")
+FINETUNED = ("plain", "G", *TUNED, *(name + LONGER for name in TUNED))
 
 
 def scan_zero_shot(results: Row) -> str:
@@ -94,7 +96,7 @@ def scan_finetuned(results: Row) -> str:
             if any(found):
                 name = f"G-{cell}" if stage == "G" else stage
                 title = _title(split, cell, runs) if first else ""
-                cited = PAPERS[split, cell][stage]
+                cited = PAPERS[split, cell][stage.removesuffix(LONGER)]
                 body.append([title, name, *found, cited, _minutes(runs, stage)])
                 first = False
     if not body:
@@ -125,7 +127,7 @@ def scan_curves(results: Row) -> dict[str, list[dict[int, float]]]:
     for split, cell, runs in _runs(results):
         for run in runs if (split, cell) == ("add_jump", "LSTM") else ():
             curve = run.get("curve", {})
-            for name in ("equi-tuned", "equizero-tuned"):
+            for name in TUNED:
                 if name in curve and name in run["stages"]:
                     shares = zip(curve["examples"], curve[name], strict=True)
                     own = {count: 100 * share for count, share in shares}
@@ -197,7 +199,12 @@ def _minutes(runs: Sequence[Row], stage: str) -> str:
 def _settings(results: Row) -> str:
     """How the models were trained, as the runs say themselves."""
     lines = []
-    for title, stages in (("From scratch", ("plain", "G")), ("Fine-tuned", FINETUNED[2:])):
+    kinds = {
+        "From scratch": ("plain", "G"),
+        "Fine-tuned": TUNED,
+        "Fine-tuned longer": tuple(name + LONGER for name in TUNED),
+    }
+    for title, stages in kinds.items():
         used: dict[str, list[str]] = {}
         for split, cell, runs in _runs(results):
             for stage in stages:
@@ -208,7 +215,7 @@ def _settings(results: Row) -> str:
                         names.append(name)
         if len(used) == 1:
             lines.append(f"{title}: {next(iter(used))}.")
-        else:
+        elif used:
             lines += [f"{title}, {'; '.join(names)}: {recipe}." for recipe, names in used.items()]
     return "".join(f"\n{line}\n" for line in lines)
 

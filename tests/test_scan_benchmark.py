@@ -23,6 +23,7 @@ def call(tmp_path):
     return [
         *("--size", "4", "--limit", "60", "--output", str(tmp_path / "results")),
         *("--pretraining-examples", "960", "--finetuning-examples", "240"),
+        *("--longer-examples", "320"),
         *("--checkpoints", str(tmp_path / "checkpoints")),
     ]
 
@@ -37,7 +38,8 @@ def test_one_run(call, tmp_path, monkeypatch):
     (row,) = rows.values()
     assert (row["split"], row["cell"], row["seed"]) == ("add_jump", "LSTM", 0)
     stages = row["stages"]
-    for name in ("plain", "equi-tuned", "equizero-tuned", "G", "any copy right",
+    for name in ("plain", "equi-tuned", "equizero-tuned", "equi-tuned, longer",
+                 "equizero-tuned, longer", "G", "any copy right",
                  "zero-shot EquiSeq2Seq, lockstep", "zero-shot EquiSeq2Seq, independent",
                  "zero-shot EquiZeroSeq2Seq, entropy, symmetric(4)"):  # fmt: skip
         stage = stages[name]
