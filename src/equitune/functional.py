@@ -16,6 +16,7 @@ __all__ = [
     "select_minimum",
     "weighted_mean",
     "weighted_reynolds",
+    "widened",
 ]
 
 
@@ -116,6 +117,11 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
 def can_be_averaged(outputs: Tensor) -> bool:
     """Whether the mean of outputs of this dtype is one of this dtype."""
     return outputs.is_floating_point() or outputs.is_complex()
+
+
+def widened(x: Tensor) -> Tensor:
+    """A floating-point tensor in float32 or higher, for scores that shall not lose digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.table import Table
+from equitune.functional import widened
 from equitune.heads.points import Points, orbits_of
 
 __all__ = ["GroupMaxPool", "GroupMeanPool", "GroupPool"]
@@ -47,7 +47,7 @@ class GroupPool(nn.Module, ABC):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         places = self._orbits.on(x.device).view(1, -1, 1).expand_as(x)
         # Sums of half precision overflow early.
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         start = wide.new_zeros(x.shape[0], self.count, x.shape[2])
         return self.pool(wide, places, start).to(x.dtype)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action, TokenAction
+from equitune.actions.table import Table
+from equitune.functional import widened
 from equitune.seq2seq.decoding import (
     Decoded,
     GreedyDecoder,
@@ -20,7 +22,6 @@ from equitune.seq2seq.decoding import (
     every_step,
     log_probabilities,
 )
-from equitune.wrappers.selection import widened
 from equitune.wrappers.stacks import in_group_order
 
 __all__ = ["CopySearch", "Feedback", "Independent", "Lockstep", "StepFunctions"]
@@ -109,6 +110,7 @@ class CopySearch:
         score_action: Action,
         classes: tuple[tuple[int, ...], ...],
         searches: list[Search],
+        inverses: Table,
     ) -> CopySearch:
         """Joins what the copies of each class are decoded from."""
         parts = [search.targets for search in searches if search.targets is not None]
@@ -118,11 +120,11 @@ class CopySearch:
             _joined(parts, classes) if parts else None,
             searches[0].length,
         )
-        group, device = action.group, joined.first.device
-        elements = torch.arange(group.order, device=device)
-        elements = elements.repeat_interleave(len(joined.first) // group.order)
-        inverses = torch.tensor(group.inverses, device=device)[elements]
-        return cls(decoder, action, score_action, classes, joined, elements, inverses)
+        order, device = action.group.order, joined.first.device
+        elements = torch.arange(order, device=device)
+        elements = elements.repeat_interleave(len(joined.first) // order)
+        undoing = inverses.on(device)[elements]
+        return cls(decoder, action, score_action, classes, joined, elements, undoing)
 
     def alone(self) -> Tensor:
         """The raw scores (|G| B, L, V) of each copy decoded by itself, in its own frame."""

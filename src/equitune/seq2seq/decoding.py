@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.checks import require_counts
-from equitune.wrappers.selection import widened
+from equitune.functional import widened
 
 __all__ = ["Decoded", "GreedyDecoder", "Search", "Steps", "every_step", "log_probabilities"]
 
@@ -162,7 +162,7 @@ class GreedyDecoder(nn.Module):
                 "model's encode takes by name"
             )
         rows = source.shape[0]
-        self._check_length(rows, targets, length)
+        self._check_steps(rows, targets, length)
         first = torch.full((rows,), self.start, device=source.device)
         return Search(self.model.encode(source, **options), first, targets, length)
 
@@ -194,7 +194,7 @@ class GreedyDecoder(nn.Module):
     def extra_repr(self) -> str:
         return f"start={self.start}, end={self.end}, pad={self.pad}, limit={self.limit}"
 
-    def _check_length(self, rows: int, targets: Tensor | None, length: int | None) -> None:
+    def _check_steps(self, rows: int, targets: Tensor | None, length: int | None) -> None:
         if length is not None:
             require_counts(length=length)
         if targets is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TokenAction, TreeAction, TrivialAction
+from equitune.actions.table import Table
 from equitune.seq2seq.copies import CopySearch, Feedback, Lockstep
 from equitune.seq2seq.decoding import Decoded, GreedyDecoder, Search
 from equitune.wrappers import Symmetrizer
@@ -69,6 +70,7 @@ class OrbitSeq2Seq(Symmetrizer):
         self.input_action = input_action
         self.symbol_action = symbol_action
         self._score_action = fields["scores"]
+        self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}"
@@ -81,8 +83,8 @@ class OrbitSeq2Seq(Symmetrizer):
             stacks = call.orbits(elements)
             # The model may work in place on what it gets.
             inputs = [stack.clone() for stack in stacks] if self.reads_inputs else []
-            copies, tapped = [stack.flatten(0, 1) for stack in stacks], None
-            begin = functools.partial(call.run, self.backbone.begin, copies)
+            flat, tapped = [stack.flatten(0, 1) for stack in stacks], None
+            begin = functools.partial(call.run, self.backbone.begin, flat)
             if self._tap is None:
                 search = begin()
             else:
@@ -91,8 +93,10 @@ class OrbitSeq2Seq(Symmetrizer):
             searches.append(search)
             passes.append(OrbitPass(elements, inputs, None, [], tapped))
         classes = tuple(orbit.elements for orbit in passes)
-        action, score_action = self.symbol_action, self._score_action
-        return CopySearch.of(self.backbone, action, score_action, classes, searches), passes
+        copies = CopySearch.of(
+            self.backbone, self.symbol_action, self._score_action, classes, searches, self._inverses
+        )
+        return copies, passes
 
     def _unflat(self, activation: Tensor, rows: int, batch_size: int) -> Tensor:
         if activation.shape[0] != rows * batch_size:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitune.functional import widened
 from equitune.losses import negative_similarity
 from equitune.vision.checks import check_embeddings, described, require_module
 from equitune.vision.prompts import unit_rows
@@ -49,7 +50,7 @@ class UnitEmbeddings(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         embeddings = check_embeddings(self.encoder(images), len(images))
         # Half precision squares to infinity early, and has no room for the guard against 0.
-        wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        wide = widened(embeddings)
         return F.normalize(wide, dim=-1).to(embeddings.dtype)
 
 

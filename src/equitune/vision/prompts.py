@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitune.checks import require_counts
+from equitune.functional import widened
 from equitune.vision.checks import check_embeddings
 
 __all__ = [
@@ -176,4 +177,4 @@ def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:
 
 def _checked(embedded: Tensor, count: int) -> Tensor:
     checked = check_embeddings(embedded, count, "the text encoder", "prompt")
-    return checked.to(torch.promote_types(checked.dtype, torch.float32))
+    return widened(checked)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.functional import widened
 from equitune.wrappers.orbit import OrbitPass
-from equitune.wrappers.selection import Gradient, SelectingSymmetrizer, widened
+from equitune.wrappers.selection import Gradient, SelectingSymmetrizer
 from equitune.wrappers.stacks import in_group_order
 
 __all__ = ["EquiZero"]

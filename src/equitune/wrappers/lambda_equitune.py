@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Self, final
 
-import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.functional import widened
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
 from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
@@ -96,6 +96,11 @@ class LambdaSymmetrizer(Symmetrizer):
         self.reads_inputs = weight_input == "input"
         if weight_input not in fixed:
             self._tap = Tap(self.backbone, weight_input, others=f"{choices} or ")
+            if self._cut is not None and not self._cut.runs_first(self.backbone, weight_input):
+                raise ValueError(
+                    f"weight_input is {weight_input!r}, which does not run before the cut at "
+                    f"{self.at!r}; give a submodule of the part that is symmetrised"
+                )
             self._tap.attach(self)
 
 
@@ -150,12 +155,6 @@ class LambdaEquiTune(LambdaSymmetrizer):
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
         self._weigh_by(weight_net, weight_input, ("input", "output"))
-        cut = None if self._tap is None else self._cut
-        if cut is not None and not cut.runs_first(backbone, weight_input):
-            raise ValueError(
-                f"weight_input is {weight_input!r}, which does not run before the cut at "
-                f"{at!r}; give a submodule of the part that is symmetrised"
-            )
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
@@ -185,8 +184,7 @@ def orbit_logits(
     else:
         logits = in_group_order([_score(weight_net, s) for s in seen], classes, "weight_net")
     # Whatever autocast or the backbone work in.
-    wide: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide
+    return widened(logits)
 
 
 def check_weight_net(weight_net: object) -> None:

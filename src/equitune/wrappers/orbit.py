@@ -338,8 +338,9 @@ class Symmetrizer(OrbitModule):
         if weights is None:
             order = self.group.order
             leaves = [leaf for _, leaf in self.output_action.flatten(output)]
-            exact = [leaf.real.dtype for leaf in leaves if can_be_averaged(leaf)]
-            weights = leaves[0].new_full((order, call.batch_size), 1 / order, dtype=exact[0])
+            dtypes = (leaf.real.dtype for leaf in leaves if can_be_averaged(leaf))
+            dtype = next(dtypes, torch.float32)
+            weights = leaves[0].new_full((order, call.batch_size), 1 / order, dtype=dtype)
         return Explanation(self._finish(output), weights, scores, weights.argmax(dim=0))
 
     @abstractmethod

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from equitune.functional import can_be_averaged, select_minimum, weighted_mean
+from equitune.functional import can_be_averaged, select_minimum, weighted_mean, widened
 from equitune.wrappers.orbit import Symmetrizer
 
-__all__ = ["TIE_TOLERANCES", "SelectingSymmetrizer", "widened"]
+__all__ = ["TIE_TOLERANCES", "SelectingSymmetrizer"]
 
 Gradient = Literal["equitune", "identity", "selected"]
 
@@ -95,11 +95,6 @@ class SelectingSymmetrizer(Symmetrizer):
         if tolerance is None:
             tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
         return select_minimum(losses, tolerance)
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float32 or higher."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _StraightThrough(torch.autograd.Function):
