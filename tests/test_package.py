@@ -27,6 +27,7 @@ LAYERS = (
     "vision",
     "text",
     "seq2seq",
+    "rl",
     "viz",
 )
 # Below the wrappers, the later layers are beside each other.
@@ -48,6 +49,7 @@ RANK = {
     "vision": 5,
     "text": 5,
     "seq2seq": 5,
+    "rl": 5,
     "viz": 5,
 }
 
@@ -64,7 +66,8 @@ def test_the_core_needs_torch_alone():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     extras = {"torchvision", "transformers", "timm", "numpy", "matplotlib", "hypothesis", "sklearn",
-              "tqdm", "PIL", "safetensors", "pytest", "open_clip"}  # fmt: skip
+              "tqdm", "PIL", "safetensors", "pytest", "open_clip", "gymnasium",
+              "stable_baselines3"}  # fmt: skip
     assert "equitune" in done.stdout
     assert not extras & set(ast.literal_eval(done.stdout))
 

@@ -1,0 +1,137 @@
+"""Whether a group acts on the spaces of an environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from equitune.actions import (
+    Action,
+    ImageAction,
+    MatrixAction,
+    PermutationAction,
+    RegularAction,
+    VectorFieldAction,
+)
+from equitune.extras import require
+
+spaces: Any = require("gymnasium.spaces", '"equitune[rl]"')
+
+__all__ = ["check_action_space", "check_observation_space", "moved"]
+
+ENDLESS = 1e20
+"""Bounds beyond are no bounds: environments also write the largest float32."""
+
+ROUNDING = 1e-6
+"""How far, relative to their size, moved bounds may be from the bounds."""
+
+
+def check_observation_space(space: Any, action: Action) -> None:
+    """Refuses a space of observations that a group does not act on.
+
+    Raises:
+        TypeError: If it is no ``Box``, or of a dtype that the action does not act on.
+        ValueError: If the shape does not fit, or an element moves it, or the bounds are not kept.
+    """
+    if not isinstance(space, spaces.Box):
+        raise TypeError(
+            f"observations are a {type(space).__name__}, but an action is one on arrays; wrap the "
+            "environment so that they are a Box, such as with gymnasium.wrappers.FlattenObservation"
+        )
+    _check_box("observation", space, action)
+
+
+def check_action_space(space: Any, action: Action) -> None:
+    """Refuses a space of actions that a group does not act on.
+
+    Raises:
+        TypeError: If it is neither ``Discrete`` nor ``Box``, or discrete actions meet an action
+            on vectors.
+        ValueError: If the number of actions or the shape does not fit, or the bounds are not kept.
+    """
+    if isinstance(space, spaces.Box):
+        _check_box("action", space, action)
+        return
+    if not isinstance(space, spaces.Discrete):
+        raise TypeError(
+            f"actions are a {type(space).__name__}; symmetries are known for Discrete and Box "
+            "actions, so flatten them to one of these"
+        )
+    if not isinstance(action, PermutationAction | RegularAction):
+        raise TypeError(
+            f"there are {space.n} discrete actions, but the group acts on them by a "
+            f"{type(action).__name__}, which is for continuous ones; give a PermutationAction of "
+            f"{space.n} entries, such as discrete_symmetry(...) makes"
+        )
+    if action.size != space.n or action.dim not in (-1, 1):
+        raise ValueError(
+            f"there are {space.n} discrete actions, but the group permutes {action.size} entries "
+            f"along dim {action.dim}; give a PermutationAction of {space.n} entries along dim -1"
+        )
+
+
+def moved(action: Action, value: Any, g: int) -> Any:
+    """One array, without a batch dimension, moved by an element."""
+    # A copy: arrays of environments may be read-only.
+    return action.transform(torch.tensor(value)[None], g)[0].numpy()
+
+
+def _check_box(kind: str, space: Any, action: Action) -> None:
+    fits = f"{kind}s are of shape {space.shape} and dtype {space.dtype}"
+    probe = np.zeros(space.shape, dtype=space.dtype)
+    for g in action.group.elements:
+        try:
+            shape = moved(action, probe, g).shape
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"{fits}, which the {type(action).__name__} cannot move: {error}"
+            ) from error
+        if shape != space.shape:
+            raise ValueError(
+                f"{fits}, but element {action.group.names[g]} moves them to shape {shape}; "
+                "the observations have to be square"
+            )
+    low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
+    for g in action.group.elements:
+        _check_bounds(kind, low, high, action, g)
+
+
+def _check_bounds(kind: str, low: Any, high: Any, action: Action, g: int) -> None:
+    if isinstance(action, MatrixAction):
+        if low.ndim != 1:
+            return
+        matrix = action.transform(torch.eye(low.size, dtype=torch.float64), g).T.numpy()
+        ups, downs = matrix.clip(min=0), matrix.clip(max=0)
+        least, most = low.clip(-ENDLESS, ENDLESS), high.clip(-ENDLESS, ENDLESS)
+        images = ups @ least + downs @ most, ups @ most + downs @ least
+        # States need not fill the Box: cos and sin are on a circle, which a rotation keeps.
+        exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.ones(len(low), bool)
+    elif isinstance(action, PermutationAction | RegularAction | ImageAction | VectorFieldAction):
+        first, second = moved(action, low, g), moved(action, high, g)
+        images = np.minimum(first, second), np.maximum(first, second)
+        exact = np.ones(low.shape, dtype=bool)
+    else:
+        return
+    for name, bound, image in (("low", low, images[0]), ("high", high, images[1])):
+        wrong = exact & ~_same(bound, image)
+        if wrong.any():
+            place = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise ValueError(
+                f"element {action.group.names[g]} does not keep the bounds of {kind}s: the Box "
+                f"has {name}={bound[place]:.6g} at entry {_index(place)}, and the moved Box "
+                f"{image[place]:.6g}; check which entries it negates or exchanges, and the bounds "
+                "of the Box"
+            )
+
+
+def _same(bound: Any, image: Any) -> Any:
+    bound, image = (
+        np.where(np.abs(b) >= ENDLESS / 1e6, np.sign(b), b / ENDLESS) for b in (bound, image)
+    )
+    return np.abs(bound - image) <= ROUNDING * np.abs(bound)
+
+
+def _index(place: tuple[int, ...]) -> str:
+    return str(place[0]) if len(place) == 1 else str(place)
