@@ -1,0 +1,83 @@
+"""Puts environments into the state that an observation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from equitune.extras import require
+from equitune.rl.gridworld import Gridworld
+
+classic: Any = require("gymnasium.envs.classic_control", '"equitune[rl]"')
+
+__all__ = ["SetState", "set_state", "state_setter"]
+
+SetState = Callable[[Any, Any], None]
+
+
+def set_state(env: Any, observation: Any) -> None:
+    """Puts CartPole, Acrobot or a grid world into the state that an observation shows.
+
+    Args:
+        env: The environment, wrapped or not; ``reset`` has been called.
+        observation: One from before the end of an episode, as the environment without wrappers
+            gives it; float32, so that the state is exact to 7 digits.
+
+    Raises:
+        ValueError: If the environment is another one, or the observation shows no state of it.
+
+    Example:
+        >>> import gymnasium
+        >>> from equitune.rl import set_state
+        >>> env = gymnasium.make("CartPole-v1")
+        >>> observation, _ = env.reset()
+        >>> set_state(env, [0.5, 0.0, 0.1, 0.0])
+        >>> env.unwrapped.state.tolist()
+        [0.5, 0.0, 0.1, 0.0]
+    """
+    setter = state_setter(env)
+    if setter is None:
+        raise ValueError(
+            f"how {type(env.unwrapped).__name__} is put into a state is not known; known are "
+            "CartPole, Acrobot and the grid worlds of equitune.rl"
+        )
+    setter(env, observation)
+
+
+def state_setter(env: Any) -> SetState | None:
+    """How to put an environment into the state of an observation; None if it is not known."""
+    inner = env.unwrapped
+    if isinstance(inner, Gridworld):
+        return _set_gridworld
+    if isinstance(inner, classic.CartPoleEnv):
+        return _set_cartpole
+    if isinstance(inner, classic.AcrobotEnv):
+        return _set_acrobot
+    return None
+
+
+def _set_cartpole(env: Any, observation: Any) -> None:
+    env.unwrapped.state = _vector(observation, 4)
+    env.unwrapped.steps_beyond_terminated = None
+
+
+def _set_acrobot(env: Any, observation: Any) -> None:
+    cos_1, sin_1, cos_2, sin_2, *velocities = _vector(observation, 6)
+    for cos, sin in ((cos_1, sin_1), (cos_2, sin_2)):
+        if not abs(np.hypot(cos, sin) - 1) < 1e-3:
+            raise ValueError(f"{cos:.6g} and {sin:.6g} are no cosine and sine of an angle")
+    angles = np.arctan2([sin_1, sin_2], [cos_1, cos_2])
+    env.unwrapped.state = np.array([*angles, *velocities])
+
+
+def _set_gridworld(env: Any, observation: Any) -> None:
+    env.unwrapped.set_state(observation)
+
+
+def _vector(observation: Any, size: int) -> Any:
+    values = np.asarray(observation, dtype=np.float64)
+    if values.shape != (size,):
+        raise ValueError(f"observation has shape {values.shape}; give ({size},)")
+    return values
