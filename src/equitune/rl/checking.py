@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from equitune.actions import Action, PermutationAction, RegularAction
 from equitune.checks import require_counts
 from equitune.extras import require
 from equitune.rl.report import Mismatch, SymmetryReport, shown
-from equitune.rl.spaces import moved
 from equitune.rl.states import SetState, state_setter
 from equitune.rl.symmetries import Symmetry
 
@@ -258,28 +258,29 @@ def _mismatch(
     env: Any, put: SetState, symmetry: Symmetry, g: int, taken: Sequence[Taken], tolerance: float
 ) -> Mismatch | None:
     """Where an element is no symmetry, if anywhere."""
+    states = _moved(symmetry.observation, [step.state for step in taken], g)
+    afters = _moved(symmetry.observation, [step.observation for step in taken], g)
+    actions = _moved_actions(env.action_space, symmetry.action, taken, g)
     reached, outcomes, refusals = [], [], []
-    for step in taken:
-        state = moved(symmetry.observation, step.state, g)
-        action = _moved_action(env.action_space, symmetry.action, step.action, g)
+    for i, (state, action) in enumerate(zip(states, actions, strict=True)):
         env.reset()
         try:
-            put(env, state)
+            put(env, state.copy())
         except ValueError as error:
-            refusals.append((step, str(error)))
+            refusals.append((i, str(error)))
             continue
-        reached.append(step)
+        reached.append(i)
         outcomes.append(_step(env, action))
     about: dict[str, Any] = {}
     if reached:
         found = np.stack(outcomes)
-        expected = np.stack([_moved_outcome(symmetry.observation, step, g) for step in reached])
+        expected = np.stack([_entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
         errors = _errors(found, expected)
         off = errors > tolerance
         if off.any():
             place, others = _worst_places(errors, off)
             row = int(errors[:, place].argmax())
-            step, shape = reached[row], reached[row].state.shape
+            worst, shape = reached[row], states.shape[1:]
             about = {
                 "what": _name(symmetry, shape, place),
                 "steps": int(off.any(axis=1).sum()),
@@ -289,7 +290,7 @@ def _mismatch(
                 "others": tuple(_name(symmetry, shape, other) for other in others),
             }
     if refusals and not about:
-        step, words = refusals[0]
+        worst, words = refusals[0]
         about = {
             "what": "the state",
             "steps": len(refusals),
@@ -302,10 +303,10 @@ def _mismatch(
         return None
     return Mismatch(
         element=symmetry.group.names[g],
-        observation=step.state,
-        action=step.action,
-        moved_observation=moved(symmetry.observation, step.state, g),
-        moved_action=_moved_action(env.action_space, symmetry.action, step.action, g),
+        observation=taken[worst].state,
+        action=taken[worst].action,
+        moved_observation=states[worst],
+        moved_action=actions[worst],
         **about,
     )
 
@@ -321,17 +322,18 @@ def _worst_places(errors: Any, off: Any) -> tuple[int, list[int]]:
     return place, [int(other) for other in often if other != place]
 
 
-def _moved_outcome(action: Action, step: Taken, g: int) -> Any:
-    reward, ended = step.outcome[-2:]
-    return _entries(moved(action, step.observation, g), reward, ended)
+def _moved(action: Action, values: Sequence[Any], g: int) -> Any:
+    return action.transform(torch.as_tensor(np.stack(values)), g).numpy()
 
 
-def _moved_action(space: Any, acting: Action, action: Any, g: int) -> Any:
+def _moved_actions(space: Any, acting: Action, taken: Sequence[Taken], g: int) -> Sequence[Any]:
+    actions = [step.action for step in taken]
     if isinstance(acting, PermutationAction | RegularAction) and hasattr(space, "n"):
         first = int(space.start)
-        return first + acting.permutations[g][int(action) - first]
+        return [first + acting.permutations[g][int(action) - first] for action in actions]
     # The bounds are kept; rounding may go beyond them.
-    return np.clip(moved(acting, action, g), space.low, space.high)
+    moved: Sequence[Any] = np.clip(_moved(acting, actions, g), space.low, space.high)
+    return moved
 
 
 def _name(symmetry: Symmetry, shape: tuple[int, ...], place: int) -> str:

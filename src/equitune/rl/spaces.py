@@ -19,7 +19,7 @@ from equitune.extras import require
 
 spaces: Any = require("gymnasium.spaces", '"equitune[rl]"')
 
-__all__ = ["check_action_space", "check_observation_space", "moved"]
+__all__ = ["check_action_space", "check_observation_space"]
 
 ENDLESS = 1e20
 """Bounds beyond are no bounds: environments also write the largest float32."""
@@ -72,18 +72,12 @@ def check_action_space(space: Any, action: Action) -> None:
         )
 
 
-def moved(action: Action, value: Any, g: int) -> Any:
-    """One array, without a batch dimension, moved by an element."""
-    # A copy: arrays of environments may be read-only.
-    return action.transform(torch.tensor(value)[None], g)[0].numpy()
-
-
 def _check_box(kind: str, space: Any, action: Action) -> None:
     fits = f"{kind}s are of shape {space.shape} and dtype {space.dtype}"
     probe = np.zeros(space.shape, dtype=space.dtype)
     for g in action.group.elements:
         try:
-            shape = moved(action, probe, g).shape
+            shape = _moved(action, probe, g).shape
         except (TypeError, ValueError) as error:
             raise type(error)(
                 f"{fits}, which the {type(action).__name__} cannot move: {error}"
@@ -109,7 +103,7 @@ def _check_bounds(kind: str, low: Any, high: Any, action: Action, g: int) -> Non
         # States need not fill the Box: cos and sin are on a circle, which a rotation keeps.
         exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.ones(len(low), bool)
     elif isinstance(action, PermutationAction | RegularAction | ImageAction | VectorFieldAction):
-        first, second = moved(action, low, g), moved(action, high, g)
+        first, second = _moved(action, low, g), _moved(action, high, g)
         images = np.minimum(first, second), np.maximum(first, second)
         exact = np.ones(low.shape, dtype=bool)
     else:
@@ -135,3 +129,9 @@ def _same(bound: Any, image: Any) -> Any:
 
 def _index(place: tuple[int, ...]) -> str:
     return str(place[0]) if len(place) == 1 else str(place)
+
+
+def _moved(action: Action, value: Any, g: int) -> Any:
+    """One array, without a batch dimension, moved by an element."""
+    # A copy: arrays of environments may be read-only.
+    return action.transform(torch.tensor(value)[None], g)[0].numpy()

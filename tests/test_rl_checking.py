@@ -1,0 +1,314 @@
+"""check_symmetry: right maps pass, wrong maps are named, and what cannot be checked is refused."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import rl_cases as cases
+from equitune import MatrixAction, PermutationAction, c4, cyclic
+from equitune.rl import (
+    Symmetry,
+    acrobot_mirror,
+    cartpole_mirror,
+    check_symmetry,
+    gridworld_pixel_rotations,
+    gridworld_rotations,
+    set_state,
+)
+
+NEGATED = MatrixAction(cyclic(2), torch.stack([torch.eye(4), -torch.eye(4)]))
+EXCHANGED = PermutationAction(cyclic(2), [(0, 1), (1, 0)])
+SQUARE = cases.RIGHT["point mass, all of the square"][1]
+
+
+def checked(environment, symmetry, **options):
+    make, put = cases.ENVIRONMENTS[environment]
+    return check_symmetry(make(), symmetry, set_state=put, **options)
+
+
+@pytest.mark.parametrize("name", cases.RIGHT)
+def test_right_maps_pass(name):
+    environment, symmetry = cases.RIGHT[name]
+    report = checked(environment, symmetry)
+    assert report.passed, str(report)
+    assert report.elements == symmetry.group.order
+    assert report.steps == 200
+    assert "all are symmetries" in str(report)
+
+
+@pytest.mark.parametrize("name", cases.WRONG)
+def test_wrong_maps_are_caught(name):
+    environment, symmetry, what = cases.WRONG[name]
+    report = checked(environment, symmetry)
+    assert not report.passed
+    broken = {mismatch.element for mismatch in report.mismatches}
+    assert symmetry.group.names[1] in broken
+    assert symmetry.group.names[0] not in broken
+    named = [(mismatch.what, *mismatch.others) for mismatch in report.mismatches]
+    assert any(what in words for words in named) or any(what in words[0] for words in named), named
+    assert f"element {symmetry.group.names[1]}: " in str(report)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("name", ["grid, agent alone", "grid, goal alone"])
+def test_what_only_the_reward_shows_does_not_depend_on_the_seed(name, seed):
+    environment, symmetry, _ = cases.WRONG[name]
+    report = checked(environment, symmetry, seed=seed)
+    assert {mismatch.what for mismatch in report.mismatches} == {"the reward"}
+    assert report.ends > 0
+    assert all("the end of the episode" in m.others for m in report.mismatches)
+
+
+def test_only_the_broken_elements_are_named():
+    # Half a turn is one whichever way the moves are turned.
+    _, backwards, _ = cases.WRONG["grid, moves turned backwards"]
+    report = checked("grid", backwards)
+    assert [mismatch.element for mismatch in report.mismatches] == ["g", "g^3"]
+
+
+def test_a_mismatch_can_be_done_again_by_hand():
+    _, wrong, _ = cases.WRONG["cartpole, all but the pole's angle"]
+    env = gymnasium.make("CartPole-v1")
+    (mismatch,) = check_symmetry(env, wrong).mismatches
+    entry = wrong.names.index(mismatch.what)
+    env.reset()
+    set_state(env, mismatch.moved_observation)
+    assert env.step(mismatch.moved_action)[0][entry] == pytest.approx(mismatch.found)
+    set_state(env, mismatch.observation)
+    after = torch.as_tensor(env.step(mismatch.action)[0])[None]
+    expected = wrong.observation.transform(after, 1)[0, entry]
+    assert float(expected) == pytest.approx(mismatch.expected, abs=1e-6)
+    assert mismatch.error > 1e-4
+    text = str(mismatch)
+    assert mismatch.what in text
+    assert f"action {mismatch.moved_action}" in text
+
+
+def test_names_are_those_of_the_symmetry_or_given():
+    _, wrong, _ = cases.WRONG["cartpole, pole only"]
+    env = gymnasium.make("CartPole-v1")
+    plain = check_symmetry(env, wrong.observation, wrong.action)
+    named = check_symmetry(env, wrong.observation, wrong.action, names=list("abcd"))
+    renamed = check_symmetry(env, wrong, names=list("abcd"))
+    places = [
+        wrong.names.index(report.mismatches[0].what) for report in [check_symmetry(env, wrong)]
+    ]
+    assert plain.mismatches[0].what == f"observation[{places[0]}]"
+    assert named.mismatches[0].what == renamed.mismatches[0].what == "abcd"[places[0]]
+
+
+def test_a_slight_wind_is_noticed():
+    calm = check_symmetry(cases.PointMass(), SQUARE, set_state=cases.put)
+    wind = check_symmetry(cases.PointMass(wind=1e-3), SQUARE, set_state=cases.put)
+    assert calm.passed
+    # The flip of y does not mind a wind along x.
+    (kept,) = set(SQUARE.group.names[1:]) - {mismatch.element for mismatch in wind.mismatches}
+    matrix = SQUARE.observation.transform(torch.eye(4), SQUARE.group.names.index(kept)).T
+    assert torch.equal(matrix.diag(), torch.tensor([1.0, -1, 1, -1]))
+    lenient = check_symmetry(cases.PointMass(wind=1e-3), SQUARE, set_state=cases.put, tolerance=0.1)
+    # A step that just ends an episode, or just does not, is no matter of tolerance.
+    assert {mismatch.what for mismatch in lenient.mismatches} <= {"the end of the episode"}
+
+
+def test_the_same_seed_gives_the_same_report():
+    _, wrong, _ = cases.WRONG["acrobot, sines stay"]
+    assert str(checked("acrobot", wrong, seed=5)) == str(checked("acrobot", wrong, seed=5))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Monitor,
+        gymnasium.wrappers.FlattenObservation,
+        gymnasium.wrappers.RecordEpisodeStatistics,
+        lambda env: gymnasium.wrappers.TimeLimit(env.unwrapped, max_episode_steps=3),
+    ],
+    ids=["Monitor", "FlattenObservation", "RecordEpisodeStatistics", "TimeLimit"],
+)
+def test_wrapped_environments(wrap):
+    env = wrap(gymnasium.make("CartPole-v1"))
+    assert check_symmetry(env, cartpole_mirror(), samples=50).passed
+    assert not check_symmetry(env, cases.cart(0, 2), samples=50).passed
+
+
+def test_a_wrapper_that_changes_pictures_needs_a_set_state():
+    env = gymnasium.wrappers.FlattenObservation(gymnasium.make("equitune/Gridworld-v0"))
+    assert check_symmetry(env, gridworld_rotations(), samples=20).passed
+    pixels = gymnasium.make("equitune/PixelGridworld-v0", size=3)
+
+    def halved(env):
+        return gymnasium.wrappers.TransformObservation(
+            env, lambda picture: picture[:, ::2, ::2].copy(),
+            gymnasium.spaces.Box(0, 255, (3, 12, 12), np.uint8),
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="a wrapper changes the observations of PixelGridworld"):
+        check_symmetry(halved(pixels), gridworld_pixel_rotations())
+
+
+def test_the_environment_can_be_used_afterwards():
+    env = gymnasium.make("CartPole-v1")
+    check_symmetry(env, cartpole_mirror(), samples=10)
+    for _ in range(5):
+        observation, _, ended, _, _ = env.step(0)
+        assert not ended
+    assert np.abs(observation[0]) < 0.5
+
+
+def forget_speeds(env, observation):
+    env.unwrapped.set_state(np.array([*observation[:2], 0, 0]))
+
+
+def do_nothing(env, observation):
+    pass
+
+
+class Reused(gymnasium.Wrapper):
+    """Writes every observation into the same array."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.array = np.zeros(4, np.float32)
+
+    def _written(self, observation):
+        self.array[:] = observation
+        return self.array
+
+    def reset(self, **options):
+        observation, about = self.env.reset(**options)
+        return self._written(observation), about
+
+    def step(self, action):
+        observation, *others = self.env.step(action)
+        return self._written(observation), *others
+
+
+def test_observations_may_share_an_array():
+    env = Reused(gymnasium.make("CartPole-v1"))
+    assert check_symmetry(env, cartpole_mirror(), samples=50).passed
+    assert not check_symmetry(env, cases.cart(0, 2), samples=50).passed
+
+
+def acrobot_with_noise():
+    env = gymnasium.make("Acrobot-v1")
+    env.unwrapped.torque_noise_max = 0.1
+    return env
+
+
+def endless(env):
+    return gymnasium.wrappers.TransformObservation(
+        env, lambda observation: observation * np.float32(np.inf), env.observation_space
+    )
+
+
+VALUE_ERRORS = {
+    "noise": (
+        lambda: check_symmetry(cases.PointMass(noise=0.1), SQUARE, set_state=cases.put),
+        "env is random",
+    ),
+    "another mass for each episode": (
+        lambda: check_symmetry(cases.PointMass(any_mass=True), SQUARE, set_state=cases.put),
+        "reset changes more than set_state puts back",
+    ),
+    "noisy torques": (
+        lambda: check_symmetry(acrobot_with_noise(), acrobot_mirror()),
+        "env is random",
+    ),
+    "speeds are forgotten": (
+        lambda: check_symmetry(cases.PointMass(), SQUARE, set_state=forget_speeds),
+        "set_state does not put it there",
+    ),
+    "nothing is set": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(),
+                               set_state=do_nothing),
+        "env is random, or reset changes more",
+    ),
+    "no set_state": (
+        lambda: check_symmetry(cases.PointMass(), SQUARE),
+        "how PointMass is put into a state is not known; give set_state",
+    ),
+    "other number of actions": (
+        lambda: check_symmetry(gymnasium.make("Acrobot-v1"), Symmetry(
+            acrobot_mirror().observation, EXCHANGED)),
+        "there are 3 discrete actions, but the group permutes 2",
+    ),
+    "other observations": (
+        lambda: check_symmetry(gymnasium.make("Acrobot-v1"), cartpole_mirror()),
+        r"observations are of shape \(6,\)",
+    ),
+    "two groups": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED,
+                               PermutationAction(c4(), [(0, 1), (1, 0)] * 2)),
+        "give two actions of one group",
+    ),
+    "samples": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), samples=0),
+        "samples is 0",
+    ),
+    "tolerance": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), tolerance=0),
+        "tolerance is 0",
+    ),
+    "names": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), names=["x"]),
+        r"names has 1 names for observations of shape \(4,\)",
+    ),
+    "infinite observations": (
+        lambda: check_symmetry(endless(gymnasium.make("CartPole-v1")), cartpole_mirror()),
+        "infinite or NaN",
+    ),
+}  # fmt: skip
+
+TYPE_ERRORS = {
+    "gymnasium's vectors": (
+        lambda: check_symmetry(gymnasium.make_vec("CartPole-v1", num_envs=2), cartpole_mirror()),
+        "steps 2 environments at once",
+    ),
+    "one in a vector": (
+        lambda: check_symmetry(gymnasium.make_vec("CartPole-v1", num_envs=1), cartpole_mirror()),
+        "steps 1 environments at once",
+    ),
+    "Stable-Baselines3's vectors": (
+        lambda: check_symmetry(
+            DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), cartpole_mirror()),
+        "DummyVecEnv",
+    ),
+    "a name": (lambda: check_symmetry("CartPole-v1", cartpole_mirror()), "env is a str"),
+    "no action_action": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED),
+        "action_action is missing",
+    ),
+    "an action too many": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), EXCHANGED),
+        "leave action_action out",
+    ),
+    "no action": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, [(0, 1), (1, 0)]),
+        "action is a list",
+    ),
+    "continuous for discrete": (
+        lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, NEGATED),
+        "there are 2 discrete actions, but the group acts on them by a MatrixAction",
+    ),
+    "discrete observations": (
+        lambda: check_symmetry(gymnasium.make("FrozenLake-v1"), gridworld_rotations()),
+        "observations are a Discrete",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VALUE_ERRORS)
+def test_value_errors(case):
+    call, message = VALUE_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("case", TYPE_ERRORS)
+def test_type_errors(case):
+    call, message = TYPE_ERRORS[case]
+    with pytest.raises(TypeError, match=message):
+        call()
