@@ -1,7 +1,10 @@
-"""A kit for reinforcement learning: symmetries of environments, and a check that they are some."""
+"""A kit for reinforcement learning: symmetries of environments, and networks that keep them."""
 
+from equitune.rl.algorithms import symmetrize
 from equitune.rl.checking import check_symmetry
 from equitune.rl.gridworld import CoordinateGridworld, Gridworld, PixelGridworld
+from equitune.rl.networks import VectorSymmetrizer, equizero, lambda_equitune
+from equitune.rl.policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
 from equitune.rl.report import Mismatch, SymmetryReport
 from equitune.rl.states import set_state
 from equitune.rl.symmetries import (
@@ -21,14 +24,20 @@ __all__ = [
     "Mismatch",
     "Move",
     "PixelGridworld",
+    "SymmetricActorCriticPolicy",
+    "SymmetricDQNPolicy",
     "Symmetry",
     "SymmetryReport",
+    "VectorSymmetrizer",
     "acrobot_mirror",
     "cartpole_mirror",
     "check_symmetry",
     "continuous_symmetry",
     "discrete_symmetry",
+    "equizero",
     "gridworld_pixel_rotations",
     "gridworld_rotations",
+    "lambda_equitune",
     "set_state",
+    "symmetrize",
 ]

@@ -1,0 +1,280 @@
+"""Policies of Stable-Baselines3 whose networks are symmetrised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from equitune.extras import require
+from equitune.rl.networks import Method, VectorSymmetrizer, matrices
+from equitune.rl.symmetries import Symmetry
+from equitune.wrappers import EquiTune, Symmetrizer
+
+EXTRA = '"equitune[rl]"'
+spaces: Any = require("gymnasium.spaces", EXTRA)
+distributions: Any = require("stable_baselines3.common.distributions", EXTRA)
+layers: Any = require("stable_baselines3.common.torch_layers", EXTRA)
+common: Any = require("stable_baselines3.common.policies", EXTRA)
+dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
+
+__all__ = ["SymmetricActorCriticPolicy", "SymmetricDQNPolicy", "SymmetricQNetwork"]
+
+Pairs = Iterator[tuple[nn.Module, nn.Module]]
+
+
+@final
+class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
+    """The Q-network of :class:`SymmetricDQNPolicy`: Stable-Baselines3's own, inside a wrapper.
+
+    Args:
+        symmetry: How the group acts.
+        method: What wraps the network.
+        **arguments: Those of Stable-Baselines3's ``QNetwork``.
+    """
+
+    features_extractor: Any
+
+    def __init__(self, *, symmetry: Symmetry, method: Method, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._takes_vectors = _takes_vectors(self, self.features_extractor)
+        wrapper = method(self.whole(self), symmetry.observation, symmetry.action)
+        self.q_net = _fast(wrapper, self.observation_space, int(self.action_space.n))
+        if not self._takes_vectors:
+            self.features_extractor = nn.Identity()
+
+    @staticmethod
+    def whole(network: Any) -> nn.Module:
+        """All of a plain Q-network that is behind the preparation of observations."""
+        return _behind(network, network.features_extractor, network.q_net)
+
+    def forward(self, obs: Any) -> Tensor:
+        """The values (B, A) of all actions."""
+        # What prepares observations would cost as much as the copies do, and leaves vectors alone.
+        values: Tensor = self.q_net(obs.float()) if self._takes_vectors else super().forward(obs)
+        return values
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Sets the mode, which each prediction asks for."""
+        if mode != self.training:
+            super().set_training_mode(mode)
+
+
+@final
+class SymmetricDQNPolicy(dqn.DQNPolicy):  # type: ignore[misc]
+    """A policy of DQN whose Q-networks are equivariant (second paper, section 4.1).
+
+    Args:
+        observation_space: As for Stable-Baselines3's ``DQNPolicy``.
+        action_space: As for Stable-Baselines3's ``DQNPolicy``.
+        lr_schedule: As for Stable-Baselines3's ``DQNPolicy``.
+        symmetry: How the group acts on observations and actions.
+        method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
+            function ``method(network, observation_action, action_action)`` that returns such a
+            wrapper.
+        **arguments: What else ``DQNPolicy`` takes, such as ``net_arch``.
+
+    Raises:
+        TypeError: If a space is of another kind than what the symmetry acts on.
+        ValueError: If the symmetry does not fit the spaces.
+
+    Example:
+        >>> from stable_baselines3 import DQN
+        >>> from equitune.rl import SymmetricDQNPolicy, cartpole_mirror
+        >>> model = DQN(
+        ...     SymmetricDQNPolicy,
+        ...     "CartPole-v1",
+        ...     buffer_size=1000,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(200).num_timesteps
+        200
+    """
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        symmetry: Symmetry,
+        method: Method = EquiTune,
+        **arguments: Any,
+    ) -> None:
+        _check(symmetry, method, observation_space, action_space)
+        self.symmetry, self.method = symmetry, method
+        super().__init__(observation_space, action_space, lr_schedule, **arguments)
+
+    def make_q_net(self) -> SymmetricQNetwork:
+        """A Q-network with features and weights of its own."""
+        arguments = self._update_features_extractor(self.net_args, features_extractor=None)
+        network = SymmetricQNetwork(symmetry=self.symmetry, method=self.method, **arguments)
+        moved: SymmetricQNetwork = network.to(self.device)
+        return moved
+
+    def networks(self, plain: Any) -> Pairs:
+        """The networks inside of the wrappers, each with that of a plain policy."""
+        for own, given in ((self.q_net, plain.q_net), (self.q_net_target, plain.q_net_target)):
+            yield own.q_net.unwrap(), SymmetricQNetwork.whole(given)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "symmetry": self.symmetry, "method": self.method}
+
+
+@final
+class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc]
+    """A policy of PPO or A2C that is equivariant, with a value that is invariant.
+
+    The scores of discrete actions, or the means of continuous ones, are put together by
+    ``method``. The value is the mean over the group. So are the variances of continuous actions,
+    which belong to no state.
+
+    Args:
+        observation_space: As for Stable-Baselines3's ``ActorCriticPolicy``.
+        action_space: As for Stable-Baselines3's ``ActorCriticPolicy``; ``Discrete`` or ``Box``.
+        lr_schedule: As for Stable-Baselines3's ``ActorCriticPolicy``.
+        symmetry: As for :class:`SymmetricDQNPolicy`.
+        method: As for :class:`SymmetricDQNPolicy`; ``equizero`` is for discrete actions.
+        **arguments: What else ``ActorCriticPolicy`` takes, such as ``net_arch``.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQNPolicy`.
+        ValueError: As :class:`SymmetricDQNPolicy`, and for ``use_sde``, whose noise is made from
+            features that no group acts on.
+    """
+
+    pi_features_extractor: Any
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        symmetry: Symmetry,
+        method: Method = EquiTune,
+        **arguments: Any,
+    ) -> None:
+        _check(symmetry, method, observation_space, action_space)
+        if arguments.get("use_sde"):
+            raise ValueError(
+                "use_sde is True, but state-dependent noise is made from features that no group "
+                "acts on; give use_sde=False"
+            )
+        self.symmetry, self.method = symmetry, method
+        super().__init__(observation_space, action_space, lr_schedule, **arguments)
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
+        moved, space = self.symmetry.observation, self.observation_space
+        actor = self.method(self.actor(self), moved, self.symmetry.action)
+        critic = EquiTune(self.critic(self), moved)
+        if not _takes_vectors(self, self.pi_features_extractor):
+            nothing: Any = nn.Identity()
+            self.features_extractor = nothing
+            self.pi_features_extractor = self.vf_features_extractor = nothing
+        self.mlp_extractor = ActorAndCritic(_fast(actor, space, width), _fast(critic, space, 1))
+        self.action_net = self.value_net = nn.Identity()
+        if not discrete:
+            # g moves variances by the squares of the entries of rho(g).
+            spread = matrices(self.symmetry.action, width).square().mean(dim=0)
+            self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    @staticmethod
+    def actor(policy: Any) -> nn.Module:
+        """All of a plain policy that leads from prepared observations to actions."""
+        last = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
+        return _behind(policy, policy.pi_features_extractor, last)
+
+    @staticmethod
+    def critic(policy: Any) -> nn.Module:
+        """All of a plain policy that leads from prepared observations to values."""
+        last = nn.Sequential(policy.mlp_extractor.value_net, policy.value_net)
+        return _behind(policy, policy.vf_features_extractor, last)
+
+    def networks(self, plain: Any) -> Pairs:
+        """The networks inside of the wrappers, each with that of a plain policy."""
+        own: Any = self.mlp_extractor
+        yield own.actor.unwrap(), self.actor(plain)
+        yield own.critic.unwrap(), self.critic(plain)
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        if not isinstance(self.action_dist, distributions.DiagGaussianDistribution):
+            return super()._get_action_dist_from_latent(latent_pi)
+        spread: Any = self._spread
+        log_std = (spread @ (2 * self.log_std).exp()).log() / 2
+        return self.action_dist.proba_distribution(latent_pi, log_std)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "symmetry": self.symmetry, "method": self.method}
+
+
+@final
+class ActorAndCritic(nn.Module):
+    """Two whole networks in the place of Stable-Baselines3's ``MlpExtractor``.
+
+    Args:
+        actor: From observations to scores or means of actions.
+        critic: From observations to values (B, 1).
+    """
+
+    def __init__(self, actor: nn.Module, critic: nn.Module) -> None:
+        super().__init__()
+        self.actor, self.critic = actor, critic
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(observations), self.critic(observations)
+
+    def forward_actor(self, observations: Tensor) -> Tensor:
+        """Scores or means of actions (B, A)."""
+        scores: Tensor = self.actor(observations)
+        return scores
+
+    def forward_critic(self, observations: Tensor) -> Tensor:
+        """Values (B, 1)."""
+        values: Tensor = self.critic(observations)
+        return values
+
+
+def _check(symmetry: object, method: object, observation_space: Any, action_space: Any) -> None:
+    if not isinstance(symmetry, Symmetry):
+        raise TypeError(
+            f"symmetry is a {type(symmetry).__name__}; give a Symmetry such as cartpole_mirror()"
+        )
+    if not callable(method):
+        raise TypeError(
+            f"method is a {type(method).__name__}; give EquiTune, equitune.rl.equizero, "
+            "equitune.rl.lambda_equitune, or a function that wraps a network"
+        )
+    symmetry.check_spaces(observation_space, action_space)
+
+
+def _takes_vectors(policy: Any, extractor: nn.Module) -> bool:
+    """Whether observations are vectors that nothing has to be done to."""
+    space = policy.observation_space
+    return len(space.shape) == 1 and type(extractor) is layers.FlattenExtractor
+
+
+def _behind(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
+    """A network of prepared observations: with what extracts features, if that does anything."""
+    return network if _takes_vectors(policy, extractor) else nn.Sequential(extractor, network)
+
+
+def _fast(wrapper: object, space: Any, width: int) -> Any:
+    """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
+    if not isinstance(wrapper, Symmetrizer):
+        raise TypeError(
+            f"method returned a {type(wrapper).__name__}; it has to return a wrapper such as "
+            "EquiTune(network, observation_action, action_action)"
+        )
+    if len(space.shape) != 1:
+        return wrapper
+    return VectorSymmetrizer(wrapper, space.shape[0], width)
