@@ -61,7 +61,7 @@ def check_symmetry(
         observation_action: How the group acts on batches of observations; or a
             :class:`Symmetry`, which says the rest too.
         action_action: How it acts on actions: for discrete ones a ``PermutationAction`` of their
-            scores, for continuous ones any action on batches of them.
+            scores, for continuous ones a ``MatrixAction``, or another that is no permutation.
         set_state: Puts the environment into the state of an observation, ``set_state(env,
             observation)``; a ValueError of it says that there is no such state. Default for
             CartPole, Acrobot and the grid worlds.
@@ -328,7 +328,7 @@ def _moved(action: Action, values: Sequence[Any], g: int) -> Any:
 
 def _moved_actions(space: Any, acting: Action, taken: Sequence[Taken], g: int) -> Sequence[Any]:
     actions = [step.action for step in taken]
-    if isinstance(acting, PermutationAction | RegularAction) and hasattr(space, "n"):
+    if isinstance(acting, PermutationAction | RegularAction):
         first = int(space.start)
         return [first + acting.permutations[g][int(action) - first] for action in actions]
     # The bounds are kept; rounding may go beyond them.

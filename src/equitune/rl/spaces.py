@@ -48,10 +48,17 @@ def check_action_space(space: Any, action: Action) -> None:
 
     Raises:
         TypeError: If it is neither ``Discrete`` nor ``Box``, or discrete actions meet an action
-            on vectors.
+            on vectors, or continuous ones a permutation.
         ValueError: If the number of actions or the shape does not fit, or the bounds are not kept.
     """
     if isinstance(space, spaces.Box):
+        # Also where the sizes agree: scores of two actions are no two torques.
+        if isinstance(action, PermutationAction | RegularAction):
+            raise TypeError(
+                f"actions are continuous, of shape {space.shape}, but the group acts on them by a "
+                f"{type(action).__name__}, which is for discrete ones; give a MatrixAction, such "
+                "as continuous_symmetry(...) makes"
+            )
         _check_box("action", space, action)
         return
     if not isinstance(space, spaces.Discrete):

@@ -40,8 +40,8 @@ class Symmetry:
     Attributes:
         observation: How it acts on batches of observations, (B, ...).
         action: How it acts on batches of actions, (B, A): a ``PermutationAction`` of the scores
-            of A discrete actions, where g turns action a into ``permutations[g][a]``; or any
-            action on vectors of continuous ones.
+            of A discrete actions, where g turns action a into ``permutations[g][a]``; for
+            continuous ones a ``MatrixAction``, or another that is no permutation.
         names: What the entries of an observation vector are called in reports; None for numbers.
 
     Raises:
@@ -80,8 +80,8 @@ class Symmetry:
             action_space: That of an environment; ``Discrete`` or a ``Box``.
 
         Raises:
-            TypeError: If a space is of another kind, or discrete actions meet an action on
-                vectors.
+            TypeError: If a space is of another kind, or discrete actions meet an action that is
+                for continuous ones, or the other way round.
             ValueError: If a shape or the number of actions does not fit, or an element does not
                 keep the bounds of a ``Box``.
         """
@@ -276,6 +276,8 @@ def gridworld_pixel_rotations() -> Symmetry:
 
 
 def _checked_moves(moves: Iterable[Move]) -> list[Move]:
+    if not isinstance(moves, Iterable):
+        raise TypeError(f"moves is a {type(moves).__name__}; give a list of Moves")
     found = list(moves)
     for move in found:
         if not isinstance(move, Move):
@@ -302,6 +304,8 @@ def _generated(
         name = move.name or (f"m{k + 1}" if len(moves) > 1 else "m")
         if permutation == tuple(range(len(permutation))):
             raise ValueError(f"move {name} leaves everything where it is; leave it out")
+        if name in dict(generators):
+            raise ValueError(f"two moves have the name {name!r}; names tell elements apart")
         generators.append((name, permutation))
     words = _words(generators)
     names = [_spelled(word) for word in words.values()]
