@@ -11,6 +11,8 @@ from typing import Any
 import record
 from equitune.viz import draw_bars
 from equitune.viz.canvas import new_figure
+from rl_statistics import interval
+from rl_tables import METHODS, cells
 from scan_tables import scan_curves
 
 IMAGES = record.ROOT / "docs" / "images"
@@ -83,6 +85,66 @@ def draw_scan_curve(results: dict[str, Any]) -> None:
     print("drew docs/images/scan_curve.png")
 
 
+def draw_rl_returns(results: dict[str, Any]) -> None:
+    """Figure 2 of the second paper: means over seeds with 95 % intervals; dots are seeds."""
+    found = cells(results)
+    if not found:
+        return
+    environments = list(dict.fromkeys(cell.env for cell in found))
+    figure = new_figure(3.2 * len(environments), 3)
+    all_axes = figure.subplots(1, len(environments), squeeze=False)[0]
+    for axes, env in zip(all_axes, environments, strict=True):
+        of_env = [cell for cell in found if cell.env == env]
+        for k, method in enumerate(METHODS):
+            for place, cell in enumerate(of_env):
+                returns = cell.returns(cell.headline, method)
+                mean, half = interval(returns)
+                middle = place + 0.28 * (k - 1)
+                label = method if place == 0 else None
+                axes.bar(middle, mean, 0.25, color=f"C{k}", alpha=0.75, label=label)
+                if len(returns) > 1:
+                    axes.errorbar([middle], [mean], [half], color="black", capsize=3, linewidth=1)
+                dots = [middle + 0.03 * (i - (len(returns) - 1) / 2) for i in range(len(returns))]
+                axes.scatter(dots, returns, s=6, color="black", zorder=3)
+        names = [f"{cell.net}\n{cell.headline // 1000}k steps" for cell in of_env]
+        axes.set_xticks(range(len(of_env)), names, fontsize=8)
+        axes.set_title(env, fontsize=10)
+        axes.grid(alpha=0.3, axis="y")
+    all_axes[0].set_ylabel("mean return")
+    all_axes[-1].legend(fontsize=8)
+    figure.savefig(IMAGES / "rl_returns.png", dpi=80, bbox_inches="tight")
+    print("drew docs/images/rl_returns.png")
+
+
+def draw_rl_curves(results: dict[str, Any]) -> None:
+    """Training further: means over seeds, in bands of 95 % intervals."""
+    found = [cell for cell in cells(results) if any(map(cell.curves, METHODS))]
+    if not found:
+        return
+    figure = new_figure(3.2 * len(found), 3)
+    all_axes = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, cell in zip(all_axes, found, strict=True):
+        for k, method in enumerate(METHODS):
+            curves = cell.curves(method)
+            if not curves:
+                continue
+            steps = list(curves[0])
+            bands = [interval([curve[at] for curve in curves]) for at in steps]
+            means = [mean for mean, _ in bands]
+            axes.plot(steps, means, "o-", color=f"C{k}", markersize=3, label=method)
+            if len(curves) > 1:
+                low = [mean - half for mean, half in bands]
+                high = [mean + half for mean, half in bands]
+                axes.fill_between(steps, low, high, color=f"C{k}", alpha=0.15, linewidth=0)
+        axes.set_title(f"{cell.env}, {cell.net}", fontsize=10)
+        axes.set_xlabel(f"further steps after {cell.headline:,}")
+        axes.grid(alpha=0.3)
+    all_axes[0].set_ylabel("mean return")
+    all_axes[0].legend(fontsize=8)
+    figure.savefig(IMAGES / "rl_curves.png", dpi=80, bbox_inches="tight")
+    print("drew docs/images/rl_curves.png")
+
+
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
@@ -91,6 +153,8 @@ def main() -> None:
         print(f"drew docs/images/{name}.png")
     draw_regard(record.load("fairness"))
     draw_scan_curve(record.load("scan"))
+    draw_rl_returns(record.load("rl"))
+    draw_rl_curves(record.load("rl"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import record
 from markdown_tables import rows, source
+from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 
 PAGES = (
@@ -291,6 +292,10 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         scan_zero_shot,
         scan_finetuned,
         scan_curve,
+        rl_returns,
+        rl_checkpoints,
+        rl_curves,
+        rl_speed,
     )
 }
 
@@ -301,6 +306,9 @@ STORED_IN = {
     "scan_zero_shot": "scan",
     "scan_finetuned": "scan",
     "scan_curve": "scan",
+    "rl_returns": "rl",
+    "rl_checkpoints": "rl",
+    "rl_curves": "rl",
 }
 """The file of a table that is not named like its file."""
 
