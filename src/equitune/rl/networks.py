@@ -72,10 +72,12 @@ def lambda_equitune(
     """
     first = next((m for m in network.modules() if [*m.parameters(recurse=False)]), None)
     if not isinstance(first, nn.Linear):
+        begins = f"begins with a {type(first).__name__}"
+        found = "has no layer with weights" if first is None else begins
         raise ValueError(
-            f"network begins with a {type(first).__name__}, so that the number of features of an "
-            "observation is not known; give a function of your own as method, which returns "
-            "LambdaEquiTune(network, observation_action, action_action, weight_net=...)"
+            f"network {found}, so that the number of features of an observation is not known; "
+            "call LambdaEquiTune(network, observation_action, action_action, weight_net=...), in "
+            "a method of your own if it is for symmetrize"
         )
     weight_net = MlpWeightNet(first.in_features, hidden_features).to(first.weight)
     return LambdaEquiTune(network, observation_action, action_action, weight_net=weight_net)

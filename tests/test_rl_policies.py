@@ -1,0 +1,314 @@
+"""Symmetrised models of Stable-Baselines3 predict, learn, and are saved and evaluated as others."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import nn
+
+from equitune import EquiTune, MatrixAction, cyclic, symmetric
+from equitune.rl import (
+    Move,
+    PixelGridworld,
+    SymmetricActorCriticPolicy,
+    SymmetricDQNPolicy,
+    Symmetry,
+    VectorSymmetrizer,
+    acrobot_mirror,
+    cartpole_mirror,
+    continuous_symmetry,
+    equizero,
+    gridworld_pixel_rotations,
+    lambda_equitune,
+    symmetrize,
+)
+from equitune.testing import assert_equivariant
+
+METHODS = [EquiTune, equizero, lambda_equitune]
+ALGORITHMS = {
+    DQN: {"buffer_size": 500, "learning_starts": 20, "learning_rate": 1e-3},
+    PPO: {"n_steps": 64, "learning_rate": 1e-3},
+    A2C: {},
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """One short training of each algorithm."""
+    found = {}
+    for algorithm, settings in ALGORITHMS.items():
+        model = algorithm("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **settings)
+        found[algorithm] = model.learn(128)
+    return found
+
+
+def scores(model):
+    """What an action is chosen by, as a function of observations in float64."""
+    network = model.q_net.q_net if isinstance(model, DQN) else model.policy.mlp_extractor.actor
+    return copy.deepcopy(network).double()
+
+
+def weights_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_models_become_equivariant_and_stay_as_they_were(trained, algorithm, method):
+    model, mirror = trained[algorithm], cartpole_mirror()
+    before = weights_of(model.policy)
+    symmetric_model = symmetrize(model, mirror, method)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    assert type(symmetric_model) is algorithm
+    assert_equivariant(scores(symmetric_model), x, mirror.observation, mirror.action)
+    plain = model.policy
+    if algorithm is DQN:
+        network = copy.deepcopy(plain.q_net.q_net).double()
+    else:
+        network = nn.Sequential(plain.mlp_extractor.policy_net, plain.action_net)
+        value = nn.Sequential(plain.mlp_extractor.value_net, plain.value_net)
+        network, value = copy.deepcopy(network).double(), copy.deepcopy(value).double()
+        critic = copy.deepcopy(symmetric_model.policy.mlp_extractor.critic).double()
+        assert_equivariant(critic, x, mirror.observation)
+        torch.testing.assert_close(critic.unwrap()(x), value(x), rtol=0, atol=0)
+    torch.testing.assert_close(scores(symmetric_model).unwrap()(x), network(x), rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        assert_equivariant(network, x, mirror.observation, mirror.action)
+    symmetric_model.learn(64, reset_num_timesteps=False)
+    after = weights_of(model.policy)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_they_predict_learn_and_are_evaluated_and_loaded(trained, algorithm, method, tmp_path):
+    model = symmetrize(trained[algorithm], cartpole_mirror(), method)
+    observations = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    actions, _ = model.predict(observations, deterministic=True)
+    mirrored, _ = model.predict(-observations, deterministic=True)
+    assert (actions + mirrored == 1).all()
+    single, _ = model.predict(observations[3], deterministic=True)
+    assert single == actions[3]
+
+    before = weights_of(model.policy)
+    model.learn(128, reset_num_timesteps=False)
+    assert model.num_timesteps >= 256
+    assert any(not torch.equal(before[k], v) for k, v in model.policy.state_dict().items())
+
+    model.save(tmp_path / "model")
+    for twin in (algorithm.load(tmp_path / "model"), model):
+        again, _ = twin.predict(observations, deterministic=True)
+        first, _ = model.predict(observations, deterministic=True)
+        assert (again == first).all()
+    model.policy.save(tmp_path / "policy")
+    policy = type(model.policy).load(tmp_path / "policy")
+    assert (policy.predict(observations, deterministic=True)[0] == first).all()
+    reward, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 2), n_eval_episodes=2)
+    assert reward >= 8
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_state_of_the_optimizer_goes_along(trained, algorithm):
+    model = trained[algorithm]
+    known = model.policy.optimizer.state
+    found = symmetrize(model, cartpole_mirror()).policy.optimizer.state
+    assert len(found) == len(known) > 0
+    sums = [
+        sorted(float(v.double().sum()) for entry in state.values() for v in entry.values())
+        for state in (known, found)
+    ]
+    assert sums[0] == pytest.approx(sums[1], abs=0)
+
+
+def test_training_from_scratch_is_equivariant_all_along():
+    mirror = acrobot_mirror()
+    model = DQN(
+        SymmetricDQNPolicy, "Acrobot-v1", buffer_size=500, learning_starts=20, device="cpu",
+        policy_kwargs={"symmetry": mirror, "method": equizero, "net_arch": [32]},
+    ).learn(100)  # fmt: skip
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for network in (model.q_net, model.q_net_target):
+        assert isinstance(network.q_net, VectorSymmetrizer)
+        assert_equivariant(network.q_net.double(), x, mirror.observation, mirror.action)
+
+
+def test_networks_of_pictures():
+    env, symmetry = PixelGridworld(5), gridworld_pixel_rotations()
+    model = DQN("CnnPolicy", env, buffer_size=50, learning_starts=4, device="cpu").learn(8)
+    found = symmetrize(model, symmetry, equizero)
+    pictures = np.stack([env.reset(seed=seed)[0] for seed in range(3)])
+    x = torch.from_numpy(pictures)
+    assert_equivariant(found.policy.q_net, x, symmetry.observation, symmetry.action)
+    with pytest.raises(AssertionError):
+        assert_equivariant(model.policy.q_net, x, symmetry.observation, symmetry.action)
+    assert found.learn(8).num_timesteps == 8
+    ppo = symmetrize(PPO("CnnPolicy", env, n_steps=4, batch_size=4, device="cpu"), symmetry)
+
+    def probabilities(batch):
+        return ppo.policy.get_distribution(batch).distribution.probs
+
+    assert_equivariant(probabilities, x, symmetry.observation, symmetry.action)
+    assert_equivariant(ppo.policy.predict_values, x, symmetry.observation)
+    ppo.learn(4)
+
+
+def continuous_policy(symmetry, size, actions, bound=1.0):
+    boxes = (spaces.Box(-bound, bound, (n,), np.float32) for n in (size, actions))
+    policy = SymmetricActorCriticPolicy(*boxes, lambda _: 1e-3, symmetry=symmetry)
+    with torch.no_grad():
+        policy.log_std.copy_(torch.linspace(-1, 1, actions))
+        # At first all means are close to 0.
+        policy.mlp_extractor.actor.unwrap()[-1].weight.mul_(100)
+    return policy
+
+
+TWO_LEGS = continuous_symmetry(
+    observation=["left", "right", "roll"],
+    actions=["left torque", "right torque", "roll torque"],
+    moves=[
+        Move(
+            {"left": "right", "roll": "-roll"},
+            {"left torque": "right torque", "roll torque": "-roll torque"},
+        )
+    ],
+)
+THIRDS = torch.arange(3, dtype=torch.float64) * (2 * torch.pi / 3)
+TURNS = torch.stack([THIRDS.cos(), -THIRDS.sin(), THIRDS.sin(), THIRDS.cos()]).T.unflatten(
+    1, (2, 2)
+)
+
+
+def matrix_action(group, *images):
+    """Permutations of entries, as matrices."""
+    rows = [[int(i) for i in image] for image in images]
+    return MatrixAction(group, torch.eye(len(rows[0]))[torch.tensor(rows)].mT)
+
+
+CONTINUOUS = {
+    "two legs": (TWO_LEGS, 3, 3),
+    "a robot with three legs": (
+        Symmetry(*[matrix_action(cyclic(3), "012", "120", "201")] * 2), 3, 3,
+    ),
+    "symmetric(3)": (
+        Symmetry(*[matrix_action(symmetric(3), *symmetric(3).names)] * 2), 3, 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTINUOUS)
+def test_continuous_actions_have_equivariant_distributions(case):
+    symmetry, size, actions = CONTINUOUS[case]
+    policy = continuous_policy(symmetry, size, actions)
+    actor = copy.deepcopy(policy.mlp_extractor.actor).double()
+    x = torch.randn(4, size, dtype=torch.float64)
+    assert_equivariant(actor, x, symmetry.observation, symmetry.action)
+    # Stable-Baselines3 makes all observations float32.
+    action = torch.randn(4, actions)
+    wanted = policy.evaluate_actions(x.float(), action)
+    moved = symmetry.observation.orbit(x.float())
+    for g, ga in enumerate(symmetry.action.orbit(action)):
+        for found, expected in zip(policy.evaluate_actions(moved[g], ga), wanted, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    off = policy.evaluate_actions(moved[-1], action)[1]
+    assert not torch.allclose(off, wanted[1], atol=1e-3)
+
+
+def test_variances_are_those_of_the_orbit():
+    policy = continuous_policy(TWO_LEGS, 3, 3)
+    variance = policy.get_distribution(torch.zeros(1, 3)).distribution.variance[0]
+    first, second, third = torch.linspace(-1, 1, 3).mul(2).exp()
+    expected = torch.stack([(first + second) / 2, (first + second) / 2, third])
+    torch.testing.assert_close(variance, expected)
+
+
+def test_rotations_that_permute_nothing_share_one_variance():
+    turns = MatrixAction(cyclic(3), TURNS)
+    policy = continuous_policy(Symmetry(turns, turns), 2, 2, bound=np.inf)
+    variance = policy.get_distribution(torch.zeros(1, 2)).distribution.variance[0]
+    expected = torch.tensor([-2.0, 2.0]).exp().mean().expand(2)
+    torch.testing.assert_close(variance, expected)
+
+
+PENDULUM = continuous_symmetry(
+    observation=["cos", "sin", "velocity"],
+    actions=["torque"],
+    moves=[Move({"sin": "-sin", "velocity": "-velocity"}, {"torque": "-torque"})],
+)
+
+
+def test_continuous_control_learns():
+    model = symmetrize(PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu"), PENDULUM)
+    model.learn(64)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    moved = x * np.array([1, -1, -1], dtype=np.float32)
+    actions, others = (model.predict(o, deterministic=True)[0] for o in (x, moved))
+    np.testing.assert_allclose(actions, -others, atol=1e-6)
+
+
+class OtherPolicy(DQNPolicy):
+    """A policy that Stable-Baselines3 does not have."""
+
+
+def test_what_cannot_be_symmetrised_is_refused(trained):
+    mirror = cartpole_mirror()
+    with pytest.raises(TypeError, match="with a policy of the class NoneType"):
+        symmetrize(nn.Linear(4, 2), mirror)
+    with pytest.raises(TypeError, match="with a policy of the class OtherPolicy"):
+        symmetrize(DQN(OtherPolicy, "CartPole-v1", buffer_size=10), mirror)
+    with pytest.raises(TypeError, match="with a policy of the class SymmetricDQNPolicy"):
+        symmetrize(symmetrize(trained[DQN], mirror), mirror)
+    with pytest.raises(TypeError, match="symmetry is a MatrixAction; give a Symmetry"):
+        symmetrize(trained[DQN], mirror.observation)
+    with pytest.raises(TypeError, match="method is a str"):
+        symmetrize(trained[DQN], mirror, "equizero")
+    with pytest.raises(TypeError, match="method returned a Linear"):
+        symmetrize(trained[PPO], mirror, lambda *_: nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+        symmetrize(trained[DQN], acrobot_mirror())
+    normalised = VecNormalize(make_vec_env("CartPole-v1"))
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        symmetrize(A2C("MlpPolicy", normalised), mirror)
+    free = VecNormalize(make_vec_env("CartPole-v1"), norm_obs=False)
+    symmetrize(A2C("MlpPolicy", free), mirror).learn(10)
+    with pytest.raises(ValueError, match="use_sde is True"):
+        symmetrize(PPO("MlpPolicy", "Pendulum-v1", use_sde=True), PENDULUM)
+    with pytest.raises(TypeError, match="continuous"):
+        symmetrize(
+            PPO("MlpPolicy", "CartPole-v1"), Symmetry(mirror.observation, mirror.observation)
+        )
+
+
+def test_dictionaries_of_observations_are_refused():
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (4,), np.float32)})
+    with pytest.raises(TypeError, match="Dict"):
+        SymmetricDQNPolicy(space, spaces.Discrete(2), lambda _: 1e-3, symmetry=cartpole_mirror())
+
+
+def test_several_environments_at_once():
+    model = symmetrize(
+        DQN("MlpPolicy", make_vec_env("CartPole-v1", 3), buffer_size=300, learning_starts=10),
+        cartpole_mirror(),
+        equizero,
+    )
+    assert model.learn(60).num_timesteps == 60
+
+
+def test_the_seed_of_the_process_is_left_alone(trained):
+    torch.manual_seed(5)
+    wanted = torch.rand(2)
+    torch.manual_seed(5)
+    model = copy.copy(trained[PPO])
+    assert model.seed == 0
+    state = torch.get_rng_state()
+    found = symmetrize(model, cartpole_mirror())
+    assert found.seed == 0
+    assert not torch.equal(torch.get_rng_state(), torch.manual_seed(0).get_state())
+    torch.set_rng_state(state)
+    assert torch.equal(torch.rand(2), wanted)
