@@ -17,7 +17,8 @@ OFFLINE = ('weights="DEFAULT"', "weights=None")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name
 )
-def test_code_blocks_run(page, capsys):
+def test_code_blocks_run(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in BLOCK.findall(page.read_text()):
         exec(compile(block.replace(*OFFLINE), str(page), "exec"), namespace)
@@ -33,6 +34,16 @@ def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):
         if "report.message()" in block:
             break
     assert printed.split() == shown.split()
+
+
+def test_the_report_that_the_page_shows_is_the_one_that_is_printed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "rl.md").read_text()
+    (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    namespace = {}
+    for block in BLOCK.findall(text[: text.index(shown)]):
+        exec(compile(block, "docs/rl.md", "exec"), namespace)
+    assert " ".join(capsys.readouterr().out.split()).endswith(" ".join(shown.split()))
 
 
 @pytest.mark.parametrize("page", render.PAGES, ids=lambda p: p.name)
