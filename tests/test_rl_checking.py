@@ -149,13 +149,24 @@ def test_a_wrapper_that_changes_pictures_needs_a_set_state():
         check_symmetry(halved(pixels), gridworld_pixel_rotations())
 
 
-def test_the_environment_can_be_used_afterwards():
+def test_the_environment_is_left_at_the_begin_of_an_episode():
+    env = gymnasium.wrappers.TimeLimit(cases.PointMass(), max_episode_steps=2)
+    check_symmetry(env, SQUARE, set_state=cases.put, samples=10)
+    assert [env.step(np.zeros(2))[3] for _ in range(2)] == [False, True]
+
+
+def test_an_ended_cartpole_is_put_back():
     env = gymnasium.make("CartPole-v1")
-    check_symmetry(env, cartpole_mirror(), samples=10)
-    for _ in range(5):
-        observation, _, ended, _, _ = env.step(0)
-        assert not ended
-    assert np.abs(observation[0]) < 0.5
+    state, _ = env.reset(seed=0)
+    ended = False
+    while not ended:
+        _, reward, ended, _, _ = env.step(0)
+    assert reward == 1.0
+    set_state(env, np.array([3.0, 0, 0, 0]))
+    # Outside as well, yet no step beyond the end, of which gymnasium warns.
+    assert env.step(0)[1:3] == (1.0, True)
+    set_state(env, state)
+    assert env.step(0)[1:3] == (1.0, False)
 
 
 def forget_speeds(env, observation):
