@@ -246,7 +246,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=200, help="for each checkpoint")
     parser.add_argument("--more-steps", type=int, default=30_000, help="of training further")
     parser.add_argument("--curve-every", type=int, default=5_000)
-    parser.add_argument("--curve-episodes", type=int, default=100)
+    parser.add_argument("--curve-episodes", type=int, default=50)
     parser.add_argument("--output", type=Path, default=record.RESULTS, help="a folder")
     parser.add_argument("--checkpoints", type=Path, help="a folder",
                         default=record.ROOT / "benchmarks" / ".checkpoints" / NAME)  # fmt: skip

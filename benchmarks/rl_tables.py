@@ -108,7 +108,8 @@ def rl_returns(results: Row) -> str:
     if not body:
         return ""
     picture = "![Mean returns of plain, EquiTune and EquiZero agents](images/rl_returns.png)\n\n"
-    return picture + rows(["", "steps", *_head()], body) + _settings(results) + _source(results)
+    told = _settings(results) + _orders(results) + _source(results)
+    return picture + rows(["", "steps", *_head()], body) + told
 
 
 def rl_checkpoints(results: Row) -> str:
@@ -193,6 +194,31 @@ def _settings(results: Row) -> str:
         hidden = " and ".join(map(str, settings["widths"]))
         lines.append(f"{cell.env}, hidden layers of {hidden}: {', '.join(told)}.")
     return "".join(f"\n{line}\n" for line in lines)
+
+
+def _orders(results: Row) -> str:
+    """Which means are in the paper's order, and which differences are beyond their intervals."""
+    held: dict[str, list[str]] = {
+        "EquiZero at least EquiTune, and EquiTune at least plain": [],
+        "Not in this order": [],
+        "EquiZero above plain, by more than the interval": [],
+        "EquiZero below plain, by more than the interval": [],
+    }
+    ordered, other, above, below = held.values()
+    for cell in cells(results):
+        found = {method: cell.returns(cell.headline, method) for method in METHODS}
+        plain, average, best = (interval(values)[0] for values in found.values())
+        name = f"{cell.env} ({cell.net})"
+        (ordered if best >= average >= plain else other).append(name)
+        pairs = zip(found["EquiZero"], found["plain"], strict=True)
+        gain, half = interval([one - base for one, base in pairs])
+        # A single seed has no interval, and comparisons with NaN are false.
+        if gain > half:
+            above.append(name)
+        elif gain < -half:
+            below.append(name)
+    told = (f"\n{what}: {', '.join(names) or 'none'}.\n" for what, names in held.items())
+    return "".join(told)
 
 
 def _source(results: Row) -> str:

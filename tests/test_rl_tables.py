@@ -95,6 +95,32 @@ def test_returns(results):
     assert {line.count("|") for line in lines if line.startswith("|")} == {9}
 
 
+def test_the_order_of_means_is_told(results):
+    def told():
+        return [line for line in rl_tables.rl_returns(results).splitlines() if "order" in line
+                or line.startswith("EquiZero")]  # fmt: skip
+
+    both = "Gridworld (64-64), CartPole (64-64)."
+    assert told() == [
+        f"EquiZero at least EquiTune, and EquiTune at least plain: {both}",
+        "Not in this order: none.",
+        # 18.0 are less than 25.4, and a single seed has no interval.
+        "EquiZero above plain, by more than the interval: none.",
+        "EquiZero below plain, by more than the interval: none.",
+    ]
+    steps = [results["rows"][f"CartPole, 64-64, {seed}"]["stages"]["zero-shot"]["steps"]
+             for seed in (0, 1)]  # fmt: skip
+    for step in steps:
+        step["200"]["EquiZero"]["mean"] = step["200"]["plain"]["mean"] + 2
+    assert told()[1:3] == [
+        "Not in this order: CartPole (64-64).",
+        "EquiZero above plain, by more than the interval: CartPole (64-64).",
+    ]
+    for step in steps:
+        step["200"]["EquiZero"]["mean"] = step["200"]["plain"]["mean"] - 2
+    assert told()[3] == "EquiZero below plain, by more than the interval: CartPole (64-64)."
+
+
 def test_all_checkpoints(results):
     lines = rl_tables.rl_checkpoints(results).splitlines()
     assert lines[2].startswith("| Gridworld, 4,610 parameters | 200 | -10.0 (1 seed) |")
