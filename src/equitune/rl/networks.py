@@ -14,7 +14,7 @@ from equitune.losses import negative_max_probability
 from equitune.weights import MlpWeightNet
 from equitune.wrappers import EquiTune, EquiZero, LambdaEquiTune, OrbitPass, Symmetrizer
 
-__all__ = ["Method", "VectorSymmetrizer", "equizero", "lambda_equitune", "matrices"]
+__all__ = ["VectorSymmetrizer", "equizero", "lambda_equitune", "matrices"]
 
 Method = Callable[[nn.Module, Action, Action], Symmetrizer]
 """Wraps a network, given how the group acts on observations and on actions."""
