@@ -111,7 +111,8 @@ def draw_rl_returns(results: dict[str, Any]) -> None:
         axes.set_title(env, fontsize=10)
         axes.grid(alpha=0.3, axis="y")
     all_axes[0].set_ylabel("mean return")
-    all_axes[-1].legend(fontsize=8)
+    # Beside the bars, which begin at the top where returns are negative.
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.savefig(IMAGES / "rl_returns.png", dpi=80, bbox_inches="tight")
     print("drew docs/images/rl_returns.png")
 
@@ -140,7 +141,7 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
         axes.set_xlabel(f"further steps after {cell.headline:,}")
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("mean return")
-    all_axes[0].legend(fontsize=8)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.savefig(IMAGES / "rl_curves.png", dpi=80, bbox_inches="tight")
     print("drew docs/images/rl_curves.png")
 
