@@ -53,12 +53,7 @@ TUNED = {
         EquiZeroSeq2Seq, proxy_loss=negative_max_probability, gradient="equitune"
     ),
 }
-LONGER = ", longer"
-"""What follows the names of models that are fine-tuned for as many iterations as in the papers.
-
-The papers' iterations have one example each. Without it they see as many examples.
-"""
-STAGES = ("plain", "zero-shot", *TUNED, *(name + LONGER for name in TUNED), "G")
+STAGES = ("plain", "zero-shot", *TUNED, "G")
 LIMIT = 50
 """The longest sequence has 48 symbols and its end."""
 CURVE = (0, 20, 50, 100, 200, 400, 600, 800, 1000)
@@ -118,12 +113,11 @@ class Work:
         self.run, self.store = run, store
         self.size, self.limit = arguments.size, arguments.limit
         self.folder = arguments.checkpoints
-        tuning = Recipe(arguments.finetuning_examples, batch_size=8)
-        longer = Recipe(arguments.longer_examples, batch_size=16)
+        careful = functools.partial(Recipe, smoothing=0.1, weight_decay=0.1)
+        tuning = careful(arguments.finetuning_examples, batch_size=8)
         self.recipes = {
-            "plain": Recipe(arguments.pretraining_examples),
+            "plain": careful(arguments.pretraining_examples, learning_rate=2e-3),
             **dict.fromkeys(TUNED, tuning),
-            **{name + LONGER: longer for name in TUNED},
             "G": Recipe(arguments.pretraining_examples),
         }
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,8 +164,7 @@ class Work:
         """The plain model, fine-tuned inside a wrapper with the papers' group."""
         decoder = self.plain()
         torch.manual_seed(self.run.seed)
-        wrap = TUNED[name.removesuffix(LONGER)]
-        wrapper = wrap(decoder, self.symmetry.words, self.symmetry.symbols)
+        wrapper = TUNED[name](decoder, self.symmetry.words, self.symmetry.symbols)
         self.trained(name, wrapper, decoder, self.symmetry)
 
     def trained(
@@ -331,13 +324,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, help="default: both")
     parser.add_argument("--cell", choices=CELLS, help="default: all")
     parser.add_argument("--seed", type=int, help="default: 0, 1, 2 for the LSTM, 0 for others")
-    parser.add_argument("--stages", nargs="+", choices=STAGES,
-                        help="default: all, the longer ones for the LSTM only")  # fmt: skip
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all")
     parser.add_argument("--fresh", action="store_true", help="forget what is done")
     parser.add_argument("--size", type=int, default=64, help="hidden units")
     parser.add_argument("--pretraining-examples", type=int, default=200_000)
     parser.add_argument("--finetuning-examples", type=int, default=10_000)
-    parser.add_argument("--longer-examples", type=int, default=160_000)
     parser.add_argument("--limit", type=int, help="only so many examples of each part, for trials")
     parser.add_argument("--output", type=Path, default=record.RESULTS, help="a folder")
     parser.add_argument("--checkpoints", type=Path, help="a folder",
@@ -355,23 +346,18 @@ def todo(arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
-def stages_of(cell: str) -> list[str]:
-    """The stages of a run of which none are named."""
-    return [stage for stage in STAGES if cell == "LSTM" or not stage.endswith(LONGER)]
-
-
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A name that is a whole path leads there, and not into results/.
     store = Store(str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock")
-    stages = {run: arguments.stages or stages_of(run.cell) for run in todo(arguments)}
-    with tqdm(total=sum(map(len, stages.values())), desc=NAME, unit="stage") as bar:
-        for run, wanted in stages.items():
+    runs = todo(arguments)
+    with tqdm(total=len(runs) * len(arguments.stages), desc=NAME, unit="stage") as bar:
+        for run in runs:
             if arguments.fresh:
                 forget(run, store, arguments.checkpoints)
             work = Work(run, arguments, store)
-            for stage in wanted:
+            for stage in arguments.stages:
                 work.do(stage)
                 bar.update()
 

@@ -58,9 +58,8 @@ ZERO_SHOT = {
 }
 """The stages, without their group, and which of the papers' models each one is."""
 
-LONGER = ", longer"
 TUNED = ("equi-tuned", "equizero-tuned")
-FINETUNED = ("plain", "G", *TUNED, *(name + LONGER for name in TUNED))
+FINETUNED = ("plain", "G", *TUNED)
 
 
 def scan_zero_shot(results: Row) -> str:
@@ -96,7 +95,7 @@ def scan_finetuned(results: Row) -> str:
             if any(found):
                 name = f"G-{cell}" if stage == "G" else stage
                 title = _title(split, cell, runs) if first else ""
-                cited = PAPERS[split, cell][stage.removesuffix(LONGER)]
+                cited = PAPERS[split, cell][stage]
                 body.append([title, name, *found, cited, _minutes(runs, stage)])
                 first = False
     if not body:
@@ -199,11 +198,7 @@ def _minutes(runs: Sequence[Row], stage: str) -> str:
 def _settings(results: Row) -> str:
     """How the models were trained, as the runs say themselves."""
     lines = []
-    kinds = {
-        "From scratch": ("plain", "G"),
-        "Fine-tuned": TUNED,
-        "Fine-tuned longer": tuple(name + LONGER for name in TUNED),
-    }
+    kinds = {"Pretrained": ("plain",), "Fine-tuned": TUNED, "G-models": ("G",)}
     for title, stages in kinds.items():
         used: dict[str, list[str]] = {}
         for split, cell, runs in _runs(results):
@@ -224,7 +219,8 @@ def _recipe(settings: Row) -> str:
     return (
         f"{settings['examples']:,} examples in batches of {settings['batch_size']}, "
         f"{settings['iterations']:,} iterations, {settings['size']} hidden units, learning rate "
-        f"up to {settings['learning_rate']:g}, with a teacher in {settings['teacher']:.0%} of the "
+        f"up to {settings['learning_rate']:g}, weight decay {settings['weight_decay']:g}, label "
+        f"smoothing {settings['smoothing']:g}, with a teacher in {settings['teacher']:.0%} of the "
         "batches"
     )
 

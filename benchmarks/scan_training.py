@@ -24,7 +24,7 @@ MEASURED_ROWS = 2048
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: Adam and one cycle of the learning rate.
+    """How to train: AdamW and one cycle of the learning rate.
 
     Attributes:
         examples: How many examples are seen, counted with repetitions.
@@ -33,6 +33,9 @@ class Recipe:
         teacher: How often a batch is decoded with a teacher.
         clip: The largest norm of a gradient.
         warm_up: The share of the iterations in which the learning rate rises.
+        smoothing: The share of each target that is spread over all symbols, so that a model is
+            not sure of what it has never seen.
+        weight_decay: That of AdamW.
     """
 
     examples: int
@@ -41,6 +44,8 @@ class Recipe:
     teacher: float = 0.5
     clip: float = 5.0
     warm_up: float = 0.05
+    smoothing: float = 0.0
+    weight_decay: float = 0.0
 
     @property
     def iterations(self) -> int:
@@ -69,7 +74,9 @@ def train(
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         recipe.learning_rate,
@@ -86,9 +93,7 @@ def train(
             scores = model(tokens, targets).scores
         else:
             scores = model(tokens, length=targets.shape[1]).scores
-        # The scores are log-probabilities. Cross-entropy would normalise them once more, and its
-        # gradient would vanish where EquiZero's copy is sure, whatever the other copies are.
-        loss = F.nll_loss(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        loss = loss_of(scores, targets, recipe.smoothing)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -96,6 +101,18 @@ def train(
         schedule.step()
         after(done)
     model.eval()
+
+
+def loss_of(scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with label smoothing, of log-probabilities (B, L, V) at symbols (B, L).
+
+    ``cross_entropy`` would normalise them once more, and its gradient would vanish where EquiZero's
+    copy is sure, whatever the other copies are.
+    """
+    loss = F.nll_loss(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * scores[targets != PAD].mean()
 
 
 def _batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
