@@ -261,6 +261,21 @@ def test_with_two_actions_and_a_mirror_both_wrappers_choose_the_same():
     assert shares[0] == 1 > shares[1]
 
 
+def test_all_agents_are_measured_on_the_same_episodes(call, monkeypatch):
+    heard = []
+
+    def play(model, environments, first_seed):
+        heard.append((type(model.policy).__name__, len(environments), first_seed))
+        return rl_training.Outcome(1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(rl_training, "play", play)
+    rl.main([*call, *ONE])
+    plain, wrapped = "DQNPolicy", "SymmetricDQNPolicy"
+    zero_shot = [(name, 3, rl.START_SEED) for name in (plain, wrapped, wrapped)]
+    further = [(name, 2, rl.START_SEED) for name in (plain, wrapped, wrapped) for _ in range(3)]
+    assert heard == 2 * zero_shot + further
+
+
 def test_intervals():
     mean, half = rl_statistics.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3
