@@ -194,7 +194,7 @@ def test_the_loss_is_cross_entropy_with_label_smoothing(smoothing):
 
 
 def test_weights_decay_where_they_are_asked_to():
-    data = scan.load_split("add_jump", limit=8).train
+    data = scan.load_split("add_jump", limit=40).train
     norms = []
     for decay in (0.0, 50.0):
         torch.manual_seed(0)
