@@ -199,7 +199,7 @@ def test_weights_decay_where_they_are_asked_to():
     for decay in (0.0, 50.0):
         torch.manual_seed(0)
         model = GreedyDecoder(
-            scan.Recurrent(torch.nn.RNN, 16, 9, size=4), start=1, end=2, pad=0, limit=9
+            scan.Recurrent(torch.nn.RNN, 16, 9, size=4), start=1, end=2, pad=0, limit=50
         )
         recipe = scan_training.Recipe(16, batch_size=4, weight_decay=decay)
         scan_training.train(model, data, recipe, seed=0, name="decay")
