@@ -323,3 +323,50 @@ def test_type_errors(case):
     call, message = TYPE_ERRORS[case]
     with pytest.raises(TypeError, match=message):
         call()
+
+
+class Scaled(gymnasium.Wrapper):
+    """Observations in other units, a bonus at the end, and steps that cost unevenly."""
+
+    def __init__(self, env, unit=1.0, bonus=0.0, uneven=0.0):
+        super().__init__(env)
+        box = env.observation_space
+        self.observation_space = gymnasium.spaces.Box(
+            unit * box.low, unit * box.high, dtype=np.float32
+        )
+        self.unit, self.bonus, self.uneven = np.float32(unit), bonus, uneven
+
+    def reset(self, **arguments):
+        observation, info = self.env.reset(**arguments)
+        return self.unit * observation, info
+
+    def step(self, action):
+        observation, reward, ended, cut, info = self.env.step(action)
+        reward += self.bonus * ended + self.uneven * float(action[0] > 0)
+        return self.unit * observation, reward, ended, cut, info
+
+    def put(self, observation):
+        self.env.unwrapped.set_state(np.asarray(observation, dtype=np.float64) / self.unit)
+
+
+def put_scaled(env, observation):
+    env.put(observation)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_units_do_not_matter(unit):
+    env = Scaled(cases.PointMass(), unit)
+    assert check_symmetry(env, SQUARE, set_state=put_scaled).passed
+    report = check_symmetry(Scaled(cases.PointMass(wind=1e-3), unit), SQUARE, set_state=put_scaled)
+    assert not report.passed
+    unmoved = MatrixAction(cyclic(2), torch.stack([torch.eye(2), torch.eye(2)]))
+    assert not check_symmetry(env, NEGATED, unmoved, set_state=put_scaled).passed
+
+
+def test_a_large_bonus_hides_no_uneven_cost():
+    fair = check_symmetry(Scaled(cases.PointMass(), bonus=1000), SQUARE, set_state=put_scaled)
+    assert fair.passed
+    assert fair.ends
+    uneven = Scaled(cases.PointMass(), bonus=1000, uneven=0.01)
+    report = check_symmetry(uneven, SQUARE, set_state=put_scaled)
+    assert {mismatch.what for mismatch in report.mismatches} == {"the reward"}

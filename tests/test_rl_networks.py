@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from equitune import (
     EquiTune,
@@ -56,6 +57,7 @@ def attention(network, observation_action, action_action):
     return LambdaEquiTune(network, observation_action, action_action, weight_net=net)
 
 
+ROWS = torch.export.Dim("rows", min=2)
 METHODS = [EquiTune, equizero, lambda_equitune, attention]
 
 
@@ -215,7 +217,8 @@ def test_what_is_no_linear_action_on_vectors_is_refused():
 
 def test_networks_that_return_another_shape_are_refused():
     mirror = cartpole_mirror()
-    for network in (nn.Linear(4, 4), nn.Unflatten(1, (2, 2))):
+    several = nn.Sequential(nn.Linear(4, 2), nn.LSTM(2, 2))
+    for network in (nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), several):
         fast = VectorSymmetrizer(EquiTune(network, mirror.observation, mirror.action), 4, 2)
         with pytest.raises(ValueError, match=r"out_features is 2, so it has to return \(6, 2\)"):
             fast(torch.randn(3, 4))
@@ -234,3 +237,49 @@ def test_the_methods():
         lambda_equitune(nn.Conv2d(3, 4, 3), ImageAction(c4()), TrivialAction(c4()))
     with pytest.raises(ValueError, match="no layer with weights"):
         lambda_equitune(nn.Tanh(), mirror.observation, mirror.action)
+
+
+class Slice(nn.Linear):
+    """Returns some of what it computes: a tensor that is not contiguous."""
+
+    def forward(self, x):
+        return super().forward(x)[:, ::2]
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_outputs_that_are_not_contiguous(method):
+    mirror = cartpole_mirror()
+    wrapper = method(Slice(4, 4).double(), mirror.observation, mirror.action)
+    x = states("mirror")
+    found = VectorSymmetrizer(wrapper, 4, 2)(x)
+    torch.testing.assert_close(found, wrapper(x), rtol=1e-12, atol=1e-14)
+
+
+def test_backbones_that_work_in_place():
+    mirror = cartpole_mirror()
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    for method in METHODS[:2]:
+        wrapper = method(network, mirror.observation, mirror.action)
+        x = states("mirror")
+        before = x.clone()
+        found = VectorSymmetrizer(wrapper, 4, 2)(x)
+        assert torch.equal(x, before)
+        torch.testing.assert_close(found, wrapper(x), rtol=1e-12, atol=1e-14)
+
+
+def test_traced_tables_are_not_kept():
+    _, fast = build("mirror", equizero)
+    x = states("mirror")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fast(x)
+    assert type(fast(x)) is torch.Tensor
+    exported = torch.export.export(build("mirror", EquiTune)[1], (x,), dynamic_shapes=({0: ROWS},))
+    _, other = build("mirror", EquiTune)
+    torch.testing.assert_close(exported.module()(x[:3]), other(x[:3]))
+
+
+def test_pickles_hold_no_tables_of_devices():
+    _, fast = build("mirror", EquiTune)
+    fast(states("mirror"))
+    assert fast._tables
+    assert not pickle.loads(pickle.dumps(fast))._tables

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
-from equitune import EquiTune, MatrixAction, cyclic, symmetric
+from equitune import Canonicalize, EquiTune, MatrixAction, cyclic, symmetric
 from equitune.rl import (
     Move,
     PixelGridworld,
@@ -30,6 +30,7 @@ from equitune.rl import (
     symmetrize,
 )
 from equitune.testing import assert_equivariant
+from equitune.weights import MlpWeightNet
 
 METHODS = [EquiTune, equizero, lambda_equitune]
 ALGORITHMS = {
@@ -115,16 +116,83 @@ def test_they_predict_learn_and_are_evaluated_and_loaded(trained, algorithm, met
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_state_of_the_optimizer_goes_along(trained, algorithm):
+def test_weights_and_the_state_of_the_optimizer_go_along(trained, algorithm):
     model = trained[algorithm]
-    known = model.policy.optimizer.state
-    found = symmetrize(model, cartpole_mirror()).policy.optimizer.state
-    assert len(found) == len(known) > 0
-    sums = [
-        sorted(float(v.double().sum()) for entry in state.values() for v in entry.values())
-        for state in (known, found)
-    ]
-    assert sums[0] == pytest.approx(sums[1], abs=0)
+    if algorithm is DQN:
+        with torch.no_grad():
+            model.q_net_target.q_net[0].weight.add_(1)
+    found = symmetrize(model, cartpole_mirror())
+    pairs = list(found.policy.networks(model.policy))
+    assert len(pairs) == 2
+    known, own = model.policy.optimizer.state, found.policy.optimizer.state
+    assert len(own) == len(known) > 0
+    for inside, plain in pairs:
+        for new, old in zip(inside.parameters(), plain.parameters(), strict=True):
+            assert new is not old
+            assert torch.equal(new, old)
+            assert set(own.get(new, {})) == set(known.get(old, {}))
+            for name, value in known.get(old, {}).items():
+                assert own[new][name] is not value
+                assert torch.equal(torch.as_tensor(own[new][name]), torch.as_tensor(value))
+    parameters = [p for group in found.policy.optimizer.param_groups for p in group["params"]]
+    learned = found.policy if algorithm is not DQN else found.q_net
+    assert {*map(id, parameters)} == {*map(id, learned.parameters())}
+    assert len(parameters) == len({*map(id, parameters)})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_models_share_no_experience(algorithm):
+    model = algorithm("MlpPolicy", "CartPole-v1", seed=0, **ALGORITHMS[algorithm]).learn(128)
+    before = (model.num_timesteps, len(model.ep_info_buffer), weights_of(model.policy))
+    last = model._last_obs.copy()
+    found = symmetrize(model, cartpole_mirror())
+    if algorithm is DQN:
+        assert (found.replay_buffer.pos, model.replay_buffer.pos) == (0, 128)
+        assert type(found.replay_buffer) is type(model.replay_buffer)
+    found.learn(128, reset_num_timesteps=False)
+    assert (model.num_timesteps, len(model.ep_info_buffer)) == before[:2]
+    assert (model._last_obs == last).all()
+    assert all(torch.equal(before[2][k], v) for k, v in model.policy.state_dict().items())
+    if algorithm is DQN:
+        assert model.replay_buffer.pos == 128
+    observations = torch.randn(8, 4, dtype=torch.float64)
+    mirror = cartpole_mirror()
+    assert_equivariant(scores(found), observations, mirror.observation, mirror.action)
+
+
+def test_the_replay_buffer_is_of_the_kind_it_was():
+    settings = {"buffer_size": 100, "learning_starts": 4, "n_steps": 3}
+    model = DQN("MlpPolicy", "CartPole-v1", **settings).learn(8)
+    found = symmetrize(model, cartpole_mirror())
+    assert type(found.replay_buffer) is type(model.replay_buffer)
+    assert found.learn(8, reset_num_timesteps=False).num_timesteps == 16
+
+
+def test_what_the_network_inside_is_set_to_does_not_outlast_a_prediction(trained):
+    found = symmetrize(trained[DQN], cartpole_mirror())
+    found.q_net.q_net.train()
+    found.predict(np.zeros(4, dtype=np.float32))
+    assert not any(module.training for module in found.q_net.modules())
+    found.policy.set_training_mode(True)
+    assert all(module.training for module in found.q_net.q_net.modules())
+
+
+def test_two_extractors_are_saved_with_a_policy(tmp_path):
+    settings = {
+        "n_steps": 16,
+        "batch_size": 16,
+        "policy_kwargs": {"share_features_extractor": False},
+    }
+    model = PPO("CnnPolicy", PixelGridworld(5), device="cpu", **settings)
+    found = symmetrize(model, gridworld_pixel_rotations())
+    found.policy.save(tmp_path / "policy")
+    loaded = type(found.policy).load(tmp_path / "policy")
+    x = torch.from_numpy(np.stack([PixelGridworld(5).reset(seed=0)[0]]))
+    for policy in (found.policy, loaded):
+        networks = policy.mlp_extractor
+        assert networks.actor.unwrap()[0] is not networks.critic.unwrap()[0]
+        assert torch.equal(policy.predict_values(x), found.policy.predict_values(x))
+        assert torch.equal(networks.actor(x / 255), found.policy.mlp_extractor.actor(x / 255))
 
 
 def test_training_from_scratch_is_equivariant_all_along():
@@ -243,6 +311,20 @@ PENDULUM = continuous_symmetry(
 )
 
 
+def test_noise_that_would_become_dependent_is_refused():
+    eighth = torch.tensor(torch.pi / 4, dtype=torch.float64)
+    mirror = torch.stack([eighth.cos(), eighth.sin(), eighth.sin(), -eighth.cos()]).view(2, 2)
+    action = MatrixAction(cyclic(2), torch.stack([torch.eye(2, dtype=torch.float64), mirror]))
+    with pytest.raises(ValueError, match="independent noise becomes dependent"):
+        continuous_policy(Symmetry(action, action), 2, 2, bound=np.inf)
+
+
+def test_actions_that_are_no_vectors_are_refused():
+    boxes = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"actions are of shape \(2, 3\)"):
+        SymmetricActorCriticPolicy(*boxes, lambda _: 1e-3, symmetry=TWO_LEGS)
+
+
 def test_continuous_control_learns():
     model = symmetrize(PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu"), PENDULUM)
     model.learn(64)
@@ -279,6 +361,8 @@ def test_what_cannot_be_symmetrised_is_refused(trained):
     symmetrize(A2C("MlpPolicy", free), mirror).learn(10)
     with pytest.raises(ValueError, match="use_sde is True"):
         symmetrize(PPO("MlpPolicy", "Pendulum-v1", use_sde=True), PENDULUM)
+    with pytest.raises(ValueError, match="equizero, which compares the scores of discrete"):
+        symmetrize(PPO("MlpPolicy", "Pendulum-v1"), PENDULUM, equizero)
     with pytest.raises(TypeError, match="continuous"):
         symmetrize(
             PPO("MlpPolicy", "CartPole-v1"), Symmetry(mirror.observation, mirror.observation)
@@ -301,14 +385,20 @@ def test_several_environments_at_once():
 
 
 def test_the_seed_of_the_process_is_left_alone(trained):
-    torch.manual_seed(5)
-    wanted = torch.rand(2)
-    torch.manual_seed(5)
-    model = copy.copy(trained[PPO])
-    assert model.seed == 0
-    state = torch.get_rng_state()
-    found = symmetrize(model, cartpole_mirror())
-    assert found.seed == 0
-    assert not torch.equal(torch.get_rng_state(), torch.manual_seed(0).get_state())
-    torch.set_rng_state(state)
-    assert torch.equal(torch.rand(2), wanted)
+    drawn = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        assert symmetrize(trained[PPO], cartpole_mirror()).seed == 0
+        drawn.append(torch.rand(3))
+    assert not torch.equal(*drawn)
+
+
+def test_other_wrappers_go_through_their_own_machinery(trained):
+    def canonical(network, observation_action, action_action):
+        net = MlpWeightNet(4)
+        return Canonicalize(network, observation_action, action_action, weight_net=net)
+
+    mirror = cartpole_mirror()
+    found = symmetrize(trained[DQN], mirror, canonical)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    assert_equivariant(scores(found), x, mirror.observation, mirror.action)

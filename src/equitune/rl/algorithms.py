@@ -14,6 +14,7 @@ from equitune.rl.symmetries import Symmetry
 from equitune.wrappers import EquiTune
 
 EXTRA = '"equitune[rl]"'
+buffers: Any = require("stable_baselines3.common.buffers", EXTRA)
 common: Any = require("stable_baselines3.common.policies", EXTRA)
 dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
 
@@ -28,12 +29,17 @@ POLICIES: dict[type, type] = {
 """What takes the place of a policy of Stable-Baselines3."""
 
 
+CHOSEN = [getattr(buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
+"""The replay buffers that Stable-Baselines3 chooses by itself."""
+
+
 def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any:
     """A trained DQN, PPO or A2C of Stable-Baselines3 with equivariant networks.
 
     The model that is returned predicts, is evaluated, learns on, and is saved and loaded as any
-    other. It has weights, a state of the optimizer and an empty replay buffer of its own, and
-    shares the environment with the given model, which stays as it is.
+    other. It has weights, a state of the optimizer and an empty replay buffer of its own, as if it
+    had been saved and loaded. The given model stays as it is, but both have one environment, so
+    that only one of them should learn; ``set_env`` gives the other one its own.
 
     Args:
         model: A ``DQN``, ``PPO`` or ``A2C`` with one of Stable-Baselines3's policies for vectors
@@ -49,8 +55,8 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
     Raises:
         TypeError: If the policy is another one, or a space is of another kind than what the
             symmetry acts on.
-        ValueError: If the symmetry does not fit the spaces, or observations are normalised by
-            statistics that the group does not keep.
+        ValueError: If the symmetry does not fit the spaces, or the environment of the model
+            normalises observations by ``VecNormalize``.
 
     Example:
         >>> from stable_baselines3 import DQN
@@ -70,8 +76,8 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
             f"model is a {type(model).__name__} with a policy of the class "
             f"{type(plain).__name__}; give a DQN, PPO or A2C with one of {known}"
         )
-    _check_normalisation(model, symmetry)
-    symmetric = copy.copy(model)
+    _check_normalisation(model)
+    symmetric = _twin(model)
     symmetric.policy_class = POLICIES[type(plain)]
     symmetric.policy_kwargs = {**_arguments(plain), "symmetry": symmetry, "method": method}
     # Without a seed, so that the generators of the process and the environment go on.
@@ -80,6 +86,23 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
     symmetric.seed = seed
     _take_over(symmetric.policy, plain)
     return symmetric
+
+
+def _twin(model: Any) -> Any:
+    """The model without networks and experience, with the state that a saved one would have."""
+    twin = copy.copy(model)
+    shared = model._excluded_save_params()
+    for name, value in vars(model).items():
+        if name not in shared:
+            setattr(twin, name, copy.deepcopy(value))
+    # What the environment has shown last is to be shown anew.
+    twin._last_obs = twin._last_episode_starts = None
+    if hasattr(model, "replay_buffer"):
+        twin.replay_buffer = None
+        # These are chosen anew; one that is named would be taken for the user's own.
+        if twin.replay_buffer_class in CHOSEN:
+            twin.replay_buffer_class = None
+    return twin
 
 
 def _arguments(policy: Any) -> dict[str, Any]:
@@ -109,12 +132,12 @@ def _take_over(symmetric: Any, plain: Any) -> None:
                 symmetric.optimizer.state[new] = copy.deepcopy(known)
 
 
-def _check_normalisation(model: Any, symmetry: Symmetry) -> None:
-    """Refuses running statistics of observations that the group does not keep."""
+def _check_normalisation(model: Any) -> None:
+    """Refuses observations that are shifted by running means, which no group keeps."""
     normaliser = model.get_vec_normalize_env()
     if normaliser is None or not normaliser.norm_obs:
         return
     raise ValueError(
-        "the environment of model is normalised by VecNormalize, whose means and variances the "
-        "group does not keep; give a model that was trained with norm_obs=False"
+        "the environment of model is normalised by VecNormalize, whose means and variances of "
+        "observations the group does not keep; give a model that was trained with norm_obs=False"
     )

@@ -211,10 +211,15 @@ def _step(env: Any, action: Any) -> Any:
 
 
 def _errors(found: Any, expected: Any) -> Any:
-    """How far off each entry of each step is, relative to how much the entry varies."""
-    scales = np.maximum(expected.std(axis=0), STILL * np.abs(expected).max(axis=0)).clip(min=1e-3)
+    """How far off each entry of each step is, relative to how much the entry varies as a rule."""
+    around = np.abs(expected - np.median(expected, axis=0))
+    scales = np.median(around, axis=0)
+    # Entries that stay the same as a rule, such as rewards, vary by what is left.
+    for spread in (np.median(np.abs(expected), axis=0), around.mean(axis=0)):
+        scales = np.where(scales > 0, scales, spread)
+    scales = np.maximum(scales, STILL * np.abs(expected)).clip(min=np.finfo(np.float32).tiny)
     # An end too many is never small.
-    scales[-1] = 1e-9
+    scales[:, -1] = 1e-9
     return np.nan_to_num(np.abs(found - expected) / scales, nan=np.inf)
 
 

@@ -90,7 +90,11 @@ class VectorSymmetrizer(nn.Module):
     It has the values, weights and gradients of the wrapper. Where a network of two layers takes 20
     microseconds, the general machinery would take several times as long; here the orbit is one
     product of matrices before the network, and what undoes the action is one behind it. Calls that
-    it is not made for, such as with half precision or in autocast, go through the wrapper.
+    it is not made for, such as with half precision or in autocast, go through the wrapper, and so
+    do all calls of wrappers with ``at``, ``chunk_size`` or a submodule as ``weight_input``.
+
+    Observations and what the network returns have to be finite: products of 0 and infinity are NaN.
+    A network that gives -inf to masked actions is for the wrapper alone.
 
     Args:
         wrapper: ``EquiTune``, ``EquiZero`` or ``LambdaEquiTune`` of a network that maps (B,
@@ -139,8 +143,9 @@ class VectorSymmetrizer(nn.Module):
         self._undone = torch.block_diag(*undone.mT)
         self._mean = undone.mT.flatten(0, 1) / group.order
         # Pieces, cuts and taps are for larger networks.
-        plain = wrapper.chunk_size is None and wrapper.at is None
-        self._direct = plain and getattr(wrapper, "weight_input", "input") in ("input", "output")
+        known = isinstance(wrapper, EquiTune | EquiZero | LambdaEquiTune)
+        whole = known and wrapper.chunk_size is None and wrapper.at is None
+        self._direct = whole and getattr(wrapper, "weight_input", "input") in ("input", "output")
         self._equal, self._order = isinstance(wrapper, EquiTune), group.order
         self._tables: dict[tuple[torch.device, torch.dtype], Products] = {}
 
@@ -155,13 +160,16 @@ class VectorSymmetrizer(nn.Module):
         copies = torch.mm(x, tables.copies).view(-1, self.in_features)
         inputs = [self._stack(copies.clone())] if wrapper.reads_inputs else []
         raw = wrapper._modules["backbone"](copies)
-        if raw.dim() != 2 or raw.shape[1] != self.out_features:
+        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[1] != self.out_features:
+            given = f"a {type(raw).__name__}"
+            if isinstance(raw, Tensor):
+                given = f"a tensor of shape {tuple(raw.shape)}"
             raise ValueError(
-                f"the network returned a tensor of shape {tuple(raw.shape)} for {copies.shape[0]} "
-                f"observations; out_features is {self.out_features}, so it has to return "
-                f"({copies.shape[0]}, {self.out_features})"
+                f"the network returned {given} for {copies.shape[0]} observations; out_features is "
+                f"{self.out_features}, so it has to return ({copies.shape[0]}, "
+                f"{self.out_features})"
             )
-        rows = raw.view(-1, tables.mean.shape[0])
+        rows = raw.reshape(-1, tables.mean.shape[0])
         if self._equal:
             return torch.mm(rows, tables.mean)
         outputs = [(wrapper.output_action, self._stack(raw))]
@@ -177,16 +185,24 @@ class VectorSymmetrizer(nn.Module):
 
     def _stack(self, rows: Tensor) -> Tensor:
         """(B |G|, n), the copies of each sample one behind the other, as (|G|, B, n)."""
-        return rows.view(-1, self._order, rows.shape[1]).transpose(0, 1)
+        return rows.reshape(-1, self._order, rows.shape[1]).transpose(0, 1)
 
     def _prepared(self, x: Tensor) -> Products | None:
         """The tables for a dtype and a device; None where only the wrapper is exact."""
         if not self._direct or x.dtype not in (torch.float32, torch.float64):
             return None
+        if x.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest":
+            return None
         with torch.inference_mode(False):
             tables = [table.to(x) for table in (self._copies, self._undone, self._mean)]
-        self._tables[x.device, x.dtype] = found = Products(x.device.type, *tables)
+        found = Products(x.device.type, *tables)
+        # What a tracer makes here is no real tensor and must not outlive the trace.
+        if type(tables[0]) is Tensor and not torch.compiler.is_compiling():
+            self._tables[x.device, x.dtype] = found
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}
 
 
 @final

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
+from equitune.actions import Action
 from equitune.extras import require
+from equitune.losses import negative_max_probability
 from equitune.rl.networks import Method, VectorSymmetrizer, matrices
 from equitune.rl.symmetries import Symmetry
 from equitune.wrappers import EquiTune, Symmetrizer
@@ -57,7 +60,7 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the mode, which each prediction asks for."""
-        if mode != self.training:
+        if mode != self.training or mode != self.q_net.training:
             super().set_training_mode(mode)
 
 
@@ -129,7 +132,7 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
 
     The scores of discrete actions, or the means of continuous ones, are put together by
     ``method``. The value is the mean over the group. So are the variances of continuous actions,
-    which belong to no state.
+    which belong to no state, and the whole distribution is equivariant.
 
     Args:
         observation_space: As for Stable-Baselines3's ``ActorCriticPolicy``.
@@ -141,8 +144,8 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
 
     Raises:
         TypeError: As :class:`SymmetricDQNPolicy`.
-        ValueError: As :class:`SymmetricDQNPolicy`, and for ``use_sde``, whose noise is made from
-            features that no group acts on.
+        ValueError: As :class:`SymmetricDQNPolicy`, for ``equizero`` with continuous actions, and
+            for ``use_sde``, whose noise is made from features that no group acts on.
     """
 
     pi_features_extractor: Any
@@ -172,6 +175,11 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
         width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
         moved, space = self.symmetry.observation, self.observation_space
         actor = self.method(self.actor(self), moved, self.symmetry.action)
+        if not discrete and getattr(actor, "proxy_loss", None) is negative_max_probability:
+            raise ValueError(
+                "method is equizero, which compares the scores of discrete actions, but actions "
+                "are continuous; give EquiTune, or lambda_equitune"
+            )
         critic = EquiTune(self.critic(self), moved)
         if not _takes_vectors(self, self.pi_features_extractor):
             nothing: Any = nn.Identity()
@@ -180,8 +188,7 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
         self.mlp_extractor = ActorAndCritic(_fast(actor, space, width), _fast(critic, space, 1))
         self.action_net = self.value_net = nn.Identity()
         if not discrete:
-            # g moves variances by the squares of the entries of rho(g).
-            spread = matrices(self.symmetry.action, width).square().mean(dim=0)
+            spread = _mean_of_variances(self.symmetry.action, width)
             self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
         self.optimizer = self.optimizer_class(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
@@ -214,7 +221,9 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        return {**parameters, "symmetry": self.symmetry, "method": self.method}
+        shared = self.share_features_extractor
+        own = {"symmetry": self.symmetry, "method": self.method, "share_features_extractor": shared}
+        return {**parameters, **own}
 
 
 @final
@@ -255,6 +264,26 @@ def _check(symmetry: object, method: object, observation_space: Any, action_spac
             "equitune.rl.lambda_equitune, or a function that wraps a network"
         )
     symmetry.check_spaces(observation_space, action_space)
+    if len(action_space.shape) > 1:
+        raise ValueError(
+            f"actions are of shape {action_space.shape}; give an environment whose actions are "
+            "vectors, such as with gymnasium.wrappers.TransformAction"
+        )
+
+
+def _mean_of_variances(action: Action, width: int) -> Tensor:
+    """What makes variances (width,) their mean over the group, (width, width) in float64."""
+    found = matrices(action, width)
+    # The covariances rho(g) diag(v) rho(g)^T, for each entry of v.
+    covariances = torch.einsum("gij,gkj->jik", found, found) / len(found)
+    diagonal = covariances.diagonal(dim1=1, dim2=2)
+    if not torch.allclose(torch.diag_embed(diagonal), covariances, atol=1e-9):
+        raise ValueError(
+            "symmetry turns continuous actions so that independent noise becomes dependent, which "
+            "this policy does not have; give a group that permutes and negates them, or one that "
+            "turns a plane by equal angles"
+        )
+    return diagonal.mT
 
 
 def _takes_vectors(policy: Any, extractor: nn.Module) -> bool:

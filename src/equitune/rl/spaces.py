@@ -82,12 +82,14 @@ def check_action_space(space: Any, action: Action) -> None:
 def _check_box(kind: str, space: Any, action: Action) -> None:
     fits = f"{kind}s are of shape {space.shape} and dtype {space.dtype}"
     probe = np.zeros(space.shape, dtype=space.dtype)
+    whole = np.issubdtype(space.dtype, np.integer) and isinstance(action, MatrixAction)
+    hint = "; gymnasium.wrappers.DtypeObservation makes them floats" if whole else ""
     for g in action.group.elements:
         try:
             shape = _moved(action, probe, g).shape
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"{fits}, which the {type(action).__name__} cannot move: {error}"
+                f"{fits}, which the {type(action).__name__} cannot move: {error}{hint}"
             ) from error
         if shape != space.shape:
             raise ValueError(

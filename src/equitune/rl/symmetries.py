@@ -109,8 +109,8 @@ class Move:
     """Where one element sends the named entries of observations and actions.
 
     ``{"left hip": "right hip"}`` puts what was the left hip in the place of the right one, and
-    a minus negates it: ``{"roll": "-roll"}``. An exchange may be written once; names that are left
-    out stay.
+    a minus negates it: ``{"roll": "-roll"}``. An exchange may be written once, also a negated one:
+    ``{"x": "-y"}`` sends y to -x. Names that are left out stay.
 
     Attributes:
         observation: The entries of observations that move.
@@ -119,7 +119,6 @@ class Move:
 
     Raises:
         TypeError: If something moves that is no name.
-        ValueError: If nothing moves.
     """
 
     observation: Mapping[str, str] = field(default_factory=dict)
@@ -309,6 +308,12 @@ def _generated(
         generators.append((name, permutation))
     words = _words(generators)
     names = [_spelled(word) for word in words.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two elements of the group would have the name {name!r}; give the moves other "
+                "names"
+            )
     return tuple(words), FiniteGroup.from_permutations(words, names)
 
 
