@@ -42,6 +42,8 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/swapped_generations.py
 	$(BIN)/python benchmarks/generate_speed.py
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/rl.py
+	$(BIN)/python benchmarks/rl_speed.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/pictures.py
 

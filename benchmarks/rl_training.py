@@ -238,7 +238,7 @@ def go_on(
     title: str,
     silent: bool = False,
 ) -> None:
-    """Trains a restored model further, as if it had not been stopped.
+    """Trains a restored model further, with the experience that it had, in a new episode.
 
     Args:
         model: Plain or wrapped, after ``num_timesteps`` steps.
