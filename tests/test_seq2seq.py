@@ -205,6 +205,27 @@ def test_equizero_takes_the_best_copy(name, proxy):
         assert torch.equal(told.output.mask[row], copies[g].mask[row])
 
 
+def test_weights_of_zero_have_gradients():
+    case = CASES["steps, cyclic(3)"]
+    decoder, source = case.decoder(), case.sources()
+
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(1e4, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.slope * Score()(x)
+
+    wrapper = LambdaSeq2Seq(decoder, case.inputs, case.symbols, weight_net=Steep())
+    told = wrapper.explain(source, length=6)
+    assert (told.weights == 0).any()
+    told.output.scores.logsumexp(dim=-1).sum().backward()
+    gradients = [p.grad for p in wrapper.parameters() if p.grad is not None]
+    assert len(gradients) > 3
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("feedback", [Lockstep(), Independent()])
 @torch.no_grad()
 def test_the_limits_of_lambda(feedback):
