@@ -370,3 +370,26 @@ def test_a_large_bonus_hides_no_uneven_cost():
     uneven = Scaled(cases.PointMass(), bonus=1000, uneven=0.01)
     report = check_symmetry(uneven, SQUARE, set_state=put_scaled)
     assert {mismatch.what for mismatch in report.mismatches} == {"the reward"}
+
+
+class Fenced(gymnasium.Wrapper):
+    """Ends on one side of CartPole's track, where random actions do not get."""
+
+    def step(self, action):
+        observation, reward, ended, cut, info = self.env.step(action)
+        return observation, reward, ended or observation[0] < -1.5, cut, info
+
+
+def test_states_may_be_given():
+    env, mirror = Fenced(gymnasium.make("CartPole-v1").unwrapped), cartpole_mirror()
+    assert check_symmetry(env, mirror).passed
+    seen = np.zeros((300, 4), dtype=np.float32)
+    seen[:, 0] = np.linspace(-2, 2, 300)
+    report = check_symmetry(env, mirror, states=seen)
+    assert (report.steps, report.passed) == (200, False)
+    assert report.mismatches[0].what == "the end of the episode"
+    assert check_symmetry(env.unwrapped, mirror, states=seen, samples=400).steps == 300
+    assert check_symmetry(env, mirror, states=seen[120:180]).passed
+    for wrong in (seen[0], np.zeros((3, 5)), seen[:0]):
+        with pytest.raises(ValueError, match=r"states is of shape .*; give \(N, 4\)"):
+            check_symmetry(env, mirror, states=wrong)

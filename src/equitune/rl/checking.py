@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from equitune.checks import require_counts
 from equitune.extras import require
 from equitune.rl.report import Mismatch, SymmetryReport, shown
 from equitune.rl.states import SetState, state_setter
+from equitune.rl.steps import Taken, entries, steps_from, steps_of_episodes, take
 from equitune.rl.symmetries import Symmetry
 
 gymnasium: Any = require("gymnasium", '"equitune[rl]"')
@@ -30,12 +30,6 @@ STILL = 0.05
 OWN_TOLERANCE = 10
 """A set state is that of an observation in float32, which is this much further off."""
 
-EXPLORED = 10
-"""Steps of the episodes for each one that is compared."""
-
-HELD = 0.7
-"""The chance that an action is done once more, so that episodes get further."""
-
 
 def check_symmetry(
     env: Any,
@@ -43,6 +37,7 @@ def check_symmetry(
     action_action: Action | None = None,
     *,
     set_state: SetState | None = None,
+    states: Any = None,
     samples: int = 200,
     seed: int = 0,
     tolerance: float = TOLERANCE,
@@ -52,8 +47,8 @@ def check_symmetry(
 
     States come from episodes of random actions. From each state s it steps with an action a, and
     from gs with ga, for every element g: the observation has to be the moved one, and the reward
-    and the end of the episode the same. How episodes begin, and time limits, are not compared.
-    The environment is reset many times.
+    and the end of the episode the same. How episodes begin, and what cuts them off, is not
+    compared. The environment is reset many times, and its generators are seeded.
 
     Args:
         env: One environment of gymnasium, with a ``Box`` of observations and ``Discrete`` or
@@ -65,7 +60,9 @@ def check_symmetry(
         set_state: Puts the environment into the state of an observation, ``set_state(env,
             observation)``; a ValueError of it says that there is no such state. Default for
             CartPole, Acrobot and the grid worlds.
-        samples: How many states are compared.
+        states: Observations (N, ...) to step from, in place of those of random episodes, which do
+            not get everywhere: such as those that a trained agent has seen.
+        samples: How many states are compared, at most.
         seed: That of the episodes.
         tolerance: How far off an entry may be, relative to how much it varies.
         names: What the entries of an observation vector are called in the report.
@@ -76,8 +73,8 @@ def check_symmetry(
     Raises:
         TypeError: If the environment is vectorised or none, or its spaces are of a kind that the
             actions do not act on.
-        ValueError: If the actions do not fit the spaces, the environment is random, or
-            ``set_state`` is not known or does not put it into the state.
+        ValueError: If the actions or the states do not fit the spaces, the environment is random,
+            or ``set_state`` is not known or does not put it into the state.
 
     Example:
         >>> import gymnasium
@@ -91,7 +88,10 @@ def check_symmetry(
     symmetry.check_spaces(env.observation_space, env.action_space)
     _check_settings(env, symmetry, samples, tolerance)
     put = set_state or _known_setter(env)
-    taken = _sampled(env, samples, seed)
+    if states is None:
+        taken = steps_of_episodes(env, samples, seed)
+    else:
+        taken = steps_from(env, put, states, samples, seed)
     _check_states(env, put, taken, tolerance)
     found = [_mismatch(env, put, symmetry, g, taken, tolerance) for g in symmetry.group.elements]
     env.reset()
@@ -102,24 +102,6 @@ def check_symmetry(
         ends=sum(bool(step.outcome[-1]) for step in taken),
         mismatches=tuple(mismatch for mismatch in found if mismatch is not None),
     )
-
-
-@final
-@dataclass(frozen=True)
-class Taken:
-    """A step of an episode.
-
-    Attributes:
-        state: The observation before it.
-        action: The action.
-        observation: The observation after it.
-        outcome: The entries of that, the reward and whether the episode ended, in float64.
-    """
-
-    state: Any
-    action: Any
-    observation: Any
-    outcome: Any
 
 
 def _symmetry(
@@ -175,41 +157,6 @@ def _known_setter(env: Any) -> SetState:
     return put
 
 
-def _sampled(env: Any, samples: int, seed: int) -> list[Taken]:
-    """Steps of random episodes; up to a quarter of them end one, which few steps do."""
-    env.action_space.seed(seed)
-    chances = np.random.default_rng(seed)
-    ends: list[Taken] = []
-    others: list[Taken] = []
-    state, action = env.reset(seed=seed)[0], None
-    for _ in range(EXPLORED * samples):
-        if action is None or chances.random() > HELD:
-            action = env.action_space.sample()
-        # A copy, for some environments write the next observation into the same array.
-        before = np.array(state)
-        state, reward, ended, cut, _ = env.step(action)
-        step = Taken(before, action, np.array(state), _entries(state, reward, ended))
-        if not (np.isfinite(before).all() and np.isfinite(step.outcome).all()):
-            raise ValueError(
-                "env gives observations or rewards that are infinite or NaN; these do not compare"
-            )
-        (ends if ended else others).append(step)
-        if ended or cut:
-            state, action = env.reset()[0], None
-    ends = ends[: max(samples // 4, samples - len(others))]
-    places = chances.choice(len(others), min(samples - len(ends), len(others)), replace=False)
-    return ends + [others[place] for place in sorted(places.tolist())]
-
-
-def _entries(observation: Any, reward: Any, ended: Any) -> Any:
-    return np.append(np.asarray(observation, dtype=np.float64), (float(reward), float(ended)))
-
-
-def _step(env: Any, action: Any) -> Any:
-    observation, reward, ended, _, _ = env.step(action)
-    return _entries(observation, reward, ended)
-
-
 def _errors(found: Any, expected: Any) -> Any:
     """How far off each entry of each step is, relative to how much the entry varies as a rule."""
     around = np.abs(expected - np.median(expected, axis=0))
@@ -231,7 +178,7 @@ def _check_states(env: Any, put: SetState, taken: Sequence[Taken], tolerance: fl
             # So that no step is beyond a time limit or the end of an episode.
             env.reset()
             put(env, step.state.copy())
-            outcomes.append(_step(env, step.action))
+            outcomes.append(take(env, step.state, step.action)[0].outcome)
     first, second = map(np.stack, runs)
     seen = np.stack([step.outcome for step in taken])
     for found, expected, allowed, message in (
@@ -275,11 +222,11 @@ def _mismatch(
             refusals.append((i, str(error)))
             continue
         reached.append(i)
-        outcomes.append(_step(env, action))
+        outcomes.append(take(env, state, action)[0].outcome)
     about: dict[str, Any] = {}
     if reached:
         found = np.stack(outcomes)
-        expected = np.stack([_entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
+        expected = np.stack([entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
         errors = _errors(found, expected)
         off = errors > tolerance
         if off.any():
