@@ -205,6 +205,51 @@ def test_equizero_takes_the_best_copy(name, proxy):
         assert torch.equal(told.output.mask[row], copies[g].mask[row])
 
 
+class Forbidding(nn.Module):
+    """Never says the last symbol."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def encode(self, source):
+        return self.model.encode(source)
+
+    def step(self, symbols, state):
+        scores, state = self.model.step(symbols, state)
+        return torch.cat([scores[:, :-1], torch.full_like(scores[:, -1:], -torch.inf)], 1), state
+
+
+def test_what_is_impossible_for_all_copies_is_impossible():
+    case = CASES["steps, cyclic(3)"]
+    decoder = case.decoder()
+    last = decoder.model.step(torch.tensor([1]), decoder.model.encode(case.sources()[:1]))[0]
+    assert all(row[-1] == last.shape[1] - 1 for row in case.symbols.permutations)
+    fixed = GreedyDecoder(
+        Forbidding(decoder.model), start=decoder.start, end=decoder.end, pad=decoder.pad, limit=6
+    )
+    wrapper = EquiSeq2Seq(fixed, case.inputs, case.symbols)
+    with torch.no_grad():
+        scores = wrapper(case.sources(), length=6).scores
+    assert (scores[..., -1] == -torch.inf).all()
+    assert scores[..., :-1].isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "chosen"), [(torch.float64, 1), (torch.float32, 3)])
+def test_ties_are_those_of_the_precision_of_the_scores(dtype, chosen):
+    case = CASES["steps, cyclic(3)"]
+    decoder = case.decoder().to(dtype)
+
+    def almost_the_same(decoded):
+        losses = torch.tensor([1.0, 1 + 1e-7, 1 + 2e-7], dtype=torch.float64)
+        return losses[:, None].expand(3, decoded.scores.shape[1])
+
+    wrapper = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=almost_the_same)
+    with torch.no_grad():
+        weights = wrapper.explain(case.sources(), length=6).weights
+    assert ((weights > 0).sum(dim=0) == chosen).all()
+
+
 def test_weights_of_zero_have_gradients():
     case = CASES["steps, cyclic(3)"]
     decoder, source = case.decoder(), case.sources()
