@@ -47,7 +47,8 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
         symmetry: How a group acts on observations and actions.
         method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
             function ``method(network, observation_action, action_action)`` that returns such a
-            wrapper. See :class:`SymmetricActorCriticPolicy` for what becomes of the parts of PPO.
+            wrapper; it is called for each network. See :class:`SymmetricActorCriticPolicy` for what
+            becomes of the parts of PPO.
 
     Returns:
         A model of the same class.

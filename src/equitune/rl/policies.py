@@ -75,7 +75,7 @@ class SymmetricDQNPolicy(dqn.DQNPolicy):  # type: ignore[misc]
         symmetry: How the group acts on observations and actions.
         method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
             function ``method(network, observation_action, action_action)`` that returns such a
-            wrapper.
+            wrapper. It is called for each network, and makes what it adds anew each time.
         **arguments: What else ``DQNPolicy`` takes, such as ``net_arch``.
 
     Raises:
@@ -306,4 +306,8 @@ def _fast(wrapper: object, space: Any, width: int) -> Any:
         )
     if len(space.shape) != 1:
         return wrapper
-    return VectorSymmetrizer(wrapper, space.shape[0], width)
+    try:
+        return VectorSymmetrizer(wrapper, space.shape[0], width)
+    except ValueError:
+        # An action of one's own need not be linear; spaces have been checked.
+        return wrapper
