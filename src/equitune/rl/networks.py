@@ -147,6 +147,7 @@ class VectorSymmetrizer(nn.Module):
         whole = known and wrapper.chunk_size is None and wrapper.at is None
         self._direct = whole and getattr(wrapper, "weight_input", "input") in ("input", "output")
         self._equal, self._order = isinstance(wrapper, EquiTune), group.order
+        self._width = group.order * out_features
         self._tables: dict[tuple[torch.device, torch.dtype], Products] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ class VectorSymmetrizer(nn.Module):
             through: Tensor = wrapper(x)
             return through
         copies = torch.mm(x, tables.copies).view(-1, self.in_features)
-        inputs = [self._stack(copies.clone())] if wrapper.reads_inputs else []
+        kept = copies.clone() if wrapper.reads_inputs else None
         raw = wrapper._modules["backbone"](copies)
         if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[1] != self.out_features:
             given = f"a {type(raw).__name__}"
@@ -169,9 +170,10 @@ class VectorSymmetrizer(nn.Module):
                 f"{self.out_features}, so it has to return ({copies.shape[0]}, "
                 f"{self.out_features})"
             )
-        rows = raw.reshape(-1, tables.mean.shape[0])
+        rows = raw.reshape(-1, self._width)
         if self._equal:
             return torch.mm(rows, tables.mean)
+        inputs = [] if kept is None else [self._stack(kept)]
         outputs = [(wrapper.output_action, self._stack(raw))]
         elements = tuple(wrapper.group.elements)
         weights, _ = wrapper.weigh([OrbitPass(elements, inputs, raw, outputs, None)])
@@ -194,7 +196,10 @@ class VectorSymmetrizer(nn.Module):
         if x.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest":
             return None
         with torch.inference_mode(False):
-            tables = [table.to(x) for table in (self._copies, self._undone, self._mean)]
+            # Products with transposed tables would take longer.
+            tables = [
+                table.to(x).contiguous() for table in (self._copies, self._undone, self._mean)
+            ]
         found = Products(x.device.type, *tables)
         # What a tracer makes here is no real tensor and must not outlive the trace.
         if type(tables[0]) is Tensor and not torch.compiler.is_compiling():

@@ -55,8 +55,11 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
     def forward(self, obs: Any) -> Tensor:
         """The values (B, A) of all actions."""
         # What prepares observations would cost as much as the copies do, and leaves vectors alone.
-        values: Tensor = self.q_net(obs.float()) if self._takes_vectors else super().forward(obs)
-        return values
+        if self._takes_vectors:
+            q_net: Any = self._modules["q_net"]
+            values: Tensor = q_net(obs.float())
+            return values
+        return super().forward(obs)  # type: ignore[no-any-return]
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the mode, which each prediction asks for."""
