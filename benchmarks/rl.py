@@ -12,12 +12,10 @@ that an interrupted benchmark goes on.
 from __future__ import annotations
 
 import argparse
-import copy
-import fcntl
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -31,6 +29,7 @@ import record
 import rl_training
 from rl_statistics import headline
 from rl_training import ENVIRONMENTS, METHODS, NETS, Recipe
+from run_rows import Store
 
 NAME = "rl"
 SEEDS = 5
@@ -53,35 +52,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.env}, {self.net}, {self.seed}"
-
-
-@dataclass(frozen=True)
-class Store:
-    """The rows in results/, which several processes write to."""
-
-    place: str
-    lock: Path
-
-    def rows(self) -> dict[str, Any]:
-        """All rows, by the names of their runs."""
-        rows: dict[str, Any] = record.load(self.place).get("rows", {})
-        return rows
-
-    def update(self, run: Run, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Changes the row of a run, and no other one."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            rows = self.rows()
-            row: dict[str, Any] = rows.get(run.name, {**asdict(run), "stages": {}})
-            before = copy.deepcopy(row)
-            change(row)
-            if row != before:
-                rows = dict(sorted({**rows, run.name: row}.items()))
-                version = metadata.version("stable-baselines3")
-                everything = {"stable_baselines3": version, "rows": rows}
-                record.save(self.place, f"python benchmarks/{NAME}.py", 0, everything)
-        return row
 
 
 class Work:
@@ -217,7 +187,9 @@ class Task:
 
 def store_of(arguments: argparse.Namespace) -> Store:
     # A name that is a whole path leads there, and not into results/.
-    return Store(str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock")
+    place, lock = str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock"
+    others = {"stable_baselines3": metadata.version("stable-baselines3")}
+    return Store(place, lock, f"python benchmarks/{NAME}.py", others)
 
 
 def best_step(env: str, net: str, arguments: argparse.Namespace) -> int | None:

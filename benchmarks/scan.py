@@ -13,8 +13,6 @@ freely.
 from __future__ import annotations
 
 import argparse
-import copy
-import fcntl
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +38,7 @@ from equitune.seq2seq import (
 )
 from equivariant_recurrent import EquivariantRecurrent
 from recurrent import END, PAD, START, Recurrent
+from run_rows import Store
 from scan_data import COMMANDS, SEQUENCES, SPLITS, Examples, Symmetry, load_split
 from scan_training import Recipe, accuracy, load_checkpoint, right, save_checkpoint, settings_of
 from scan_training import train as train_model
@@ -77,33 +76,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.split}, {self.cell}, {self.seed}"
-
-
-@dataclass(frozen=True)
-class Store:
-    """The rows in results/, which several processes write to."""
-
-    place: str
-    lock: Path
-
-    def row(self, run: Run) -> dict[str, Any]:
-        """What is known of a run."""
-        return self.update(run, lambda row: None)
-
-    def update(self, run: Run, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Changes the row of a run, and no other one."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            rows = record.load(self.place).get("rows", {})
-            empty = {"split": run.split, "cell": run.cell, "seed": run.seed, "stages": {}}
-            row: dict[str, Any] = rows.get(run.name, empty)
-            before = copy.deepcopy(row)
-            change(row)
-            if row != before:
-                everything = {"rows": dict(sorted({**rows, run.name: row}.items()))}
-                record.save(self.place, f"python benchmarks/{NAME}.py", 0, everything)
-        return row
 
 
 class Work:
@@ -350,7 +322,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A name that is a whole path leads there, and not into results/.
-    store = Store(str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock")
+    place = str(arguments.output.resolve() / NAME)
+    store = Store(place, arguments.checkpoints / "lock", f"python benchmarks/{NAME}.py")
     runs = todo(arguments)
     with tqdm(total=len(runs) * len(arguments.stages), desc=NAME, unit="stage") as bar:
         for run in runs:

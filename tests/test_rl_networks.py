@@ -229,6 +229,7 @@ def test_the_methods():
     zero = equizero(nn.Linear(4, 2), mirror.observation, mirror.action)
     assert isinstance(zero, EquiZero)
     assert zero.proxy_loss is negative_max_probability
+    assert zero.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
     learned = lambda_equitune(network, mirror.observation, mirror.action, hidden_features=7)
     assert learned.weight_net.layers[0].weight.shape == (7, 4)

@@ -27,7 +27,9 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
     """EquiZero of a Q-network, or of a policy with discrete actions (second paper, section 4.1).
 
     For each observation it takes the copy that holds the largest of the softmax-normalised values
-    of all actions and elements.
+    of all actions and elements. The gradient is that of the copy, ``gradient="selected"``: values
+    that are to meet a target have to be moved themselves, where the gradient of the mean would let
+    them run away.
 
     Args:
         network: Maps observations (B, ...) to the values or scores of A actions, (B, A).
@@ -46,7 +48,13 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
         >>> torch.allclose(q_network(-observations), q_network(observations).flip(1))
         True
     """
-    return EquiZero(network, observation_action, action_action, proxy_loss=negative_max_probability)
+    return EquiZero(
+        network,
+        observation_action,
+        action_action,
+        proxy_loss=negative_max_probability,
+        gradient="selected",
+    )
 
 
 def lambda_equitune(
