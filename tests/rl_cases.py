@@ -2,6 +2,7 @@
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 
 from equitune import (
@@ -14,6 +15,7 @@ from equitune import (
     cyclic,
     d4,
 )
+from equitune.actions import Action
 from equitune.rl import (
     Move,
     Symmetry,
@@ -82,6 +84,31 @@ class Line(gymnasium.Env):
 
     def set_state(self, observation):
         self.place = round(float(observation[0]))
+
+
+class Opposite(Action):
+    """1 - x in the place of x: an action that is not linear."""
+
+    group = cyclic(2)
+
+    def transform(self, x, g):
+        return 1 - x if g else x
+
+    def restrict(self, embedding):
+        return self if embedding.subgroup == self.group else TrivialAction(embedding.subgroup)
+
+    def _state(self):
+        return ()
+
+
+def refusals(value_errors, type_errors):
+    """What a test of refusals is given: the kind of each error, the call and the words."""
+    kinds = ((ValueError, value_errors), (TypeError, type_errors))
+    return [
+        pytest.param(kind, *case, id=f"{kind.__name__}, {name}")
+        for kind, cases in kinds
+        for name, case in cases.items()
+    ]
 
 
 def put(env, observation):

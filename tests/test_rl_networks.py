@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import rl_cases as cases
 from equitune import (
     EquiTune,
     EquiZero,
@@ -22,10 +23,9 @@ from equitune import (
     cyclic,
     symmetric,
 )
-from equitune.actions import Action
 from equitune.losses import negative_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
-from equitune.rl.networks import matrices
+from equitune.rl.linear import matrices
 from equitune.testing import assert_equivariant
 from equitune.weights import AttentionWeightNet
 
@@ -182,24 +182,9 @@ def test_matrices_are_what_an_action_does(case):
         torch.testing.assert_close(x @ matrix.T, observation.transform(x, g), rtol=1e-12, atol=0)
 
 
-class Reflected(Action):
-    """x to 1 - x: no linear action."""
-
-    group = cyclic(2)
-
-    def transform(self, x, g):
-        return 1 - x if g else x
-
-    def restrict(self, embedding):
-        raise NotImplementedError
-
-    def _state(self):
-        return ()
-
-
 def test_what_is_no_linear_action_on_vectors_is_refused():
     with pytest.raises(ValueError, match="not linear"):
-        matrices(Reflected(), 4)
+        matrices(cases.Opposite(), 4)
     with pytest.raises(ValueError, match="does not act on vectors of 5 entries"):
         matrices(cartpole_mirror().observation, 5)
     with pytest.raises(ValueError, match="does not act on vectors of 4 entries"):

@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
+import rl_cases as cases
 from equitune import Canonicalize, EquiTune, MatrixAction, cyclic, symmetric
-from equitune.actions import Action
 from equitune.rl import (
     Move,
     PixelGridworld,
@@ -405,23 +405,8 @@ def test_other_wrappers_go_through_their_own_machinery(trained):
     assert_equivariant(scores(found), x, mirror.observation, mirror.action)
 
 
-class Opposite(Action):
-    """1 - x in the place of x: not linear."""
-
-    group = cyclic(2)
-
-    def transform(self, x, g):
-        return 1 - x if g else x
-
-    def restrict(self, embedding):
-        raise NotImplementedError
-
-    def _state(self):
-        return ()
-
-
 def test_actions_that_are_not_linear(trained):
-    symmetry = Symmetry(Opposite(), cartpole_mirror().action)
+    symmetry = Symmetry(cases.Opposite(), cartpole_mirror().action)
     found = symmetrize(trained[DQN], symmetry, equizero)
     x = torch.randn(5, 4)
     torch.testing.assert_close(found.q_net(1 - x), found.q_net(x).flip(1))

@@ -259,17 +259,9 @@ TYPE_ERRORS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", VALUE_ERRORS)
-def test_value_errors(case):
-    call, message = VALUE_ERRORS[case]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize("case", TYPE_ERRORS)
-def test_type_errors(case):
-    call, message = TYPE_ERRORS[case]
-    with pytest.raises(TypeError, match=message):
+@pytest.mark.parametrize(("error", "call", "message"), cases.refusals(VALUE_ERRORS, TYPE_ERRORS))
+def test_what_is_refused(error, call, message):
+    with pytest.raises(error, match=message):
         call()
 
 

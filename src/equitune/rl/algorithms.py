@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from equitune.extras import require
 from equitune.rl.networks import Method
 from equitune.rl.policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
@@ -120,12 +118,7 @@ def _arguments(policy: Any) -> dict[str, Any]:
 
 def _take_over(symmetric: Any, plain: Any) -> None:
     """Copies weights and what the optimizer knows of them."""
-    pairs = list(symmetric.networks(plain))
-    if hasattr(plain, "log_std"):
-        pairs.append(
-            (torch.nn.ParameterList([symmetric.log_std]), torch.nn.ParameterList([plain.log_std]))
-        )
-    for own, given in pairs:
+    for own, given in symmetric.networks(plain):
         own.load_state_dict(given.state_dict())
         for new, old in zip(own.parameters(), given.parameters(), strict=True):
             known = plain.optimizer.state.get(old)

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.losses import negative_max_probability
+from equitune.rl.linear import matrices
 from equitune.weights import MlpWeightNet
 from equitune.wrappers import EquiTune, EquiZero, LambdaEquiTune, OrbitPass, Symmetrizer
 
-__all__ = ["VectorSymmetrizer", "equizero", "lambda_equitune", "matrices"]
+__all__ = ["VectorSymmetrizer", "equizero", "lambda_equitune"]
 
 Method = Callable[[nn.Module, Action, Action], Symmetrizer]
 """Wraps a network, given how the group acts on observations and on actions."""
-
-TOLERANCE = 1e-9
-"""How far, relative to its size, an action may be from what its matrices do, in float64."""
 
 
 def equizero(network: nn.Module, observation_action: Action, action_action: Action) -> EquiZero:
@@ -95,9 +93,9 @@ def lambda_equitune(
 class VectorSymmetrizer(nn.Module):
     """A wrapper of a small network on vectors, made fast: one product makes all copies.
 
-    It has the values, weights and gradients of the wrapper. Where a network of two layers takes 20
-    microseconds, the general machinery would take several times as long; here the orbit is one
-    product of matrices before the network, and what undoes the action is one behind it. Calls that
+    It has the values, weights and gradients of the wrapper. Around a network of a few small layers,
+    the general machinery would take longer than the network; here the orbit is one product of
+    matrices before it, and what undoes the action is one behind it. Calls that
     it is not made for, such as with half precision or in autocast, go through the wrapper, and so
     do all calls of wrappers with ``at``, ``chunk_size`` or a submodule as ``weight_input``.
 
@@ -159,7 +157,7 @@ class VectorSymmetrizer(nn.Module):
         self._tables: dict[tuple[torch.device, torch.dtype], Products] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        # For a network of 25 microseconds each look-up of a submodule would count.
+        # Around so small a network each look-up of a submodule would count.
         wrapper: Any = self._modules["wrapper"]
         tables = self._tables.get((x.device, x.dtype)) or self._prepared(x)
         fits = x.dim() == 2 and x.shape[1] == self.in_features
@@ -234,34 +232,3 @@ class Products:
     copies: Tensor
     undone: Tensor
     mean: Tensor
-
-
-def matrices(action: Action, size: int) -> Tensor:
-    """The matrices of a linear action on vectors, (|G|, size, size) in float64.
-
-    Args:
-        action: An action on batches of vectors (B, size), such as a ``MatrixAction`` or a
-            ``PermutationAction``.
-        size: The number of entries.
-
-    Returns:
-        The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
-
-    Raises:
-        ValueError: If the action does not act on vectors of that size, or not linearly.
-    """
-    basis = torch.eye(size, dtype=torch.float64, device="cpu")
-    try:
-        found: Tensor = action.orbit(basis).mT.contiguous()
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{action!r} does not act on vectors of {size} entries: {error}"
-        ) from error
-    # Numbers that no two entries, nor their sums, have in common.
-    probe = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").sqrt()[None]
-    expected = action.orbit(probe)[:, 0]
-    if not (found @ probe[0] - expected).abs().max() <= TOLERANCE * probe.abs().max():
-        raise ValueError(
-            f"{action!r} is not linear; give the wrapper itself, without VectorSymmetrizer"
-        )
-    return found

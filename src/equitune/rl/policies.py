@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from equitune.actions import Action
 from equitune.extras import require
 from equitune.losses import negative_max_probability
-from equitune.rl.networks import Method, VectorSymmetrizer, matrices
+from equitune.rl.linear import matrices
+from equitune.rl.networks import Method, VectorSymmetrizer
 from equitune.rl.symmetries import Symmetry
 from equitune.wrappers import EquiTune, Symmetrizer
 
@@ -67,8 +68,33 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
             super().set_training_mode(mode)
 
 
+class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
+    """What symmetric policies share: they are made with a symmetry and a method.
+
+    Abstract; it comes before a policy of Stable-Baselines3 among the bases of a class.
+    """
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        symmetry: Symmetry,
+        method: Method = EquiTune,
+        **arguments: Any,
+    ) -> None:
+        _check(symmetry, method, observation_space, action_space)
+        self.symmetry, self.method = symmetry, method
+        super().__init__(observation_space, action_space, lr_schedule, **arguments)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "symmetry": self.symmetry, "method": self.method}
+
+
 @final
-class SymmetricDQNPolicy(dqn.DQNPolicy):  # type: ignore[misc]
+class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
     """A policy of DQN whose Q-networks are equivariant (second paper, section 4.1).
 
     Args:
@@ -98,20 +124,6 @@ class SymmetricDQNPolicy(dqn.DQNPolicy):  # type: ignore[misc]
         200
     """
 
-    def __init__(
-        self,
-        observation_space: Any,
-        action_space: Any,
-        lr_schedule: Any,
-        *,
-        symmetry: Symmetry,
-        method: Method = EquiTune,
-        **arguments: Any,
-    ) -> None:
-        _check(symmetry, method, observation_space, action_space)
-        self.symmetry, self.method = symmetry, method
-        super().__init__(observation_space, action_space, lr_schedule, **arguments)
-
     def make_q_net(self) -> SymmetricQNetwork:
         """A Q-network with features and weights of its own."""
         arguments = self._update_features_extractor(self.net_args, features_extractor=None)
@@ -124,13 +136,9 @@ class SymmetricDQNPolicy(dqn.DQNPolicy):  # type: ignore[misc]
         for own, given in ((self.q_net, plain.q_net), (self.q_net_target, plain.q_net_target)):
             yield own.q_net.unwrap(), SymmetricQNetwork.whole(given)
 
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        return {**parameters, "symmetry": self.symmetry, "method": self.method}
-
 
 @final
-class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc]
+class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # type: ignore[misc]
     """A policy of PPO or A2C that is equivariant, with a value that is invariant.
 
     The scores of discrete actions, or the means of continuous ones, are put together by
@@ -153,26 +161,12 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
 
     pi_features_extractor: Any
 
-    def __init__(
-        self,
-        observation_space: Any,
-        action_space: Any,
-        lr_schedule: Any,
-        *,
-        symmetry: Symmetry,
-        method: Method = EquiTune,
-        **arguments: Any,
-    ) -> None:
-        _check(symmetry, method, observation_space, action_space)
-        if arguments.get("use_sde"):
+    def _build(self, lr_schedule: Any) -> None:
+        if self.use_sde:
             raise ValueError(
                 "use_sde is True, but state-dependent noise is made from features that no group "
                 "acts on; give use_sde=False"
             )
-        self.symmetry, self.method = symmetry, method
-        super().__init__(observation_space, action_space, lr_schedule, **arguments)
-
-    def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         discrete = isinstance(self.action_space, spaces.Discrete)
         width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
@@ -210,10 +204,12 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
         return _behind(policy, policy.vf_features_extractor, last)
 
     def networks(self, plain: Any) -> Pairs:
-        """The networks inside of the wrappers, each with that of a plain policy."""
+        """The networks inside of the wrappers, and what else learns, each with its plain one."""
         own: Any = self.mlp_extractor
         yield own.actor.unwrap(), self.actor(plain)
         yield own.critic.unwrap(), self.critic(plain)
+        if hasattr(plain, "log_std"):
+            yield nn.ParameterList([self.log_std]), nn.ParameterList([plain.log_std])
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
         if not isinstance(self.action_dist, distributions.DiagGaussianDistribution):
@@ -224,9 +220,7 @@ class SymmetricActorCriticPolicy(common.ActorCriticPolicy):  # type: ignore[misc
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        shared = self.share_features_extractor
-        own = {"symmetry": self.symmetry, "method": self.method, "share_features_extractor": shared}
-        return {**parameters, **own}
+        return {**parameters, "share_features_extractor": self.share_features_extractor}
 
 
 @final

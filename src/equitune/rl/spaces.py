@@ -16,6 +16,7 @@ from equitune.actions import (
     VectorFieldAction,
 )
 from equitune.extras import require
+from equitune.rl.linear import matrices
 
 spaces: Any = require("gymnasium.spaces", '"equitune[rl]"')
 
@@ -97,32 +98,39 @@ def _check_box(kind: str, space: Any, action: Action) -> None:
                 "the observations have to be square"
             )
     low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
-    for g in action.group.elements:
-        _check_bounds(kind, low, high, action, g)
-
-
-def _check_bounds(kind: str, low: Any, high: Any, action: Action, g: int) -> None:
+    moved_bounds: list[tuple[Any, Any, Any]] = []
     if isinstance(action, MatrixAction):
-        if low.ndim != 1:
-            return
-        matrix = action.transform(torch.eye(low.size, dtype=torch.float64), g).T.numpy()
-        ups, downs = matrix.clip(min=0), matrix.clip(max=0)
-        least, most = low.clip(-ENDLESS, ENDLESS), high.clip(-ENDLESS, ENDLESS)
-        images = ups @ least + downs @ most, ups @ most + downs @ least
-        # States need not fill the Box: cos and sin are on a circle, which a rotation keeps.
-        exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.ones(len(low), bool)
+        tables = matrices(action, low.size).numpy() if low.ndim == 1 else ()
+        moved_bounds = [_by_matrix(kind, matrix, low, high) for matrix in tables]
     elif isinstance(action, PermutationAction | RegularAction | ImageAction | VectorFieldAction):
-        first, second = _moved(action, low, g), _moved(action, high, g)
-        images = np.minimum(first, second), np.maximum(first, second)
-        exact = np.ones(low.shape, dtype=bool)
-    else:
-        return
-    for name, bound, image in (("low", low, images[0]), ("high", high, images[1])):
+        moved_bounds = [_by_place(action, g, low, high) for g in action.group.elements]
+    for name, images in zip(action.group.names, moved_bounds, strict=False):
+        _check_bounds(kind, name, low, high, *images)
+
+
+def _by_matrix(kind: str, matrix: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """The moved bounds, and in which entries they have to be the bounds."""
+    ups, downs = matrix.clip(min=0), matrix.clip(max=0)
+    least, most = low.clip(-ENDLESS, ENDLESS), high.clip(-ENDLESS, ENDLESS)
+    # States need not fill the Box: cos and sin are on a circle, which a rotation keeps.
+    exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.ones(len(low), bool)
+    return ups @ least + downs @ most, ups @ most + downs @ least, exact
+
+
+def _by_place(action: Action, g: int, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    first, second = _moved(action, low, g), _moved(action, high, g)
+    return np.minimum(first, second), np.maximum(first, second), np.ones(low.shape, dtype=bool)
+
+
+def _check_bounds(
+    kind: str, element: str, low: Any, high: Any, least: Any, most: Any, exact: Any
+) -> None:
+    for name, bound, image in (("low", low, least), ("high", high, most)):
         wrong = exact & ~_same(bound, image)
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise ValueError(
-                f"element {action.group.names[g]} does not keep the bounds of {kind}s: the Box "
+                f"element {element} does not keep the bounds of {kind}s: the Box "
                 f"has {name}={bound[place]:.6g} at entry {_index(place)}, and the moved Box "
                 f"{image[place]:.6g}; check which entries it negates or exchanges, and the bounds "
                 "of the Box"

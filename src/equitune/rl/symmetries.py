@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -308,12 +309,11 @@ def _generated(
         generators.append((name, permutation))
     words = _words(generators)
     names = [_spelled(word) for word in words.values()]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"two elements of the group would have the name {name!r}; give the moves other "
-                "names"
-            )
+    (name, count), *_ = Counter(names).most_common(1)
+    if count > 1:
+        raise ValueError(
+            f"two elements of the group would have the name {name!r}; give the moves other names"
+        )
     return tuple(words), FiniteGroup.from_permutations(words, names)
 
 
