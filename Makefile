@@ -1,8 +1,16 @@
-# Two commands for everybody: make demo, make test. Both set up .venv first, once.
+# Two commands for everybody: make demo, make test. Both set up .venv first, once, from the lock.
 PYTHON ?= python3
-BIN := .venv/bin
+LOCK := requirements/lock.txt
+OLDEST := requirements/oldest.txt
+ifeq ($(OS),Windows_NT)
+SCRIPTS := Scripts
+else
+SCRIPTS := bin
+endif
+BIN := .venv/$(SCRIPTS)
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long lint types docs benchmarks clean
+.PHONY: demo test test-long test-newest test-oldest lock lint types docs benchmarks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/quickstart.py
@@ -12,6 +20,27 @@ test: .venv/.dev
 
 test-long: .venv/.dev
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest
+
+# The newest releases that the metadata allows, whatever the lock says.
+test-newest: .venv-newest/$(SCRIPTS)/python
+	$< $(PIP) --upgrade --upgrade-strategy eager -e ".[dev]"
+	$< -m pytest
+
+# The lower bounds of the metadata.
+test-oldest: .venv-oldest/.dev
+	.venv-oldest/$(SCRIPTS)/python -m pytest
+
+# Resolves for all platforms and Python versions at once, without installing anything.
+COMPILE = .venv-lock/$(SCRIPTS)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--fork-strategy fewest --strip-extras --no-annotate --extra dev pyproject.toml
+
+lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
+lock: .venv-lock/$(SCRIPTS)/python
+	$< $(PIP) --upgrade uv packaging
+	$(COMPILE) --constraint requirements/held.txt --output-file $(LOCK)
+	$(COMPILE) --resolution lowest-direct --output-file $(OLDEST)
+	$< tools/check_lock.py $(LOCK)
+	$< tools/supported_versions.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -48,14 +77,23 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/pictures.py
 
 clean:
-	rm -rf .venv docs/_build dist build
+	rm -rf .venv .venv-* docs/_build dist build
 
-.venv/bin/python:
+%/$(SCRIPTS)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "equitune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $*
 
-# A stamp is written last, so that an interrupted installation is done again.
-.venv/.%: pyproject.toml | .venv/bin/python
-	@echo "Installing equitune[$*] and PyTorch into .venv; the first time this takes some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
-	@touch $@
+# What builds the package comes from the lock as well, so it is installed first. A stamp is written
+# last, so that an interrupted installation is done again.
+define install
+@echo "Installing equitune[$*] and PyTorch into $(@D); the first time this takes some minutes."
+$(@D)/$(SCRIPTS)/python $(PIP) --constraint $(1) hatchling editables
+$(@D)/$(SCRIPTS)/python $(PIP) --constraint $(1) --no-build-isolation --editable ".[$*]"
+@touch $@
+endef
+
+.venv/.%: pyproject.toml $(LOCK) | .venv/$(SCRIPTS)/python
+	$(call install,$(LOCK))
+
+.venv-oldest/.%: pyproject.toml $(OLDEST) | .venv-oldest/$(SCRIPTS)/python
+	$(call install,$(OLDEST))
