@@ -38,7 +38,7 @@ lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
 lock: .venv-lock/$(SCRIPTS)/python
 	$< $(PIP) --upgrade uv packaging
 	$(COMPILE) --constraint requirements/held.txt --output-file $(LOCK)
-	$(COMPILE) --resolution lowest-direct --output-file $(OLDEST)
+	$(COMPILE) --constraint requirements/held-oldest.txt --resolution lowest-direct --output-file $(OLDEST)
 	$< tools/check_lock.py $(LOCK)
 	$< tools/supported_versions.py
 
