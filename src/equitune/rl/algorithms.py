@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterable
 from typing import Any, final
 
@@ -48,6 +47,7 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
     set.
     """
 
+    policy_kwargs: dict[str, Any]
     in_network_layout = False
     """Whether the symmetry of the policy is already one of what networks are given."""
 
@@ -155,7 +155,6 @@ SYMMETRIC: dict[type, type] = {
 """What takes the place of an algorithm of Stable-Baselines3."""
 
 
-@functools.cache
 def _symmetric_class(algorithm: type) -> type:
     """A subclass of the algorithm that heeds environments; one's own algorithms have one too."""
     known = SYMMETRIC.get(algorithm)

@@ -55,6 +55,9 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
         ([0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0])
     """
 
+    mean: Any
+    var: Any
+
     def __init__(self, statistics: Any, action: Action) -> None:
         super().__init__(shape=np.shape(statistics.mean))
         _check_sizes(action, self.mean.shape)
