@@ -12,7 +12,7 @@ from equitune.rl.gridworld import Gridworld
 
 classic: Any = require("gymnasium.envs.classic_control", '"equitune[rl]"')
 
-__all__ = ["SetState", "loose_setter", "set_state", "state_setter"]
+__all__ = ["loose_setter", "set_state", "state_setter"]
 
 SetState = Callable[[Any, Any], None]
 
