@@ -59,16 +59,18 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
                 "with another policy symmetric"
             )
         symmetry = self.policy_kwargs.get("symmetry")
-        # What is no symmetry is refused by the policy.
+        # What is no symmetry is refused by the policy, which also compares the spaces.
         if isinstance(symmetry, Symmetry):
             symmetry = self._as_networks_see(symmetry)
             self.policy_kwargs = {**self.policy_kwargs, "symmetry": symmetry}
-            if self.env is not None:
-                symmetry.check_spaces(self.observation_space, self.action_space)
-                _replace(normalisers(self.env, symmetry))
         self.in_network_layout = True
         super()._setup_model()
         self.policy.environment_known = True
+        self._normalise_symmetrically()
+
+    def _normalise_symmetrically(self) -> None:
+        if self.env is not None:
+            _replace(normalisers(self.env, self.policy_kwargs["symmetry"]))
 
     def _as_networks_see(self, symmetry: Symmetry) -> Symmetry:
         if self.in_network_layout:
@@ -104,9 +106,8 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
         _replace(found)
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> Any:
-        # Statistics may have been replaced since, such as by VecNormalize.load.
-        if self.env is not None:
-            _replace(normalisers(self.env, self.policy_kwargs["symmetry"]))
+        # Statistics may have been replaced since the environment was set.
+        self._normalise_symmetrically()
         return super()._setup_learn(*arguments, **options)
 
 
@@ -139,12 +140,44 @@ class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
 
 @final
 class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
-    """PPO of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`."""
+    """PPO of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQN`.
+        ValueError: As :class:`SymmetricDQN`.
+
+    Example:
+        >>> from equitune.rl import SymmetricPPO, SymmetricActorCriticPolicy, cartpole_mirror
+        >>> model = SymmetricPPO(
+        ...     SymmetricActorCriticPolicy,
+        ...     "CartPole-v1",
+        ...     n_steps=64,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(64).num_timesteps
+        64
+    """
 
 
 @final
 class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
-    """A2C of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`."""
+    """A2C of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQN`.
+        ValueError: As :class:`SymmetricDQN`.
+
+    Example:
+        >>> from equitune.rl import SymmetricA2C, SymmetricActorCriticPolicy, cartpole_mirror
+        >>> model = SymmetricA2C(
+        ...     SymmetricActorCriticPolicy,
+        ...     "CartPole-v1",
+        ...     n_steps=64,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(64).num_timesteps
+        64
+    """
 
 
 SYMMETRIC: dict[type, type] = {

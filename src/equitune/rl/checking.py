@@ -71,8 +71,9 @@ def check_symmetry(
         action_action: How it acts on actions: for discrete ones a ``PermutationAction`` of their
             scores, for continuous ones a ``MatrixAction``, or another that is no permutation.
         set_state: Puts the environment into the state of an observation, ``set_state(env,
-            observation)``; a ValueError of it says that there is no such state. Default for the
-            environments that :func:`set_state` knows.
+            observation)``; a ValueError of it says that there is no such state. It is also tried
+            on what is drawn from the space, which need be no state. Default for the environments
+            that :func:`set_state` knows.
         states: Observations (N, ...) to step from, in place of all these: such as those that a
             trained agent has seen.
         samples: How many states are compared, at most.

@@ -178,9 +178,11 @@ def take(env: Any, state: Any, action: Any) -> tuple[Taken, bool]:
 
 def _range(space: Any, seen: Sequence[Taken]) -> tuple[Any, Any]:
     """Bounds of states to draw: those of the space, else those of what was seen, and as much."""
+    low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
+    if (low > -ENDLESS).all() and (high < ENDLESS).all():
+        return low, high
     states = np.stack([step.state for step in seen]).astype(np.float64)
     least, most = states.min(axis=0), states.max(axis=0)
-    low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
     low = np.where(low > -ENDLESS, low, least - (most - least))
     high = np.where(high < ENDLESS, high, most + (most - least))
     # A bound on one side may be far from the other one.
