@@ -21,6 +21,7 @@ from equitune.rl import (
 
 NEGATED = MatrixAction(cyclic(2), torch.stack([torch.eye(4), -torch.eye(4)]))
 EXCHANGED = PermutationAction(cyclic(2), [(0, 1), (1, 0)])
+GRIDS = ("grid", "even grid", "pixels")
 SQUARE = cases.RIGHT["point mass, all of the square"][1]
 
 
@@ -32,11 +33,21 @@ def checked(environment, symmetry, **options):
 @pytest.mark.parametrize("name", cases.RIGHT)
 def test_right_maps_pass(name):
     environment, symmetry = cases.RIGHT[name]
-    report = checked(environment, symmetry)
+    if environment == "pendulum":
+        # It has no end, so that all that is said is that nothing differs.
+        with pytest.warns(UserWarning, match="none of the 200 steps ended an episode"):
+            report = checked(environment, symmetry)
+        assert "no difference was seen (200 steps" in str(report)
+        assert "all are symmetries" not in str(report)
+        assert "not seen: the end of an episode" in str(report)
+    else:
+        report = checked(environment, symmetry)
+        assert report.ends > 0
+        assert "all are symmetries of what was seen (200 steps" in str(report)
     assert report.passed, str(report)
     assert report.elements == symmetry.group.order
     assert report.steps == 200
-    assert "all are symmetries" in str(report)
+    assert report.drawn == (0 if environment in GRIDS else 100)
 
 
 @pytest.mark.parametrize("name", cases.WRONG)
@@ -151,7 +162,8 @@ def test_a_wrapper_that_changes_pictures_needs_a_set_state():
 
 def test_the_environment_is_left_at_the_begin_of_an_episode():
     env = gymnasium.wrappers.TimeLimit(cases.PointMass(), max_episode_steps=2)
-    check_symmetry(env, SQUARE, set_state=cases.put, samples=10)
+    with pytest.warns(UserWarning, match="none of the 10 steps ended an episode"):
+        check_symmetry(env, SQUARE, set_state=cases.put, samples=10)
     assert [env.step(np.zeros(2))[3] for _ in range(2)] == [False, True]
 
 
@@ -267,6 +279,16 @@ VALUE_ERRORS = {
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), names=["x"]),
         r"names has 1 names for observations of shape \(4,\)",
     ),
+    "running statistics": (
+        lambda: check_symmetry(gymnasium.wrappers.TimeLimit(gymnasium.wrappers.NormalizeObservation(
+            gymnasium.make("CartPole-v1")), 50), cartpole_mirror(), set_state=set_state),
+        "NormalizeObservation, whose running statistics change with each step",
+    ),
+    "running statistics of rewards": (
+        lambda: check_symmetry(gymnasium.wrappers.NormalizeReward(gymnasium.make("CartPole-v1")),
+                               cartpole_mirror()),
+        "NormalizeReward, whose running statistics change with each step",
+    ),
     "infinite observations": (
         lambda: check_symmetry(endless(gymnasium.make("CartPole-v1")), cartpole_mirror()),
         "infinite or NaN",
@@ -365,7 +387,7 @@ def test_a_large_bonus_hides_no_uneven_cost():
 
 
 class Fenced(gymnasium.Wrapper):
-    """Ends on one side of CartPole's track, where random actions do not get."""
+    """Ends on one side of CartPole's track, where episodes of random actions do not get."""
 
     def step(self, action):
         observation, reward, ended, cut, info = self.env.step(action)
@@ -374,14 +396,18 @@ class Fenced(gymnasium.Wrapper):
 
 def test_states_may_be_given():
     env, mirror = Fenced(gymnasium.make("CartPole-v1").unwrapped), cartpole_mirror()
-    assert check_symmetry(env, mirror).passed
     seen = np.zeros((300, 4), dtype=np.float32)
     seen[:, 0] = np.linspace(-2, 2, 300)
     report = check_symmetry(env, mirror, states=seen)
-    assert (report.steps, report.passed) == (200, False)
+    assert (report.steps, report.drawn, report.passed) == (200, 0, False)
     assert report.mismatches[0].what == "the end of the episode"
-    assert check_symmetry(env.unwrapped, mirror, states=seen, samples=400).steps == 300
-    assert check_symmetry(env, mirror, states=seen[120:180]).passed
+    outwards = seen * 1.19
+    outwards[:, 1] = outwards[:, 0]
+    assert check_symmetry(env.unwrapped, mirror, states=outwards).passed
+    with pytest.warns(UserWarning, match="none of the 60 steps ended an episode"):
+        report = check_symmetry(env, mirror, states=seen[120:180], samples=400)
+    assert (report.steps, report.passed) == (60, True)
+    assert report.unseen == ("the end of an episode", "a reward other than 1")
     for wrong in (seen[0], np.zeros((3, 5)), seen[:0]):
         with pytest.raises(ValueError, match=r"states is of shape .*; give \(N, 4\)"):
             check_symmetry(env, mirror, states=wrong)

@@ -231,8 +231,8 @@ VALUE_ERRORS = {
         r"those of this grid have \(3, 24, 24\)",
     ),
     "another environment": (
-        lambda: set_state(gymnasium.make("Pendulum-v1"), np.zeros(3)),
-        "how PendulumEnv is put into a state is not known",
+        lambda: set_state(gymnasium.make("FrozenLake-v1"), 0),
+        "how FrozenLakeEnv is put into a state is not known",
     ),
     "cartpole": (
         lambda: set_state(gymnasium.make("CartPole-v1"), np.zeros(3)),

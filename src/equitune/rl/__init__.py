@@ -1,12 +1,13 @@
 """A kit for reinforcement learning: symmetries of environments, and networks that keep them."""
 
-from equitune.rl.algorithms import symmetrize
+from equitune.rl.algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
 from equitune.rl.checking import check_symmetry
 from equitune.rl.gridworld import CoordinateGridworld, Gridworld, PixelGridworld
 from equitune.rl.networks import VectorSymmetrizer, equizero, lambda_equitune
 from equitune.rl.policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
 from equitune.rl.report import Mismatch, SymmetryReport
 from equitune.rl.states import set_state
+from equitune.rl.statistics import SymmetricMeanStd
 from equitune.rl.symmetries import (
     Move,
     Symmetry,
@@ -24,8 +25,12 @@ __all__ = [
     "Mismatch",
     "Move",
     "PixelGridworld",
+    "SymmetricA2C",
     "SymmetricActorCriticPolicy",
+    "SymmetricDQN",
     "SymmetricDQNPolicy",
+    "SymmetricMeanStd",
+    "SymmetricPPO",
     "Symmetry",
     "SymmetryReport",
     "VectorSymmetrizer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +13,29 @@ import torch
 from equitune.actions import Action, PermutationAction, RegularAction
 from equitune.checks import require_counts
 from equitune.extras import require
+from equitune.rl.comparing import errors
 from equitune.rl.report import Mismatch, SymmetryReport, shown
-from equitune.rl.states import SetState, state_setter
-from equitune.rl.steps import Taken, entries, steps_from, steps_of_episodes, take
+from equitune.rl.states import SetState, loose_setter, state_setter
+from equitune.rl.steps import (
+    Taken,
+    chosen,
+    entries,
+    steps_from,
+    steps_from_anywhere,
+    steps_of_episodes,
+    take,
+)
 from equitune.rl.symmetries import Symmetry
 
 gymnasium: Any = require("gymnasium", '"equitune[rl]"')
 
 __all__ = ["check_symmetry"]
 
+STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
+"""Wrappers by which a step depends on all steps before."""
+
 TOLERANCE = 1e-4
 """How far a step may be off, relative to how much an entry varies: float32 environments."""
-
-STILL = 0.05
-"""An entry counts as varying by at least this part of its size: float32 has 7 digits."""
 
 OWN_TOLERANCE = 10
 """A set state is that of an observation in float32, which is this much further off."""
@@ -45,10 +55,13 @@ def check_symmetry(
 ) -> SymmetryReport:
     """Compares steps of an environment from states and from their moved copies.
 
-    States come from episodes of random actions. From each state s it steps with an action a, and
-    from gs with ga, for every element g: the observation has to be the moved one, and the reward
-    and the end of the episode the same. How episodes begin, and what cuts them off, is not
-    compared. The environment is reset many times, and its generators are seeded.
+    Half of the states come from episodes of random actions, which do not get everywhere. The others
+    are drawn from the whole space of observations, if ``set_state`` can put the environment there.
+    From each state s it steps with an action a, and from gs with ga, for every element g: the
+    observation has to be the moved one, and the reward and the end of the episode the same. How
+    episodes begin, and what cuts them off, is not compared. What no step has shown is not compared
+    either: the report lists it, and a UserWarning says so where no episode ended. The environment
+    is reset many times, and its generators are seeded.
 
     Args:
         env: One environment of gymnasium, with a ``Box`` of observations and ``Discrete`` or
@@ -58,12 +71,13 @@ def check_symmetry(
         action_action: How it acts on actions: for discrete ones a ``PermutationAction`` of their
             scores, for continuous ones a ``MatrixAction``, or another that is no permutation.
         set_state: Puts the environment into the state of an observation, ``set_state(env,
-            observation)``; a ValueError of it says that there is no such state. Default for
-            CartPole, Acrobot and the grid worlds.
-        states: Observations (N, ...) to step from, in place of those of random episodes, which do
-            not get everywhere: such as those that a trained agent has seen.
+            observation)``; a ValueError of it says that there is no such state. It is also tried
+            on what is drawn from the space, which need be no state. Default for the environments
+            that :func:`set_state` knows.
+        states: Observations (N, ...) to step from, in place of all these: such as those that a
+            trained agent has seen.
         samples: How many states are compared, at most.
-        seed: That of the episodes.
+        seed: That of the episodes, and of what is drawn.
         tolerance: How far off an entry may be, relative to how much it varies.
         names: What the entries of an observation vector are called in the report.
 
@@ -73,8 +87,9 @@ def check_symmetry(
     Raises:
         TypeError: If the environment is vectorised or none, or its spaces are of a kind that the
             actions do not act on.
-        ValueError: If the actions or the states do not fit the spaces, the environment is random,
-            or ``set_state`` is not known or does not put it into the state.
+        ValueError: If the actions or the states do not fit the spaces, the environment is random
+            or normalises by running statistics, or ``set_state`` is not known or does not put it
+            into the state.
 
     Example:
         >>> import gymnasium
@@ -88,20 +103,45 @@ def check_symmetry(
     symmetry.check_spaces(env.observation_space, env.action_space)
     _check_settings(env, symmetry, samples, tolerance)
     put = set_state or _known_setter(env)
+    drawn: list[Taken] = []
     if states is None:
-        taken = steps_of_episodes(env, samples, seed)
+        seen = steps_of_episodes(env, samples, seed)
+        loose = set_state or loose_setter(env) or put
+        drawn = chosen(steps_from_anywhere(env, loose, seen, samples, seed), samples // 2, seed)
+        drawn = _reproduced(env, put, drawn, tolerance)
+        taken = chosen(seen, samples - len(drawn), seed)
     else:
         taken = steps_from(env, put, states, samples, seed)
     _check_states(env, put, taken, tolerance)
+    taken = [*taken, *drawn]
     found = [_mismatch(env, put, symmetry, g, taken, tolerance) for g in symmetry.group.elements]
     env.reset()
-    return SymmetryReport(
+    report = SymmetryReport(
         environment=type(env.unwrapped).__name__,
         elements=symmetry.group.order,
         steps=len(taken),
-        ends=sum(bool(step.outcome[-1]) for step in taken),
+        ends=sum(step.ended for step in taken),
         mismatches=tuple(mismatch for mismatch in found if mismatch is not None),
+        drawn=len(drawn),
+        unseen=_unseen(taken, states is None and not drawn),
     )
+    if report.passed and not report.ends:
+        warnings.warn(
+            f"none of the {report.steps} steps ended an episode, so that check_symmetry has not "
+            "compared how episodes end; pass `states` from which some do, unless the environment "
+            "has no end",
+            stacklevel=2,
+        )
+    return report
+
+
+def _unseen(taken: Sequence[Taken], near: bool) -> tuple[str, ...]:
+    """What no step has shown; ``near`` says that all states come from random episodes."""
+    rewards = {float(step.outcome[-2]) for step in taken}
+    found = [] if any(step.ended for step in taken) else ["the end of an episode"]
+    if len(rewards) == 1:
+        found.append(f"a reward other than {rewards.pop():.6g}")
+    return (*found, "states that random episodes do not reach") if near else tuple(found)
 
 
 def _symmetry(
@@ -126,6 +166,15 @@ def _check_environment(env: Any) -> None:
         )
     if not isinstance(env, gymnasium.Env):
         raise TypeError(f"env is a {type(env).__name__}; give one such as gymnasium.make(...)")
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, STATEFUL):
+            raise ValueError(
+                f"`env` must give the same step from the same state, got a "
+                f"{type(layer).__name__}, whose running statistics change with each step; use the "
+                f"environment that it wraps, {type(layer.env).__name__}"
+            )
+        layer = layer.env
 
 
 def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
@@ -157,29 +206,40 @@ def _known_setter(env: Any) -> SetState:
     return put
 
 
-def _errors(found: Any, expected: Any) -> Any:
-    """How far off each entry of each step is, relative to how much the entry varies as a rule."""
-    around = np.abs(expected - np.median(expected, axis=0))
-    scales = np.median(around, axis=0)
-    # Entries that stay the same as a rule, such as rewards, vary by what is left.
-    for spread in (np.median(np.abs(expected), axis=0), around.mean(axis=0)):
-        scales = np.where(scales > 0, scales, spread)
-    scales = np.maximum(scales, STILL * np.abs(expected)).clip(min=np.finfo(np.float32).tiny)
-    # An end too many is never small.
-    scales[:, -1] = 1e-9
-    return np.nan_to_num(np.abs(found - expected) / scales, nan=np.inf)
+def _repeated(env: Any, put: SetState, step: Taken) -> Taken:
+    """The same step once more, from the state that it shows."""
+    # So that no step is beyond a time limit or the end of an episode.
+    env.reset()
+    put(env, step.state.copy())
+    return take(env, step.state, step.action)[0]
+
+
+def _reproduced(env: Any, put: SetState, drawn: Sequence[Taken], tolerance: float) -> list[Taken]:
+    """Those of drawn steps that can be done once more: others start from no state."""
+    kept, outcomes = [], []
+    for step in drawn:
+        try:
+            outcomes.append(_repeated(env, put, step).outcome)
+        except ValueError:
+            continue
+        kept.append(step)
+    if not kept:
+        return []
+    expected = np.stack([step.outcome for step in kept])
+    off_by = errors(np.stack(outcomes), expected, _precision(kept)).max(axis=1)
+    allowed = OWN_TOLERANCE * tolerance
+    return [step for step, error in zip(kept, off_by, strict=True) if error <= allowed]
+
+
+def _precision(taken: Sequence[Taken]) -> float:
+    return max(step.precision for step in taken)
 
 
 def _check_states(env: Any, put: SetState, taken: Sequence[Taken], tolerance: float) -> None:
     """Refuses what a comparison would blame the symmetry for."""
-    runs: tuple[list[Any], list[Any]] = ([], [])
-    for step in taken:
-        for outcomes in runs:
-            # So that no step is beyond a time limit or the end of an episode.
-            env.reset()
-            put(env, step.state.copy())
-            outcomes.append(take(env, step.state, step.action)[0].outcome)
-    first, second = map(np.stack, runs)
+    first, second = (
+        np.stack([_repeated(env, put, step).outcome for step in taken]) for _ in range(2)
+    )
     seen = np.stack([step.outcome for step in taken])
     for found, expected, allowed, message in (
         (
@@ -197,9 +257,9 @@ def _check_states(env: Any, put: SetState, taken: Sequence[Taken], tolerance: fl
             "episode: set_state does not put it there, or observations do not show all of a state",
         ),
     ):
-        errors = _errors(found, expected).max(axis=1)
-        worst = int(errors.argmax())
-        if errors[worst] > allowed:
+        off_by = errors(found, expected, _precision(taken)).max(axis=1)
+        worst = int(off_by.argmax())
+        if off_by[worst] > allowed:
             raise ValueError(
                 f"{message}; observation {shown(taken[worst].state)}, action "
                 f"{shown(taken[worst].action)}"
@@ -227,16 +287,16 @@ def _mismatch(
     if reached:
         found = np.stack(outcomes)
         expected = np.stack([entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
-        errors = _errors(found, expected)
-        off = errors > tolerance
+        off_by = errors(found, expected, _precision(taken))
+        off = off_by > tolerance
         if off.any():
-            place, others = _worst_places(errors, off)
-            row = int(errors[:, place].argmax())
+            place, others = _worst_places(off_by, off)
+            row = int(off_by[:, place].argmax())
             worst, shape = reached[row], states.shape[1:]
             about = {
                 "what": _name(symmetry, shape, place),
                 "steps": int(off.any(axis=1).sum()),
-                "error": float(errors[row, place]),
+                "error": float(off_by[row, place]),
                 "expected": float(expected[row, place]),
                 "found": float(found[row, place]),
                 "others": tuple(_name(symmetry, shape, other) for other in others),
@@ -263,13 +323,13 @@ def _mismatch(
     )
 
 
-def _worst_places(errors: Any, off: Any) -> tuple[int, list[int]]:
+def _worst_places(off_by: Any, off: Any) -> tuple[int, list[int]]:
     """The place to name, and all others that are off, most often first."""
     counts = off.sum(axis=0)
     wrong = np.flatnonzero(counts)
     # Entries of observations first: the reward and the end follow from them.
     seen = wrong[wrong < counts.size - 2]
-    place = int(seen[errors[:, seen].max(axis=0).argmax()] if seen.size else wrong[0])
+    place = int(seen[off_by[:, seen].max(axis=0).argmax()] if seen.size else wrong[0])
     often = wrong[np.argsort(-counts[wrong], kind="stable")]
     return place, [int(other) for other in often if other != place]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, final
 
@@ -13,6 +14,7 @@ from equitune.extras import require
 from equitune.losses import negative_max_probability
 from equitune.rl.linear import matrices
 from equitune.rl.networks import Method, VectorSymmetrizer
+from equitune.rl.pictures import check_channels, is_picture
 from equitune.rl.symmetries import Symmetry
 from equitune.wrappers import EquiTune, Symmetrizer
 
@@ -23,7 +25,12 @@ layers: Any = require("stable_baselines3.common.torch_layers", EXTRA)
 common: Any = require("stable_baselines3.common.policies", EXTRA)
 dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
 
-__all__ = ["SymmetricActorCriticPolicy", "SymmetricDQNPolicy", "SymmetricQNetwork"]
+__all__ = [
+    "SymmetricActorCriticPolicy",
+    "SymmetricDQNPolicy",
+    "SymmetricPolicy",
+    "SymmetricQNetwork",
+]
 
 Pairs = Iterator[tuple[nn.Module, nn.Module]]
 
@@ -74,6 +81,9 @@ class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
     Abstract; it comes before a policy of Stable-Baselines3 among the bases of a class.
     """
 
+    environment_known = False
+    """Whether an algorithm has looked at the environment, which a policy is not given."""
+
     def __init__(
         self,
         observation_space: Any,
@@ -88,6 +98,18 @@ class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
         self.symmetry, self.method = symmetry, method
         super().__init__(observation_space, action_space, lr_schedule, **arguments)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Sets the mode, as in Stable-Baselines3."""
+        if mode and not self.environment_known:
+            self.environment_known = True
+            warnings.warn(
+                f"a {type(self).__name__} is trained by an algorithm that does not see whether the "
+                "environment normalises observations or shows pictures as (H, W, C); use "
+                "SymmetricDQN, SymmetricPPO or SymmetricA2C, also to load it",
+                stacklevel=3,
+            )
+        super().set_training_mode(mode)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
         return {**parameters, "symmetry": self.symmetry, "method": self.method}
@@ -101,7 +123,9 @@ class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
         observation_space: As for Stable-Baselines3's ``DQNPolicy``.
         action_space: As for Stable-Baselines3's ``DQNPolicy``.
         lr_schedule: As for Stable-Baselines3's ``DQNPolicy``.
-        symmetry: How the group acts on observations and actions.
+        symmetry: How the group acts on observations and actions. A policy that stands alone, or in
+            an algorithm other than :class:`SymmetricDQN`, is given what networks see: of pictures
+            (H, W, C) that is (C, H, W), as Stable-Baselines3 transposes them.
         method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
             function ``method(network, observation_action, action_action)`` that returns such a
             wrapper. It is called for each network, and makes what it adds anew each time.
@@ -112,9 +136,8 @@ class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
         ValueError: If the symmetry does not fit the spaces.
 
     Example:
-        >>> from stable_baselines3 import DQN
-        >>> from equitune.rl import SymmetricDQNPolicy, cartpole_mirror
-        >>> model = DQN(
+        >>> from equitune.rl import SymmetricDQN, SymmetricDQNPolicy, cartpole_mirror
+        >>> model = SymmetricDQN(
         ...     SymmetricDQNPolicy,
         ...     "CartPole-v1",
         ...     buffer_size=1000,
@@ -261,6 +284,9 @@ def _check(symmetry: object, method: object, observation_space: Any, action_spac
             "equitune.rl.lambda_equitune, or a function that wraps a network"
         )
     symmetry.check_spaces(observation_space, action_space)
+    shape = observation_space.shape
+    if is_picture(observation_space) and shape[0] == min(shape):
+        check_channels(symmetry.observation, shape, 0)
     if len(action_space.shape) > 1:
         raise ValueError(
             f"actions are of shape {action_space.shape}; give an environment whose actions are "

@@ -80,6 +80,8 @@ class SymmetryReport:
         steps: How many steps were compared with their moved copies.
         ends: How many of them end an episode; without any, ends were not compared.
         mismatches: One for each element that is no symmetry.
+        drawn: How many of them start from states that were drawn from the whole space.
+        unseen: What no step has shown, so that it was not compared.
     """
 
     environment: str
@@ -87,20 +89,24 @@ class SymmetryReport:
     steps: int
     ends: int
     mismatches: tuple[Mismatch, ...]
+    drawn: int = 0
+    unseen: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every element is a symmetry, as far as the steps show."""
+        """Whether every element is a symmetry, as far as the steps show; see ``unseen``."""
         return not self.mismatches
 
     def __str__(self) -> str:
         names = ", ".join(mismatch.element for mismatch in self.mismatches)
-        verdict = f"no symmetry: {names}" if names else "all are symmetries"
+        seen = "all are symmetries of what was seen" if self.ends else "no difference was seen"
+        verdict = f"no symmetry: {names}" if names else seen
         head = (
             f"{self.environment}, {self.elements} elements, {verdict} "
             f"({self.steps} steps, {self.ends} of which end an episode)"
         )
-        return "\n".join([head, *map(str, self.mismatches)])
+        left_out = [f"not seen: {', '.join(self.unseen)}"] if self.unseen and not names else []
+        return "\n".join([head, *left_out, *map(str, self.mismatches)])
 
 
 def shown(value: Any) -> str:
