@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,19 +17,29 @@ import equitune
 from equitune.actions import ImageAction
 from equitune.audit.checkpoints import is_checkpoint, load_checkpoint
 from equitune.audit.choices import GROUPS, WRAPPERS, wrap
+from equitune.audit.files import check_writable, write_atomically
 from equitune.audit.images import check_images, find_images, read_batches, read_image, spread
-from equitune.audit.labels import Labels, labels_from_csv, labels_from_folders
+from equitune.audit.labels import (
+    Labels,
+    class_folders,
+    labels_from_csv,
+    labels_from_folders,
+    read_csv,
+)
 from equitune.audit.local import call_for_module
 from equitune.audit.measure import Audit, audit, count_classes
 from equitune.audit.models import Classifier, load_classifier
+from equitune.audit.progress import Progress, TerminatedError, terminating
 from equitune.audit.report import render_report
 from equitune.audit.table import elements_table, models_table
-from equitune.extras import require
 from equitune.wrappers import LambdaEquiTune
 
 __all__ = ["main"]
 
 PASSED, FAILED, MISUSED, BROKEN = 0, 1, 2, 3
+INTERRUPTED, TERMINATED = 130, 143
+"""128 and the number of the signal, as shells have it."""
+
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 
@@ -40,29 +52,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 where the plain model disagrees with itself more than is allowed, 2
-        where something that was asked for cannot be done, 3 where something else went wrong.
+        where something that was asked for cannot be done, 3 where something else went wrong, 130
+        and 143 where it was interrupted by SIGINT and SIGTERM.
     """
     arguments = _parser().parse_args(argv)
+    progress, before = Progress(), _state(arguments.report)
+
+    def interrupted(code: int) -> int:
+        told = "there is no report" if before is None else "the report of an earlier run is kept"
+        if _state(arguments.report) != before:
+            told = "the report is complete"
+        print(f"equitune audit: interrupted while {progress}; {told}", file=sys.stderr)
+        return code
+
     try:
-        return _audit(arguments)
+        with terminating():
+            return _audit(arguments, progress)
+    except TerminatedError:
+        return interrupted(TERMINATED)
+    except KeyboardInterrupt:
+        return interrupted(INTERRUPTED)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"equitune audit: error: {error}", file=sys.stderr)
         return MISUSED
-    except Exception:
-        # Python's own exit code would be that of the gate.
+    except BaseException as error:
+        # Python's own exit code would be that of the gate; that of SystemExit is the model's.
         traceback.print_exc()
+        print(
+            f"equitune audit: error: {type(error).__name__} while {progress}; nothing is said "
+            "about the model",
+            file=sys.stderr,
+        )
         return BROKEN
 
 
-def _audit(arguments: argparse.Namespace) -> int:
-    if not arguments.report.absolute().parent.is_dir() or arguments.report.is_dir():
-        raise ValueError(
-            f"report is {str(arguments.report)!r}; give a file in a folder that exists"
-        )
+def _state(report: Path) -> tuple[int, int] | None:
+    """What tells one report from another; None where there is none."""
+    try:
+        found = report.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
+    _check_report(arguments.report)
     action = GROUPS[arguments.group]()
     found = find_images(arguments.images)
     paths = spread(found, arguments.limit)
-    check_images(paths)
+    with progress.stage("reading the images", len(paths), "image") as advance:
+        check_images(paths, progress=advance)
+    if arguments.labels is not None:
+        _check_labels(arguments, paths)
+    progress.begin("loading the model")
     classifier = load_classifier(
         arguments.model,
         arguments.weights,
@@ -80,8 +122,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     print("\n".join(f"{name:<10}{value}" for name, value in facts.items()), end="\n\n")
     batches = read_batches(paths, classifier.preprocessing, arguments.batch_size)
     passes = len(paths) * action.group.order * (1 + len(wrappers))
-    # On terminals only: in a log, a bar is a heap of lines.
-    with require("tqdm", "tqdm").tqdm(total=passes, unit="image", leave=False, disable=None) as bar:
+    with progress.stage("running the models on all copies", passes, "image") as advance:
         told = audit(
             model,
             (batch.to(arguments.device) for batch in batches),
@@ -89,17 +130,39 @@ def _audit(arguments: argparse.Namespace) -> int:
             wrappers=wrappers,
             labels=labels,
             names=[path.relative_to(arguments.images).as_posix() for path in paths],
-            progress=bar.update,
+            progress=advance,
         )
     print(elements_table(told), models_table(told), sep="\n\n", end="\n\n")
 
     def picture(image: int) -> Tensor:
         return classifier.preprocessing.undo(read_image(paths[image], classifier.preprocessing))
 
+    progress.begin("writing the report")
     page = render_report(told, picture, facts=facts, class_names=class_names, worst=arguments.worst)
-    arguments.report.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_atomically(arguments.report, page.encode("utf-8", "backslashreplace"))
     print(f"report: {arguments.report}")
     return _gate(told, arguments.max_disagreement)
+
+
+def _check_report(report: Path) -> None:
+    """Refuses what could not be written, before any work is done."""
+    if report.is_dir() or not Path(os.path.realpath(report)).parent.is_dir():
+        raise ValueError(f"report is {str(report)!r}; give a file in a folder that exists")
+    try:
+        check_writable(report)
+    except OSError as error:
+        raise ValueError(
+            f"report is {str(report)!r}, which cannot be written ({error.strerror}); give a file "
+            "in a folder that can be written to"
+        ) from error
+
+
+def _check_labels(arguments: argparse.Namespace, paths: list[Path]) -> None:
+    """Finds what is wrong with the labels without a model."""
+    if arguments.labels == FOLDERS:
+        class_folders(arguments.images, paths)
+    else:
+        read_csv(Path(arguments.labels), arguments.images, paths)
 
 
 def _gate(told: Audit, allowed: float | None) -> int:
@@ -195,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs an image classifier, and equitune's wrappers around it, on all "
         "transformed copies of a folder of images; prints tables and writes a report.",
         epilog="Exit codes: 0; 1 if --max-disagreement is exceeded; 2 for errors in what was "
-        "asked for; 3 for all others.",
+        "asked for; 3 for all others; 130 and 143 after an interrupt.",
         # An abbreviation would break when an option is added.
         allow_abbrev=False,
     )
@@ -235,9 +298,12 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--size", type=_at_least(1), metavar="N", help="scale and cut them to N x N pixels"
     )
-    for name, verb in (("--mean", "subtract"), ("--std", "divide by")):
+    for name, kind, verb in (
+        ("--mean", _finite, "subtract"),
+        ("--std", _positive, "divide by"),
+    ):
         images.add_argument(
-            name, type=float, nargs=3, metavar=("R", "G", "B"), help=f"{verb} these instead"
+            name, type=kind, nargs=3, metavar=("R", "G", "B"), help=f"{verb} these instead"
         )
     symmetry = told.add_argument_group("the symmetry")
     symmetry.add_argument("--group", required=True, choices=GROUPS)
@@ -290,6 +356,24 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return whole_number
 
 
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    # As the images are: 1e39 is infinite in float32, and 1e-50 is zero.
+    if not torch.tensor(number, dtype=torch.float32).isfinite():
+        raise argparse.ArgumentTypeError(f"{text!r}; give a finite number")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = _finite(text)
+    if not torch.tensor(number, dtype=torch.float32) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; give three positive numbers")
+    return number
+
+
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -302,6 +386,9 @@ def _share(text: str) -> float:
 
 def _device(text: str) -> torch.device:
     try:
-        return torch.empty(0, device=text).device
+        # Read back: there is a device without memory, "meta".
+        probe = torch.zeros(1, device=text)
+        probe.cpu()
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {error}") from error
