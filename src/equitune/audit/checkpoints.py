@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -113,25 +112,30 @@ def _load(model: nn.Module, state: State, path: str) -> None:
 
 def _fitted(state: State, model: nn.Module) -> State:
     """A file's tensors by the names that the model has for them, as far as they can be matched."""
-    own = set(model.state_dict())
-    if own <= state.keys():
-        return state
-    # Compared without wrappers, on both sides, so that it does not matter which of them has some.
+    own = model.state_dict().keys()
+    readings = list(_peeled(state))
+    readings += [bare for reading in readings for bare in _without_wrappers(reading, own)]
+    # The first of those that fit, or that differ least, for the message.
+    return min(readings, key=lambda reading: len(reading.keys() ^ own))
+
+
+def _peeled(state: State) -> Iterator[State]:
+    """A state dict, and what is inside of the modules that hold the model as their only part."""
+    yield state
+    names = [name for name in state if name != AVERAGED or state[name].dim()]
+    firsts = {name.partition(".")[0] for name in names if "." in name}
+    whole = len(names) == len(state) or firsts == {"module"}
+    if len(firsts) == 1 and whole and all("." in name for name in names):
+        yield from _peeled({name.partition(".")[2]: state[name] for name in names})
+
+
+def _without_wrappers(state: State, own: Collection[str]) -> Iterator[State]:
+    """Names compared without wrappers, which file or model may have, where they stay different."""
     named = {_bare(name): name for name in own}
-    found = {
-        name: value
-        for name, value in state.items()
-        if name in own or not _counts_averages(name, value, state)
-    }
-    bare = {name: _bare(name) for name in found}
-    firsts = {name.partition(".")[0] for name in bare.values()}
-    within = {name: short.partition(".")[2] for name, short in bare.items()}
-    if len(firsts) == 1 and set(within.values()) == named.keys():
-        # A part of a larger module, such as the `model` of a training loop's.
-        bare = within
-    if len(named) < len(own) or max(Counter(bare.values()).values(), default=0) > 1:
-        return state
-    return {named.get(short, short): found[name] for name, short in bare.items()}
+    bare = {name: _bare(name) for name, value in state.items()
+            if not _counts_averages(name, value, state)}  # fmt: skip
+    if len(named) == len(own) and len(set(bare.values())) == len(bare):
+        yield {named.get(short, short): state[name] for name, short in bare.items()}
 
 
 def _bare(name: str) -> str:
