@@ -428,7 +428,7 @@ def test_logits_that_are_not_finite(folder, call):
         (["--weights", "broken.safetensors"], "cannot be read as safetensors"),
         (["--classes", "3"], "only models of torchvision and timm"),
         (["--std", "1", "0", "1"], "three positive numbers"),
-        (["--report", "none/told.html"], "give a file in a folder that exists"),
+        (["--report", "none/told.html"], "must be a file in a folder that exists"),
         (["--max-disagreement", "7"], "a share between 0 and 1"),
         (["--max-disagreement", "nan"], "a share between 0 and 1"),
         (["--max-disagreement", "x"], "a share between 0 and 1"),
@@ -816,4 +816,4 @@ def test_checkpoints_in_half_precision(folder, call, vit):
 def test_a_report_that_is_a_folder(folder, call):
     code, printed, errors = call("--report", ".")
     assert (code, printed) == (2, "")
-    assert "report is '.'; give a file" in errors
+    assert "`report` must be a file in a folder that exists, got '.'" in errors

@@ -99,8 +99,8 @@ def test_code_that_comes_with_weights_is_not_run(remote, call, monkeypatch, what
         assert code == 0
     else:
         assert code == 2
-        assert "comes with code of its own, and that is not run" in errors
-        assert "give path/to/file.py:callable" in errors
+        assert "code that comes with weights is not run, got 'vit'" in errors
+        assert "use path/to/file.py:callable" in errors
 
 
 def test_the_code_would_run_if_it_were_trusted(remote, tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def test_numbers_that_are_not_finite(folder, call, unused, option, value):
     code, printed, errors = call(option, "0.5", value, "0.5", model=unused)
     assert (code, printed) == (2, "")
     assert f"argument {option}: " in errors
-    assert "give a finite number" in errors
+    assert "must be finite numbers, got " in errors
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1e-50"])
@@ -402,7 +402,7 @@ def test_deviations_that_are_not_positive(folder, call, unused, value):
 def test_numbers_from_python(tmp_path, name, wrong):
     (tmp_path / "identity.py").write_text("from torch.nn import Identity")
     spec = f"{tmp_path / 'identity.py'}:Identity"
-    with pytest.raises(ValueError, match=f"{name} is .*; give three (positive )?numbers"):
+    with pytest.raises(ValueError, match=f"`{name}` must be three (positive )?numbers, for red"):
         load_classifier(spec, **{name: wrong})
     with pytest.raises(TypeError, match=f"`{name}` must be three (positive )?numbers, got"):
         load_classifier(spec, **{name: 0.5})
@@ -444,7 +444,7 @@ def test_a_report_that_cannot_be_written_is_found_before_any_work(folder, call, 
     for path in ("dangling.html", "none/told.html", ".", "code/nets.py/told.html"):
         code, printed, errors = call("--report", path, model=unused)
         assert (code, printed) == (2, "")
-        assert f"report is {path!r}; give a file in a folder that exists" in errors
+        assert f"`report` must be a file in a folder that exists, got {path!r}" in errors
 
 
 @posix
@@ -460,7 +460,9 @@ def test_a_folder_that_must_not_be_written_to(folder, call, unused):
         if root:
             os.seteuid(0)
     assert (code, printed) == (2, "")
-    assert "cannot be written (Permission denied)" in errors
+    assert (
+        "must be a file that can be written, got 'closed/told.html' (Permission denied)" in errors
+    )
 
 
 @posix
@@ -509,7 +511,7 @@ def test_interrupts_say_what_was_done(folder, call, name, code, old):
     # One call counts the classes; then four elements for each batch of three.
     assert "interrupted while running the models on all copies, 15 of 48 done; " in errors
     assert errors.rstrip().endswith(
-        "there is no report" if old is None else "the report of an earlier run is kept"
+        "no report was written" if old is None else "the report of an earlier run is unchanged"
     )
     assert "report:" not in printed
     assert (report.read_text() if report.exists() else None) == old
@@ -521,9 +523,9 @@ def test_interrupts_say_what_was_done(folder, call, name, code, old):
 @pytest.mark.parametrize(
     ("patched", "words"),
     [
-        ("find_images", "while starting; there is no report"),
-        ("load_classifier", "while loading the model; there is no report"),
-        ("render_report", "while writing the report; there is no report"),
+        ("find_images", "while starting; no report was written"),
+        ("load_classifier", "while loading the model; no report was written"),
+        ("render_report", "while writing the report; no report was written"),
         ("_gate", "while writing the report; the report is complete"),
     ],
 )

@@ -179,6 +179,20 @@ def test_a_lock_is_held_and_given_back(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_benchmarks_that_go_on_add_their_own_rows_only(script):
+    """Saving all rows, as they were when it started, would lose those of others."""
+    text = script.read_text()
+    if '.get("rows"' in text and script.name != "record.py":
+        assert "record.save(" not in text
+    # All files are written as a whole; these are the pictures of a temporary folder.
+    written = text.count(".write_text(") + text.count(".write_bytes(") + text.count("json.dump(")
+    assert written == (script.name == "audit_cifar10.py")
+
+
 TWO_WRITERS = """
 import sys
 import record

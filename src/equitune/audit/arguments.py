@@ -136,14 +136,14 @@ def _finite(text: str) -> float:
         number = math.nan
     # As the images are: 1e39 is infinite in float32, and 1e-50 is zero.
     if not torch.tensor(number, dtype=torch.float32).isfinite():
-        raise argparse.ArgumentTypeError(f"{text!r}; give a finite number")
+        raise argparse.ArgumentTypeError(f"must be finite numbers, got {text!r}")
     return number
 
 
 def _positive(text: str) -> float:
     number = _finite(text)
     if not torch.tensor(number, dtype=torch.float32) > 0:
-        raise argparse.ArgumentTypeError(f"{text!r}; give three positive numbers")
+        raise argparse.ArgumentTypeError(f"must be three positive numbers, got {text!r}")
     return number
 
 

@@ -143,7 +143,7 @@ def _bare(name: str) -> str:
 
 
 def _counts_averages(name: str, value: Tensor, state: State) -> bool:
-    """Whether it is no weight, but the counter of an averaged model."""
+    """Whether it is the counter of an averaged model, and not a weight."""
     if name.rpartition(".")[2] != AVERAGED or value.dim():
         return False
     averaged = f"{name.removesuffix(AVERAGED)}module."

@@ -56,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress, before = Progress(), _state(arguments.report)
 
     def interrupted(code: int) -> int:
-        told = "there is no report" if before is None else "the report of an earlier run is kept"
+        left = "the report of an earlier run is unchanged"
+        if before is None:
+            left = "no report was written"
         if _state(arguments.report) != before:
-            told = "the report is complete"
-        print(f"equitune audit: interrupted while {progress}; {told}", file=sys.stderr)
+            left = "the report is complete"
+        print(f"equitune audit: interrupted while {progress}; {left}", file=sys.stderr)
         return code
 
     try:
@@ -76,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python's own exit code would be that of the gate; that of SystemExit is the model's.
         traceback.print_exc()
         print(
-            f"equitune audit: error: {type(error).__name__} while {progress}; nothing is said "
-            "about the model",
+            f"equitune audit: error: {type(error).__name__} while {progress}; this says nothing "
+            "about the model's symmetry",
             file=sys.stderr,
         )
         return BROKEN
@@ -149,11 +151,11 @@ def _check_report(report: Path) -> None:
             check_writable(report)
     except OSError as error:
         raise ValueError(
-            f"report is {str(report)!r}, which cannot be written ({error.strerror}); give a file "
-            "in a folder that can be written to"
+            f"`report` must be a file that can be written, got {str(report)!r} "
+            f"({error.strerror}); use another folder"
         ) from error
     if not placed:
-        raise ValueError(f"report is {str(report)!r}; give a file in a folder that exists")
+        raise ValueError(f"`report` must be a file in a folder that exists, got {str(report)!r}")
 
 
 def _check_labels(arguments: argparse.Namespace, paths: list[Path]) -> None:

@@ -196,8 +196,9 @@ def _load_transformers(request: Request) -> Classifier:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"model is {request.name!r}, which comes with code of its own, and that is not run; "
-            "write a file that loads the model, and give path/to/file.py:callable"
+            "`model` must be one that transformers itself has code for, because code that comes "
+            f"with weights is not run, got {request.name!r}; load it in a file of your own, and "
+            "use path/to/file.py:callable"
         ) from error
 
 
@@ -300,8 +301,8 @@ def _per_channel(values: Sequence[float] | None, argument: str) -> tuple[float, 
     least = 0.0 if argument == "std" else -math.inf
     if given.shape != (3,) or not (given.isfinite() & (given > least)).all():
         raise ValueError(
-            f"{argument} is {tuple(values)}; give three {kind}, for red, green, blue, which must "
-            "be finite in float32"
+            f"`{argument}` must be three {kind}, for red, green and blue, finite in float32, got "
+            f"{tuple(values)}"
         )
     return tuple(map(float, values))
 

@@ -67,7 +67,7 @@ class Progress:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Makes SIGTERM a :class:`TerminatedError`, so that what is open is closed and told."""
+    """Makes SIGTERM a :class:`TerminatedError`, so that files are closed and people are told."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise TerminatedError
