@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,14 +208,18 @@ class Benchmark:
 
     def _keep(self, name: str, row: dict[str, object], start: float) -> None:
         self.rows[name] = {**row, "seconds": round(time.perf_counter() - start)}
-        numbers = {
-            "test_images": len(self.images),
-            "checked_images": CHECKED,
-            "training_images": LAMBDA_IMAGES,
-            "rows": self.rows,
-        }
-        record.save(NAME, COMMAND, SEED, numbers)
+        record.update(NAME, COMMAND, SEED, functools.partial(self._change, {name: self.rows[name]}))
         print(f"{name:<60} {row['upright']:>7.2%} {row['rotated']:>7.2%} {row['changed']:>7.2%}")
+
+    def _change(self, new: dict[str, Any], numbers: dict[str, Any]) -> None:
+        rows = {**numbers.get("rows", {}), **new}
+        numbers.update(
+            test_images=len(self.images),
+            checked_images=CHECKED,
+            training_images=LAMBDA_IMAGES,
+            # Without those that an earlier version made.
+            rows={name: row for name, row in rows.items() if name in self.names()},
+        )
 
 
 def main() -> None:

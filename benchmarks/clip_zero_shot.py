@@ -117,7 +117,7 @@ class Rows:
 
     def add(self, name: str, settings: dict[str, Any], row: dict[str, Any]) -> None:
         self.rows[name] = {**row, "settings": settings}
-        record.save(str(self.path), self.command, 0, {"rows": self.rows})
+        record.add(str(self.path), self.command, 0, {name: self.rows[name]})
         tqdm.write(f"{name}: upright {row['upright']:.1%}, moved {row['moved']:.1%}")
 
 

@@ -59,8 +59,8 @@ def main() -> None:
             else:
                 measured = measure_invariant(model, images, labels, name=name)
             rows[name] = {**asdict(measured), "test_images": count}
-            numbers = {"test_images": len(images), "checked_images": 100, "rows": rows}
-            record.save(NAME, record.command(), SEED, numbers)
+            record.add(NAME, record.command(), SEED, {name: rows[name]},
+                       test_images=len(images), checked_images=100)  # fmt: skip
             print(f"{name:<40} {measured.rotated:.2%} on rotated images")
 
 

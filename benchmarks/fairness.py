@@ -200,8 +200,8 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
             rows[name]["chance"] = by_chance(
                 loaded, demographic, words, task, classifier, arguments
             )
-        numbers = {"model": loaded.name, "words": _words(loaded), "contexts": TASKS, "rows": rows}
-        record.save(place, record.command(), SEED, numbers)
+        record.add(place, record.command(), SEED, {name: rows[name]},
+                   model=loaded.name, words=_words(loaded), contexts=TASKS)  # fmt: skip
         tqdm.write(f"{name:<40} gap {row['gap']:.3f}, translated {row['translated_gap']:.3f}, "
                    f"of the classifier {row['classifier_gap']:.3f}")  # fmt: skip
 

@@ -135,5 +135,5 @@ def benchmark(
         )
         rows[run.name] = {**asdict(run), **asdict(measured), "settings": settings}
         rows[run.name]["seconds"] = round(time.perf_counter() - start)
-        record.save(name, record.command(), todo[0].seed, {"rows": rows})
+        record.add(name, record.command(), todo[0].seed, {run.name: rows[run.name]})
         tqdm.write(f"{run.name}: {measured.rotated:.1%} on rotated images")

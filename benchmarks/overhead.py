@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,26 +87,34 @@ def ratios_to_plain(
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
+def keep(rows: dict[str, float], group_name: str, rounds: int) -> None:
+    """Stores the ratios of one setting, beside those of the others."""
+
+    def change(numbers: dict[str, Any]) -> None:
+        numbers["model"] = f"resnet18, {BATCH} x 3 x {SIDE} x {SIDE}"
+        numbers["rounds"] = {**numbers.get("rounds", {}), group_name: rounds}
+        numbers["rows"] = {**numbers.get("rows", {}), **rows}
+
+    record.update(NAME, "python benchmarks/overhead.py", SEED, change)
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11, help="for d4; c4 has twice as many")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
-    rows: dict[str, float] = {}
-    rounds_of: dict[str, int] = {}
     for group_name, group in (("c4", c4()), ("d4", d4())):
         # Shorter passes are noisier, and get more rounds for the same time.
-        rounds = rounds_of[group_name] = arguments.rounds * 8 // group.order
+        rounds = arguments.rounds * 8 // group.order
         for setting, (size, memory_format) in SETTINGS.items():
             title = f"{group_name}, {setting}"
             runs = contestants(group, size, memory_format)
+            rows: dict[str, float] = {}
             for name, ratio in ratios_to_plain(runs, rounds, title).items():
                 rows[f"{title}, {name}"] = round(ratio, 3)
                 print(f"{title}, {name:<24} {ratio:.3f}")
-            shape = f"resnet18, {BATCH} x 3 x {SIDE} x {SIDE}"
-            numbers = {"model": shape, "rounds": rounds_of, "rows": rows}
-            record.save(NAME, "python benchmarks/overhead.py", SEED, numbers)
+            keep(rows, group_name, rounds)
 
 
 if __name__ == "__main__":

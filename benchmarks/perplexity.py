@@ -152,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "ratio": 1.0 if base is None else found / base,
             "settings": settings,
         }
-        record.save(place, record.command(), SEED, {"model": loaded.name, "rows": rows})
+        record.add(place, record.command(), SEED, {key: rows[key]}, model=loaded.name)
         tqdm.write(f"{key:<60} {found:9.3f} {rows[key]['ratio']:.4f}")
 
 

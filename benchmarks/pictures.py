@@ -5,10 +5,12 @@ python benchmarks/pictures.py
 
 from __future__ import annotations
 
+import io
 import statistics
 from typing import Any
 
 import record
+from equitune.audit.files import write_atomically
 from equitune.viz import draw_bars
 from equitune.viz.canvas import new_figure
 from rl_statistics import interval
@@ -41,6 +43,13 @@ def regard_bars(
     }
 
 
+def store(figure: Any, name: str) -> None:
+    """Writes a picture of the docs, as a whole."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
+    write_atomically(IMAGES / f"{name}.png", file.getvalue())
+
+
 def draw_regard(results: dict[str, Any]) -> None:
     """Figures 3 and 9 of the second paper: a picture for each demographic and task."""
     rows = results["rows"].values()
@@ -55,7 +64,7 @@ def draw_regard(results: dict[str, Any]) -> None:
         axes.tick_params(axis="x", labelsize=8)
         axes.margins(x=0.01)
         figure.set_size_inches(1.05 * len(bars_of_task) + 1.5, 3)
-        figure.savefig(IMAGES / f"{name}.png", dpi=80, bbox_inches="tight")
+        store(figure, name)
         print(f"drew docs/images/{name}.png")
 
 
@@ -81,7 +90,7 @@ def draw_scan_curve(results: dict[str, Any]) -> None:
     axes.set_ylim(-2, 102)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(IMAGES / "scan_curve.png", dpi=80, bbox_inches="tight")
+    store(figure, "scan_curve")
     print("drew docs/images/scan_curve.png")
 
 
@@ -113,7 +122,7 @@ def draw_rl_returns(results: dict[str, Any]) -> None:
     all_axes[0].set_ylabel("mean return")
     # Beside the bars, which begin at the top where returns are negative.
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
-    figure.savefig(IMAGES / "rl_returns.png", dpi=80, bbox_inches="tight")
+    store(figure, "rl_returns")
     print("drew docs/images/rl_returns.png")
 
 
@@ -142,7 +151,7 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("mean return")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
-    figure.savefig(IMAGES / "rl_curves.png", dpi=80, bbox_inches="tight")
+    store(figure, "rl_curves")
     print("drew docs/images/rl_curves.png")
 
 
@@ -150,7 +159,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
         figure = draw_bars(bars(record.load(name)), ylabel="accuracy on rotated images, %")
-        figure.savefig(IMAGES / f"{name}.png", dpi=80, bbox_inches="tight")
+        store(figure, name)
         print(f"drew docs/images/{name}.png")
     draw_regard(record.load("fairness"))
     draw_scan_curve(record.load("scan"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import record
+from equitune.audit.files import write_atomically
 from markdown_tables import rows, source
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
@@ -325,7 +326,7 @@ def rendered(text: str) -> str:
 
 def main() -> None:
     for page in PAGES:
-        page.write_text(rendered(page.read_text()))
+        write_atomically(page, rendered(page.read_text(encoding="utf-8")).encode())
         print(f"rendered {page.relative_to(record.ROOT)}")
 
 

@@ -187,9 +187,9 @@ class Task:
 
 def store_of(arguments: argparse.Namespace) -> Store:
     # A name that is a whole path leads there, and not into results/.
-    place, lock = str(arguments.output.resolve() / NAME), arguments.checkpoints / "lock"
+    place = str(arguments.output.resolve() / NAME)
     others = {"stable_baselines3": metadata.version("stable-baselines3")}
-    return Store(place, lock, f"python benchmarks/{NAME}.py", others)
+    return Store(place, f"python benchmarks/{NAME}.py", others)
 
 
 def best_step(env: str, net: str, arguments: argparse.Namespace) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from equitune import EquiTune
+from equitune.audit.files import write_atomically
 from equitune.rl import (
     Symmetry,
     acrobot_mirror,
@@ -263,10 +264,9 @@ def go_on(
 def save(path: Path, known: dict[str, Any]) -> None:
     """Stores what :func:`pretrain` has returned, with what it was made with."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Who is interrupted leaves no half of a file.
-    part = path.with_suffix(f".{os.getpid()}")
-    torch.save(known, part)
-    part.replace(path)
+    file = io.BytesIO()
+    torch.save(known, file)
+    write_atomically(path, file.getvalue())
 
 
 def load(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

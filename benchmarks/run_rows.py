@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import record
@@ -28,13 +26,11 @@ class Store:
 
     Attributes:
         place: The name of the record, or a whole path without ``.json``, which leads there.
-        lock: A file that keeps processes apart.
         command: What makes the record.
         others: What else is stored beside the rows.
     """
 
     place: str
-    lock: Path
     command: str
     others: dict[str, Any] = field(default_factory=dict)
 
@@ -49,14 +45,15 @@ class Store:
 
     def update(self, run: Run, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Changes the row of a run, and no other one."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            rows = self.rows()
-            row: dict[str, Any] = rows.get(run.name, {**asdict(run), "stages": {}})
+        row: dict[str, Any] = {**asdict(run), "stages": {}}
+
+        def change_row(numbers: dict[str, Any]) -> None:
+            rows = numbers.get("rows", {})
+            row.update(rows.get(run.name, {}))
             before = copy.deepcopy(row)
             change(row)
             if row != before:
-                everything = {**self.others, "rows": dict(sorted({**rows, run.name: row}.items()))}
-                record.save(self.place, self.command, 0, everything)
+                numbers.update(self.others, rows=dict(sorted({**rows, run.name: row}.items())))
+
+        record.update(self.place, self.command, 0, change_row)
         return row

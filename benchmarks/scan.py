@@ -323,7 +323,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A name that is a whole path leads there, and not into results/.
     place = str(arguments.output.resolve() / NAME)
-    store = Store(place, arguments.checkpoints / "lock", f"python benchmarks/{NAME}.py")
+    store = Store(place, f"python benchmarks/{NAME}.py")
     runs = todo(arguments)
     with tqdm(total=len(runs) * len(arguments.stages), desc=NAME, unit="stage") as bar:
         for run in runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import record  # noqa: F401 - it lets the examples be imported
 from equitune import FiniteGroup
+from equitune.audit.files import write_atomically
 from recurrent import PAD
 from scan_data import Examples
 
@@ -162,10 +163,9 @@ def save_checkpoint(
 ) -> None:
     """Stores weights with what they were trained with, and how good they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Who is interrupted leaves no half of a checkpoint.
-    part = path.with_suffix(f".{os.getpid()}")
-    torch.save({"weights": model.state_dict(), "settings": settings, "measured": measured}, part)
-    part.replace(path)
+    file = io.BytesIO()
+    torch.save({"weights": model.state_dict(), "settings": settings, "measured": measured}, file)
+    write_atomically(path, file.getvalue())
 
 
 def load_checkpoint(

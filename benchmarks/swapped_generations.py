@@ -134,7 +134,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
             continue
         row = row_of(kind, loaded, demographic, context, scorer, arguments)
         rows[key] = {**row, "settings": settings}
-        record.save(place, record.command(), SEED, {"model": loaded.name, "rows": rows})
+        record.add(place, record.command(), SEED, {key: rows[key]}, model=loaded.name)
         tqdm.write(f"{key:<60} {row['copies']} of {arguments.seeds}")
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import nbclient
 import nbformat
 
+from equitune.audit.files import write_atomically
+
 EXAMPLES = Path(__file__).resolve().parent
 NAMES = ("cifar10", "hymenoptera", "language_models")
 
@@ -43,7 +45,7 @@ def store(path: Path) -> float:
             cell.outputs = kept
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    nbformat.write(notebook, path)
+    write_atomically(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())
     return seconds
 
 

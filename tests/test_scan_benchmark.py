@@ -92,7 +92,7 @@ def test_rows_of_other_runs_are_kept(call, tmp_path):
 
 
 def test_processes_lose_no_rows(tmp_path):
-    stores = [scan.Store(str(tmp_path / "scan"), tmp_path / "lock", "command") for _ in range(8)]
+    stores = [scan.Store(str(tmp_path / "scan"), "command") for _ in range(8)]
 
     def write(store, number):
         store.update(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,23 +14,31 @@ from torch import Tensor, nn
 
 import equitune
 from equitune.actions import ImageAction
+from equitune.audit.arguments import FOLDERS, command_parser
 from equitune.audit.checkpoints import is_checkpoint, load_checkpoint
-from equitune.audit.choices import GROUPS, WRAPPERS, wrap
+from equitune.audit.choices import GROUPS, wrap
+from equitune.audit.files import check_writable, write_atomically
 from equitune.audit.images import check_images, find_images, read_batches, read_image, spread
-from equitune.audit.labels import Labels, labels_from_csv, labels_from_folders
+from equitune.audit.labels import (
+    Labels,
+    class_folders,
+    labels_from_csv,
+    labels_from_folders,
+    read_csv,
+)
 from equitune.audit.local import call_for_module
 from equitune.audit.measure import Audit, audit, count_classes
 from equitune.audit.models import Classifier, load_classifier
+from equitune.audit.progress import Progress, TerminatedError, terminating
 from equitune.audit.report import render_report
 from equitune.audit.table import elements_table, models_table
-from equitune.extras import require
 from equitune.wrappers import LambdaEquiTune
 
 __all__ = ["main"]
 
 PASSED, FAILED, MISUSED, BROKEN = 0, 1, 2, 3
-FOLDERS = ""
-"""What ``--labels`` without a value means."""
+INTERRUPTED, TERMINATED = 130, 143
+"""128 and the number of the signal, as shells have it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,29 +49,61 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 where the plain model disagrees with itself more than is allowed, 2
-        where something that was asked for cannot be done, 3 where something else went wrong.
+        where something that was asked for cannot be done, 3 where something else went wrong, 130
+        and 143 where it was interrupted by SIGINT and SIGTERM.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser().parse_args(argv)
+    progress, before = Progress(), _state(arguments.report)
+
+    def interrupted(code: int) -> int:
+        left = "the report of an earlier run is unchanged"
+        if before is None:
+            left = "no report was written"
+        if _state(arguments.report) != before:
+            left = "the report is complete"
+        print(f"equitune audit: interrupted while {progress}; {left}", file=sys.stderr)
+        return code
+
     try:
-        return _audit(arguments)
+        with terminating():
+            return _audit(arguments, progress)
+    except TerminatedError:
+        return interrupted(TERMINATED)
+    except KeyboardInterrupt:
+        return interrupted(INTERRUPTED)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"equitune audit: error: {error}", file=sys.stderr)
         return MISUSED
-    except Exception:
-        # Python's own exit code would be that of the gate.
+    except BaseException as error:
+        # Python's own exit code would be that of the gate; that of SystemExit is the model's.
         traceback.print_exc()
+        print(
+            f"equitune audit: error: {type(error).__name__} while {progress}; this says nothing "
+            "about the model's symmetry",
+            file=sys.stderr,
+        )
         return BROKEN
 
 
-def _audit(arguments: argparse.Namespace) -> int:
-    if not arguments.report.absolute().parent.is_dir() or arguments.report.is_dir():
-        raise ValueError(
-            f"report is {str(arguments.report)!r}; give a file in a folder that exists"
-        )
+def _state(report: Path) -> tuple[int, int] | None:
+    """What tells one report from another; None where there is none."""
+    try:
+        found = report.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
+    _check_report(arguments.report)
     action = GROUPS[arguments.group]()
     found = find_images(arguments.images)
     paths = spread(found, arguments.limit)
-    check_images(paths)
+    with progress.stage("reading the images", len(paths), "image") as advance:
+        check_images(paths, progress=advance)
+    if arguments.labels is not None:
+        _check_labels(arguments, paths)
+    progress.begin("loading the model")
     classifier = load_classifier(
         arguments.model,
         arguments.weights,
@@ -80,8 +121,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     print("\n".join(f"{name:<10}{value}" for name, value in facts.items()), end="\n\n")
     batches = read_batches(paths, classifier.preprocessing, arguments.batch_size)
     passes = len(paths) * action.group.order * (1 + len(wrappers))
-    # On terminals only: in a log, a bar is a heap of lines.
-    with require("tqdm", "tqdm").tqdm(total=passes, unit="image", leave=False, disable=None) as bar:
+    with progress.stage("running the models on all copies", passes, "image") as advance:
         told = audit(
             model,
             (batch.to(arguments.device) for batch in batches),
@@ -89,17 +129,41 @@ def _audit(arguments: argparse.Namespace) -> int:
             wrappers=wrappers,
             labels=labels,
             names=[path.relative_to(arguments.images).as_posix() for path in paths],
-            progress=bar.update,
+            progress=advance,
         )
     print(elements_table(told), models_table(told), sep="\n\n", end="\n\n")
 
     def picture(image: int) -> Tensor:
         return classifier.preprocessing.undo(read_image(paths[image], classifier.preprocessing))
 
+    progress.begin("writing the report")
     page = render_report(told, picture, facts=facts, class_names=class_names, worst=arguments.worst)
-    arguments.report.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_atomically(arguments.report, page.encode("utf-8", "backslashreplace"))
     print(f"report: {arguments.report}")
     return _gate(told, arguments.max_disagreement)
+
+
+def _check_report(report: Path) -> None:
+    """Refuses what could not be written, before any work is done."""
+    try:
+        placed = not report.is_dir() and Path(os.path.realpath(report)).parent.is_dir()
+        if placed:
+            check_writable(report)
+    except OSError as error:
+        raise ValueError(
+            f"`report` must be a file that can be written, got {str(report)!r} "
+            f"({error.strerror}); use another folder"
+        ) from error
+    if not placed:
+        raise ValueError(f"`report` must be a file in a folder that exists, got {str(report)!r}")
+
+
+def _check_labels(arguments: argparse.Namespace, paths: list[Path]) -> None:
+    """Finds what is wrong with the labels without a model."""
+    if arguments.labels == FOLDERS:
+        class_folders(arguments.images, paths)
+    else:
+        read_csv(Path(arguments.labels), arguments.images, paths)
 
 
 def _gate(told: Audit, allowed: float | None) -> int:
@@ -181,127 +245,3 @@ def _facts(
         "images": f"{count}{limited}",
         "versions": f"equitune {equitune.__version__}, torch {torch.__version__}",
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="equitune", description="Symmetries of pretrained PyTorch models."
-    )
-    parser.add_argument("--version", action="version", version=equitune.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    told = commands.add_parser(
-        "audit",
-        help="how an image classifier's predictions change when the images are turned or flipped",
-        description="Runs an image classifier, and equitune's wrappers around it, on all "
-        "transformed copies of a folder of images; prints tables and writes a report.",
-        epilog="Exit codes: 0; 1 if --max-disagreement is exceeded; 2 for errors in what was "
-        "asked for; 3 for all others.",
-        # An abbreviation would break when an option is added.
-        allow_abbrev=False,
-    )
-    model = told.add_argument_group("the model")
-    model.add_argument(
-        "--model",
-        required=True,
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, package.module:callable "
-        "or path/to/file.py:callable",
-    )
-    model.add_argument(
-        "--weights",
-        help="DEFAULT, the name of an entry of torchvision's weights, or a .safetensors, .pt or "
-        ".pth file",
-    )
-    model.add_argument(
-        "--classes", type=_at_least(2), metavar="N", help="of a file, where it does not tell"
-    )
-    model.add_argument("--device", type=_device, default=torch.device("cpu"), help="default: cpu")
-    model.add_argument(
-        "--batch-size", type=_at_least(1), default=64, metavar="N", help="default: 64"
-    )
-    images = told.add_argument_group("the images")
-    images.add_argument("--images", required=True, type=Path, metavar="DIR")
-    images.add_argument(
-        "--labels",
-        nargs="?",
-        const=FOLDERS,
-        metavar="CSV",
-        help="the right classes: from the columns image,label of a file, or without a value from "
-        "the names of DIR's folders",
-    )
-    images.add_argument(
-        "--limit", type=_at_least(1), metavar="N", help="use N images, evenly spaced"
-    )
-    images.add_argument(
-        "--size", type=_at_least(1), metavar="N", help="scale and cut them to N x N pixels"
-    )
-    for name, verb in (("--mean", "subtract"), ("--std", "divide by")):
-        images.add_argument(
-            name, type=float, nargs=3, metavar=("R", "G", "B"), help=f"{verb} these instead"
-        )
-    symmetry = told.add_argument_group("the symmetry")
-    symmetry.add_argument("--group", required=True, choices=GROUPS)
-    symmetry.add_argument(
-        "--wrappers",
-        nargs="*",
-        choices=WRAPPERS,
-        default=list(WRAPPERS),
-        help="default: all of them",
-    )
-    symmetry.add_argument(
-        "--weight-net",
-        metavar="SPEC",
-        help="package.module:callable or path/to/file.py:callable of a trained weight network; "
-        "adds LambdaEquiTune",
-    )
-    symmetry.add_argument("--weight-net-weights", metavar="FILE")
-    symmetry.add_argument(
-        "--weight-input",
-        metavar="NAME",
-        help="input, output or a submodule of the model; default: input",
-    )
-    results = told.add_argument_group("the results")
-    results.add_argument(
-        "--max-disagreement",
-        type=_share,
-        metavar="SHARE",
-        help="exit with 1 if some element changes the plain model's prediction for a larger share "
-        "of the images, from 0 to 1",
-    )
-    results.add_argument(
-        "--report",
-        type=Path,
-        default=Path("equitune-audit.html"),
-        metavar="PATH",
-        help="default: equitune-audit.html",
-    )
-    results.add_argument(
-        "--worst", type=_at_least(0), default=12, metavar="N", help="pictures; default: 12"
-    )
-    return parser
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r}; give a whole number of {smallest} or more")
-        return int(text)
-
-    return whole_number
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; give a share between 0 and 1")
-    return share
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {error}") from error

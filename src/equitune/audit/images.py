@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
@@ -17,11 +19,11 @@ __all__ = [
     "Preprocessing",
     "check_images",
     "find_images",
-    "is_image",
     "plain_preprocessing",
     "read_batches",
     "read_image",
     "spread",
+    "walk_images",
 ]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -81,17 +83,12 @@ def find_images(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images in it.
+        ValueError: If there are no images in it, or if some cannot be found: a folder cannot be
+            read, a link leads nowhere, or what has the name of an image is not a file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"images is {str(folder)!r}, but there is no such folder")
-    found = sorted(
-        Path(place, name)
-        for place, folders, names in os.walk(folder, followlinks=True)
-        if _is_new(Path(place), folder, folders)
-        for name in names
-        if not name.startswith(".") and is_image(Path(place, name))
-    )
+    found = sorted(walk_images(folder))
     if not found:
         raise ValueError(
             f"images is {str(folder)!r}, which holds no images; looked for "
@@ -100,9 +97,47 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file has the ending of an image."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def walk_images(folder: Path) -> Iterator[Path]:
+    """What :func:`find_images` sorts.
+
+    Raises:
+        ValueError: As :func:`find_images`, but an empty folder is not an error.
+    """
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        if not _is_new(Path(place), folder, folders):
+            continue
+        for name in names:
+            path = Path(place, name)
+            if not name.startswith(".") and _is_image(path):
+                yield path
+
+
+def _is_image(path: Path) -> bool:
+    named = path.suffix.lower() in SUFFIXES
+    if not named and not path.is_symlink():
+        return False
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        # Of a link without the name of an image, too: it may have led to a folder of them.
+        kind = "link" if path.is_symlink() else "file"
+        raise ValueError(
+            f"`images` must hold files that can be read, got the {kind} {str(path)!r} "
+            f"({error.strerror}); mend or remove it"
+        ) from error
+    if named and not stat.S_ISREG(mode):
+        raise ValueError(
+            f"`images` must hold images as files, got {str(path)!r}, which has the name of an "
+            "image and is a pipe, a socket or a device; remove it"
+        )
+    return named
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise ValueError(
+        f"`images` must hold folders that can be read, got {str(error.filename)!r} "
+        f"({error.strerror}); change its permissions, or move it away"
+    ) from error
 
 
 def _is_new(place: Path, root: Path, folders: list[str]) -> bool:
@@ -132,37 +167,62 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     """One image, upright as its EXIF data say, as the model reads it, (3, H, W).
 
     Raises:
-        ValueError: If the file cannot be read as an image.
+        ValueError: If the file cannot be read as an image, or has more than 8 bits per pixel.
     """
+    return preprocessing.convert(_open(path))
+
+
+def check_images(paths: Sequence[Path], *, progress: Callable[[int], object] | None = None) -> None:
+    """Reads images to their ends, so that broken ones are refused before any work is done.
+
+    Args:
+        paths: The images.
+        progress: Called with 1 after each image.
+
+    Raises:
+        ValueError: As :func:`read_image`.
+    """
+    pil = require("PIL.Image", "pillow")
+    for path in paths:
+        with _refusing(path), pil.open(path) as file:
+            # Checksums, which decoding passes over. It reads no pixels, which may end too early.
+            file.verify()
+        _open(path)
+        if progress is not None:
+            progress(1)
+
+
+def _open(path: Path) -> Any:
+    """The upright image in RGB."""
     pil, operations = (require(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
-    try:
-        with pil.open(path) as file:
-            upright = operations.exif_transpose(file)
-            deep = upright.mode[0] in "IF"
-            image = upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    with _refusing(path), pil.open(path) as file:
+        upright = operations.exif_transpose(file)
+        deep = upright.mode[0] in "IF"
+        image = upright.convert("RGB")
     if deep:
         raise ValueError(
             f"{path} has more than 8 bits per pixel (mode {upright.mode}), of which a conversion "
             "would cut the larger values off; convert it to 8 bits"
         )
-    return preprocessing.convert(image)
+    return image
 
 
-def check_images(paths: Sequence[Path]) -> None:
-    """Refuses files that are no images, before any work is done.
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns what pillow raises for a broken file into one message.
 
-    Raises:
-        ValueError: If a file is broken; the message names it.
+    Truncated files are broken also where somebody has told pillow to fill them with grey.
     """
-    pil = require("PIL.Image", "pillow")
-    for path in paths:
-        try:
-            with pil.open(path) as file:
-                file.verify()
-        except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    files = require("PIL.ImageFile", "pillow")
+    filling = files.LOAD_TRUNCATED_IMAGES
+    files.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    except Exception as error:
+        # Not only OSError: struct.error, SyntaxError, IndexError and others, as the file is broken.
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    finally:
+        files.LOAD_TRUNCATED_IMAGES = filling
 
 
 def read_batches(

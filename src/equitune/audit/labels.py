@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equitune.audit.images import is_image
+from equitune.audit.images import walk_images
 
-__all__ = ["Labels", "labels_from_csv", "labels_from_folders"]
+__all__ = ["Labels", "class_folders", "labels_from_csv", "labels_from_folders", "read_csv"]
 
 
 @final
@@ -29,6 +30,53 @@ class Labels:
 
     indices: Tensor
     class_names: tuple[str, ...] | None
+
+
+def class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
+    """The names of the folders in ``root`` that stand for classes, sorted.
+
+    It needs no model, so that faults are found before one is loaded.
+
+    Args:
+        root: The folder of folders; each may be a link.
+        paths: The images, below ``root``.
+
+    Raises:
+        ValueError: If an image lies in no folder, a folder has no image, or it has a linked folder
+            inside, whose images may belong to another class or be counted twice.
+    """
+    loose = [path for path in paths if len(path.relative_to(root).parts) < 2]
+    if loose:
+        raise ValueError(
+            f"labels without a file takes folders for classes, but {_first(map(str, loose))} "
+            f"directly in {root}; put the images in one folder per class, or give a CSV file"
+        )
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    for name in folders:
+        linked = _linked_folder(root / name)
+        if linked is not None:
+            raise ValueError(
+                f"labels without a file takes folders for classes, but {str(linked)!r} inside of "
+                f"{name!r} is a link to {str(linked.resolve())!r}, whose images may belong to "
+                "another class; copy the images, or give a CSV file"
+            )
+    empty = [name for name in folders if next(walk_images(root / name), None) is None]
+    if empty:
+        raise ValueError(
+            f"labels: the folders {_first(empty)} hold no images, so that they may be no classes; "
+            "take them away, or give a CSV file"
+        )
+    return folders
+
+
+def _linked_folder(folder: Path) -> Path | None:
+    """The first link to a folder inside of another one."""
+    for place, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked = [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+        if linked:
+            return linked[0]
+    return None
 
 
 def labels_from_folders(
@@ -46,24 +94,10 @@ def labels_from_folders(
         class_names: The names that the model has for them, if any.
 
     Raises:
-        ValueError: If an image lies in no folder, a folder has no image, or the folders are not
-            the classes: other ones, only some of them known by name, or numbers whose order as
-            words is another one.
+        ValueError: As :func:`class_folders`, and if the folders are not the classes: other ones,
+            only some of them known by name, or numbers whose order as words is another one.
     """
-    places = [path.relative_to(root).parts for path in paths]
-    loose = [path for path, parts in zip(paths, places, strict=True) if len(parts) < 2]
-    if loose:
-        raise ValueError(
-            f"labels without a file takes folders for classes, but {_first(map(str, loose))} "
-            f"directly in {root}; put the images in one folder per class, or give a CSV file"
-        )
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-    empty = [name for name in folders if not any(is_image(p) for p in (root / name).rglob("*"))]
-    if empty:
-        raise ValueError(
-            f"labels: the folders {_first(empty)} hold no images, so that they may be no classes; "
-            "take them away, or give a CSV file"
-        )
+    folders = class_folders(root, paths)
     known = [name for name in folders if name in (class_names or ())]
     if class_names is not None and len(known) == len(folders):
         index = {name: _index_of(name, class_names) for name in folders}
@@ -84,7 +118,40 @@ def labels_from_folders(
             f"labels: {root} has {len(folders)} folders, but the model has {classes} classes"
             f"{none}; give a CSV file with the columns image,label"
         )
-    return Labels(torch.tensor([index[parts[0]] for parts in places]), class_names)
+    first = [path.relative_to(root).parts[0] for path in paths]
+    return Labels(torch.tensor([index[name] for name in first]), class_names)
+
+
+def read_csv(file: Path, root: Path, paths: Sequence[Path]) -> dict[str, str]:
+    """The labels in a CSV file, as they are written there, by the names of the images.
+
+    It needs no model, so that faults are found before one is loaded.
+
+    Args:
+        file: As for :func:`labels_from_csv`.
+        root: The folder of the images.
+        paths: The images; rows of others are passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, or an image has no label or two.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"labels is {str(file)!r}, but there is no such file")
+    # A byte-order mark is what spreadsheets put first.
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        try:
+            rows = _read_rows(csv.DictReader(text), file)
+        except (csv.Error, UnicodeError) as error:
+            raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
+    given = dict(rows)
+    if len(given) < len(rows):
+        raise ValueError(f"{file} has {len(rows)} rows for {len(given)} images; give one for each")
+    names = [path.relative_to(root).as_posix() for path in paths]
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(f"{file} has no label for {len(missing)} images: {_first(missing)}")
+    return {name: given[name] for name in names}
 
 
 def labels_from_csv(
@@ -104,25 +171,11 @@ def labels_from_csv(
         class_names: The names that the model has for them, if any.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing, an image has no label or two, or a label is no class.
+        FileNotFoundError: As :func:`read_csv`.
+        ValueError: As :func:`read_csv`, and if a label is not a class.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"labels is {str(file)!r}, but there is no such file")
-    # A byte-order mark is what spreadsheets put first.
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        try:
-            rows = _read_rows(csv.DictReader(text), file)
-        except (csv.Error, UnicodeError) as error:
-            raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
-    given = dict(rows)
-    if len(given) < len(rows):
-        raise ValueError(f"{file} has {len(rows)} rows for {len(given)} images; give one for each")
-    names = [path.relative_to(root).as_posix() for path in paths]
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise ValueError(f"{file} has no label for {len(missing)} images: {_first(missing)}")
-    indices = [_class_of(given[name], name, classes, class_names) for name in names]
+    given = read_csv(file, root, paths)
+    indices = [_class_of(label, name, classes, class_names) for name, label in given.items()]
     return Labels(torch.tensor(indices), class_names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,23 @@ def load_classifier(
         _per_channel(mean, "mean"),
         _per_channel(std, "std"),
     )
-    found = (load or _load_local)(request)
+    found = _load_local(request) if load is None else _load_library(family, load, request)
     found.module.eval()
     return found
+
+
+def _load_library(
+    family: str, load: Callable[[Request], Classifier], request: Request
+) -> Classifier:
+    """A model of a library, whose own errors are of broken or unfit files."""
+    try:
+        return load(request)
+    except (ValueError, TypeError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{family} cannot load {request.name!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_torchvision(request: Request) -> Classifier:
@@ -175,18 +190,32 @@ def _load_timm(request: Request) -> Classifier:
 
 
 def _load_transformers(request: Request) -> Classifier:
+    try:
+        return _load_auto_model(request)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            "`model` must be one that transformers itself has code for, because code that comes "
+            f"with weights is not run, got {request.name!r}; load it in a file of your own, and "
+            "use path/to/file.py:callable"
+        ) from error
+
+
+def _load_auto_model(request: Request) -> Classifier:
     transformers = require("transformers", "transformers")
     _refuse_classes(request)
     kind = transformers.AutoModelForImageClassification
     if is_checkpoint(request.weights):
-        inner = kind.from_config(transformers.AutoConfig.from_pretrained(request.name))
+        config = transformers.AutoConfig.from_pretrained(request.name, **_OWN_CODE)
+        inner = kind.from_config(config, **_OWN_CODE)
         load_checkpoint(inner, request.weights)
         weights = Path(request.weights).name
     else:
         _require_own(request)
         # Images are in float32, whatever the checkpoint was stored in.
         inner, loading = kind.from_pretrained(
-            request.name, output_loading_info=True, dtype=torch.float32
+            request.name, output_loading_info=True, dtype=torch.float32, **_OWN_CODE
         )
         if loading["missing_keys"]:
             raise ValueError(
@@ -194,7 +223,7 @@ def _load_transformers(request: Request) -> Classifier:
                 "it is no trained classifier"
             )
         weights = "DEFAULT"
-    processor = transformers.AutoImageProcessor.from_pretrained(request.name)
+    processor = transformers.AutoImageProcessor.from_pretrained(request.name, **_OWN_CODE)
     mean = request.mean or tuple(processor.image_mean or (0.0,) * 3)
     std = request.std or tuple(processor.image_std or (1.0,) * 3)
     changed: dict[str, Any] = {}
@@ -243,6 +272,9 @@ FAMILIES: Mapping[str, Callable[[Request], Classifier]] = {
 
 _FILES = ".safetensors, .pt or .pth"
 
+# Without it, transformers asks on the terminal, and a pipe may answer.
+_OWN_CODE = {"trust_remote_code": False}
+
 
 @final
 class _Logits(nn.Module):
@@ -260,9 +292,18 @@ class _Logits(nn.Module):
 def _per_channel(values: Sequence[float] | None, argument: str) -> tuple[float, ...] | None:
     if values is None:
         return None
-    if len(values) != 3 or (argument == "std" and min(values) <= 0):
-        kind = "positive numbers" if argument == "std" else "numbers"
-        raise ValueError(f"{argument} is {tuple(values)}; give three {kind}, for red, green, blue")
+    kind = "positive numbers" if argument == "std" else "numbers"
+    try:
+        # As the images are: what float32 makes 0 or infinite is that for the model.
+        given = torch.tensor([float(value) for value in values])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{argument}` must be three {kind}, got {values!r}") from error
+    least = 0.0 if argument == "std" else -math.inf
+    if given.shape != (3,) or not (given.isfinite() & (given > least)).all():
+        raise ValueError(
+            f"`{argument}` must be three {kind}, for red, green and blue, finite in float32, got "
+            f"{tuple(values)}"
+        )
     return tuple(map(float, values))
 
 
