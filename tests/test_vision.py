@@ -362,6 +362,15 @@ class Rows(nn.Module):
         return torch.zeros(len(images), 5)
 
 
+class Returns(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, images):
+        return self.output
+
+
 class Odd(nn.Module):
     """A detector whose second list is not like the first."""
 
@@ -379,6 +388,121 @@ class Odd(nn.Module):
         else:
             del lists[1][self.field]
         return lists
+
+
+class Found(nn.Module):
+    """A detector with one more field, of the values that are given for the images."""
+
+    def __init__(self, *values, name="extra"):
+        super().__init__()
+        self.values, self.name = values, name
+
+    def forward(self, images):
+        return [
+            {"boxes": torch.tensor([[0.0, 0, 6, 4]] * 2), "labels": torch.ones(2).long(),
+             "scores": image.mean((1, 2))[:2], self.name: self.values[i % len(self.values)]}
+            for i, image in enumerate(images)
+        ]  # fmt: skip
+
+
+IMAGES = torch.zeros(2, 3, 4, 6)
+RUN_LENGTHS = [{"size": [4, 6], "counts": b"04"}] * 2
+
+
+def test_other_fields_of_detections():
+    kept = PaddedDetections(Found(torch.ones(2, 1, 4, 6) > 0, name="masks"), 3)(IMAGES)
+    assert kept["masks"].dtype == torch.bool
+    assert kept["masks"].sum((2, 3, 4)).tolist() == [[24, 24, 0]] * 2
+    assert PaddedDetections(Found(torch.ones(2, 5)), 3)(IMAGES)["extra"].shape == (2, 3, 5)
+    points = torch.tensor([[[3.0, 2.0, 2.0], [0.0, 0.0, 0.0]]] * 2)
+    kept = PaddedDetections(Found(points, name="keypoints"), 2)(IMAGES)
+    assert kept["keypoints"][0, 0].tolist() == [[0.5, 0.5, 2], [0, 0, 0]]
+    assert set(PaddedDetections(Found(None))(IMAGES)) == {"boxes", "labels", "scores"}
+    for value in (RUN_LENGTHS, 7, torch.tensor(7), torch.tensor([7]), "a.jpg", None):
+        kept = PaddedDetections(Found(value), drop=["extra"])(IMAGES)
+        assert set(kept) == {"boxes", "labels", "scores"}
+
+
+@pytest.mark.parametrize(("values", "error", "said"), [
+    ((RUN_LENGTHS,), TypeError, r"'extra' of image 0 is of type list; .* drop=\['extra'\]"),
+    ((7,), TypeError, r"'extra' of image 0 is of type int; .* drop=\['extra'\]"),
+    (("a.jpg",), TypeError, "'extra' of image 0 is of type str"),
+    ((torch.zeros(2), None), TypeError, "'extra' of image 1 is of type NoneType"),
+    ((None, torch.zeros(2)), TypeError, "'extra' of image 0 is of type NoneType"),
+    ((torch.tensor(7),), ValueError, r"'extra' of image 0 has shape \(\), but its boxes are 2"),
+    ((torch.tensor([7]),), ValueError, r"'extra' of image 0 has shape \(1,\).*drop=\['extra'\]"),
+    ((torch.zeros(2, 3), torch.zeros(2, 4)), ValueError, r"'extra' .* \[\(3,\), \(4,\)\]"),
+])  # fmt: skip
+def test_fields_that_cannot_be_padded_are_named(values, error, said):
+    with pytest.raises(error, match=said):
+        PaddedDetections(Found(*values))(IMAGES)
+
+
+@pytest.mark.parametrize(("name", "value", "error", "said"), [
+    ("boxes", None, TypeError, "boxes of image 0 are a NoneType"),
+    ("boxes", [[0, 0, 1, 1]], TypeError, "boxes of image 0 are a list"),
+    ("labels", None, TypeError, "'labels' of image 0 is of type NoneType"),
+    ("scores", [0.5, 0.5], TypeError, "'scores' of image 0 is of type list; .* per detection$"),
+    ("labels", torch.ones(3).long(), ValueError, "'labels' .* one entry per detection$"),
+    ("keypoints", torch.zeros(2, 5, 2), ValueError, "'keypoints' of image 0 .* with a visibility"),
+])  # fmt: skip
+def test_needed_fields_that_are_no_tensors(name, value, error, said):
+    with pytest.raises(error, match=said):
+        # None in all images would be left out, were it another field.
+        PaddedDetections(Found(value, name=name))(IMAGES)
+
+
+class OfBatches(nn.Module):
+    """A detector that takes the batch as one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, images):
+        scores = self.net(images).amax((1, 2, 3))
+        box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
+        return [{"boxes": box, "labels": torch.ones(1).long(), "scores": s[None]} for s in scores]
+
+
+def test_detectors_of_batches():
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(TypeError) as raised:
+        PaddedDetections(OfBatches().double())(x)
+    assert "use inputs=torch.clone" in "".join(raised.value.__notes__)
+    padded = PaddedDetections(OfBatches().double().eval(), 2, inputs=torch.clone)
+    model = EquiZero(padded, D4, DETECTIONS, proxy_loss=lambda found: -found["scores"].amax(-1))
+    assert_equivariant(model, x, D4, DETECTIONS)
+    assert pickle.loads(pickle.dumps(padded))(x)["boxes"].shape == (5, 2, 4)
+
+
+class Trained(nn.Module):
+    """As detectors do: losses in train mode, detections in eval mode."""
+
+    def forward(self, images, targets=None):
+        if self.training:
+            return {"loss_classifier": torch.zeros(()), "loss_box_reg": torch.zeros(())}
+        return Found(None)(images)
+
+
+def test_losses_are_no_detections():
+    padded = PaddedDetections(Trained())
+    with pytest.raises(TypeError, match=r"\['loss_classifier', 'loss_box_reg'\].* call .eval\(\)"):
+        padded(IMAGES)
+    padded.eval()
+    assert padded(IMAGES)["boxes"].shape == (2, 100, 4)
+    with pytest.raises(ValueError, match="`targets` must be None"):
+        padded(IMAGES, [{}])
+
+
+def test_a_detector_of_torchvision_in_train_mode():
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    detector = models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=2
+    )
+    with pytest.raises(AssertionError) as raised:
+        PaddedDetections(detector.train())(torch.rand(2, 3, 32, 32))
+    assert "call .eval()" in "".join(raised.value.__notes__)
 
 
 def test_coordinates_of_model_outputs_keep_their_class():
@@ -589,6 +713,14 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
      r"\['boxes', 'logits'\]"),
     (lambda: PaddedDetections(Detector(), 0), ValueError, "most is 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
+    (lambda: PaddedDetections(Detector(), inputs=3), TypeError, "`inputs` must be a function"),
+    (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"use \['masks'\]"),
+    (lambda: PaddedDetections(Detector(), drop=["boxes"]), ValueError, "must not name .'boxes'"),
+    (lambda: PaddedDetections(Returns([torch.zeros(2, 6)] * 2))(IMAGES), TypeError,
+     "returns a Tensor for image 0"),
+    (lambda: PaddedDetections(Returns([]))(IMAGES), ValueError, "0 dicts for 2 images"),
+    (lambda: PaddedDetections(Returns({"pred_boxes": IMAGES}).eval())(IMAGES), TypeError,
+     r"\['pred_boxes'\], .* use a TreeAction without PaddedDetections"),
     (lambda: PaddedDetections(Detector(), 1)(torch.randn(9, 3, 8, 8)), ValueError, "most is 1"),
     (lambda: PaddedDetections(Detector())(torch.zeros(3, 8, 8)), ValueError, "B, C, H, W"),
     (lambda: PaddedDetections(Rows())(torch.zeros(2, 3, 8, 8)), TypeError, "list of dicts"),
