@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +127,23 @@ def test_a_box_action_is_wrong_for_cells():
         assert_equivariant(detector, x, C4, GridBoxAction(C4, [(4, 4)], "cxcywh").on_scores())
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(detector, x, C4, GridBoxAction(C4, [(2, 2)] * 4, "cxcywh"))
+
+
+def test_the_documented_detector_fails_with_a_box_action():
+    page = Path(__file__).resolve().parents[1] / "docs" / "vision.md"
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+                if "GridBoxAction" in b]  # fmt: skip
+    told = {}
+    exec(compile(block, str(page), "exec"), told)
+    wrong = TreeAction({
+        "boxes": BoxAction(told["images"], "cxcywh"), "scores": told["boxes"].on_scores(),
+    })  # fmt: skip
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(told["CellBoxes"](), told["x"], told["images"], wrong)
+    # The wrapper itself is equivariant, and says nothing.
+    model = EquiTune(told["CellBoxes"](), told["images"], wrong)
+    with pytest.warns(UserWarning, match="use GridBoxAction"):
+        assert_equivariant(model, told["x"], told["images"], wrong, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (12, 4)], ids=str)
@@ -286,6 +305,7 @@ def test_default_boxes_of_torchvision():
      "4 channels for each of 1 anchors, got 8"),
     (lambda: BoxMapAction(D4).transform(torch.zeros(4, 3, 3), 1), ValueError, "batch"),
     (lambda: BoxMapAction(D4).transform(torch.zeros(1, 4, 3, 3).long(), 1), TypeError, "int64"),
+    (lambda: BoxMapAction(D4).on_scores("a"), ValueError, "classes is 'a'"),
     (lambda: BoxMapAction(D4).on_scores(0), ValueError, "classes is 0"),
     (lambda: GridBoxAction(ImageAction(cyclic(3)), [(2, 2)]), ValueError, "elements is missing"),
 ])  # fmt: skip

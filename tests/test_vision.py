@@ -641,6 +641,13 @@ def test_coordinates_that_contradict_their_action(action, y, said):
         equivariance_report(lambda x: y, torch.randn(1, 3, 8, 8), C4, action)
 
 
+@pytest.mark.parametrize(("action", "y", "said"), WRONG.values(), ids=WRONG)
+def test_calls_run_where_there_are_no_values_to_look_at(action, y, said):
+    """So an accelerator need not wait, and what a call does depends on no device."""
+    if torch.is_tensor(y):
+        assert action.transform(y.to("meta"), 1).shape == y.shape
+
+
 def test_the_check_needs_an_action():
     with pytest.raises(TypeError, match="`action` must be an action, got a str"):
         check_coordinates(XYXY, "xyxy")

@@ -14,7 +14,7 @@ from equitune.groups import Embedding
 from equitune.vision.coordinates import CoordinateAction, Move, point_row
 from equitune.vision.plausibility import FORMATS, PLACED, Size, box_doubts, corners, unit
 
-__all__ = ["BoxAction", "BoxFormat"]
+__all__ = ["BoxAction"]
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "ltrb", "deltas"]
 TOGETHER = 1e-2

@@ -144,7 +144,8 @@ class KeypointAction(CoordinateAction):
         height, width = self.image_size or (1.0, 1.0)
         x, y = points.split(1, dim=-1)
         corners = ((x == 0) | (x == width)) & ((y == 0) | (y == height))
-        return corners & (visibility == 0)
+        unlabelled: Tensor = corners & (visibility == 0)
+        return unlabelled
 
     def _row(
         self, moves: tuple[Move, Move], size: Size
