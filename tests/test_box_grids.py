@@ -17,13 +17,20 @@ from equitune import (
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    ProductAction,
     TreeAction,
     c4,
     cyclic,
     d4,
 )
 from equitune.testing import assert_action, assert_equivariant, assert_matches_formula
-from equitune.vision import BoxAction, BoxMapAction, GridBoxAction, check_coordinates
+from equitune.vision import (
+    BoxAction,
+    BoxMapAction,
+    GridBoxAction,
+    KeypointAction,
+    check_coordinates,
+)
 
 D4, C4 = ImageAction(d4()), ImageAction(c4())
 FLIP, HALF = ImageAction.horizontal_flip(), ImageAction.rotation_180()
@@ -182,6 +189,12 @@ ACTIONS = {
     "maps": (BoxMapAction(D4, "xyxy", (48, 48), STANDING), (2, 12, 2, 3)),
     "map flipped": (BoxMapAction(FLIP, anchor_shapes=[(1, 2)]), (4, 2, 3)),
     "scores": (GridBoxAction(D4, [(3, 3)], anchor_shapes=STANDING).on_scores(), (27, 5)),
+    "keypoints": (
+        ProductAction.simultaneous(
+            KeypointAction(D4, 5, [(1, 2)]), GridBoxAction(D4, [(2, 2)]).on_scores(dim=-3)
+        ),
+        (4, 5, 2),
+    ),
     "maps of scores": (BoxMapAction(D4, anchor_shapes=STANDING).on_scores(5), (15, 3, 2)),
 }
 

@@ -77,9 +77,16 @@ class GridBoxAction(Action):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         return self._boxes.transform(self._cells.transform(x, g), g)
 
-    def on_scores(self) -> PermutationAction:
-        """The matching action on scores (B, N, C), or on features of the boxes."""
-        return self._cells
+    def on_scores(self, dim: int = -2) -> PermutationAction:
+        """The matching action on scores (B, N, C), or on what else there is for each box.
+
+        Keypoints (B, N, K, 2) of each cell change cells and move:
+        ``ProductAction.simultaneous(KeypointAction(images, K), boxes.on_scores(dim=-3))``.
+
+        Args:
+            dim: The dimension of the N boxes.
+        """
+        return PermutationAction(self.group, self._cells.permutations, dim)
 
     def restrict(self, embedding: Embedding) -> GridBoxAction:
         require_embedding(self, embedding)
