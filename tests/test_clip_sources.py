@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from clip_cases import doubled
 from clip_models import END, spell, tiny_model
 from equitune import EquiTune, EquiZero, ImageAction, c4, d4
 from equitune.testing import assert_invariant
@@ -178,7 +179,7 @@ def test_models_of_patches_are_refused():
 
 
 SOURCES = {
-    "transformers": lambda: (tiny_model().double().eval(), spell_all, "from_transformers"),
+    "transformers": lambda: (doubled(tiny_model()), spell_all, "from_transformers"),
     "siglip": lambda: (siglip(), spell_all, "from_transformers"),
     "open_clip": lambda: (OPEN["CLIP"](), spell_open, "from_open_clip"),
     "with a bias": lambda: (OPEN["CustomTextCLIP with a bias"](), spell_open, "from_open_clip"),

@@ -29,6 +29,7 @@ transformers = pytest.importorskip("transformers", reason="install transformers"
 
 import clip_zero_shot  # noqa: E402
 import record  # noqa: E402
+from clip_cases import doubled, pooled  # noqa: E402
 from clip_models import (  # noqa: E402
     END,
     TINY_SIZE,
@@ -75,7 +76,7 @@ def classifier():
 
 
 def from_tiny_transformers():
-    model = tiny_model().double().eval()
+    model = doubled(tiny_model())
     return model, ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
 
 
@@ -215,8 +216,8 @@ def test_logits_are_those_of_the_model_itself(source):
     model, classifier = SOURCES[source]()
     pixels = torch.randn(3, 3, TINY_SIZE, TINY_SIZE, dtype=torch.float64)
     if source == "transformers":
-        encode = lambda p: model.get_text_features(**spell(p)).pooler_output  # noqa: E731
-        embeddings = model.get_image_features(pixel_values=pixels).pooler_output
+        encode = lambda p: pooled(model.get_text_features(**spell(p)))  # noqa: E731
+        embeddings = pooled(model.get_image_features(pixel_values=pixels))
         # For one template the model's own forward says the same.
         one = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES[:1])
         prompts = [TEMPLATES[0].replace("{}", name) for name in NAMES]
@@ -263,7 +264,7 @@ def test_the_text_side_runs_once_in_eval_mode_and_the_model_stays_as_it_was(sour
 def test_older_versions_of_transformers_return_tensors():
     model, classifier = from_tiny_transformers()
     new = model.get_text_features
-    model.get_text_features = lambda **tokens: new(**tokens).pooler_output
+    model.get_text_features = lambda **tokens: pooled(new(**tokens))
     older = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
     assert torch.equal(older.class_embeddings, classifier.class_embeddings)
 
@@ -280,12 +281,12 @@ def word_tokenizer():
 
 
 def test_a_tokenizer_of_transformers():
-    model = tiny_model().double().eval()
+    model = doubled(tiny_model())
     classifier = ZeroShotClassifier.from_transformers(
         model, word_tokenizer(), ["cat", "photo of a dog"], ["a photo of a {}", "a {}"]
     )
     ids = [[3, 4, 5, 3, 6, END], [3, 6, END], [3, 4, 5, 3, 4, 5, 3, 7, END], [3, 4, 5, 3, 7, END]]
-    rows = [unit(model.get_text_features(torch.tensor([row])).pooler_output[0]) for row in ids]
+    rows = [unit(pooled(model.get_text_features(torch.tensor([row])))[0]) for row in ids]
     close(classifier.class_embeddings, unit(torch.stack(rows).view(2, 2, -1).mean(1)).detach())
 
 
