@@ -566,6 +566,17 @@ def test_bad_text_encoders(embed, error, message):
         embed_classes(embed, ["cat", "dog"], ["{}"])
 
 
+def test_bad_functions():
+    with pytest.raises(TypeError, match="`embed` must be a function, got None"):
+        embed_classes(None, ["cat"])
+    with pytest.raises(TypeError, match="`progress` must be a function, got 3"):
+        embed_classes(embed_one, ["cat"], progress=3)
+    with pytest.raises(TypeError, match="`embeddings` must be a tensor"):
+        ImageTextLoss(torch.eye(2)).similarities([1, 2])
+    with pytest.raises(TypeError, match="`stack` must be a tensor"):
+        ImageTextLoss(torch.eye(2))(None)
+
+
 @pytest.mark.parametrize("batch_size", [0, 2.5, True])
 def test_bad_batch_sizes(batch_size):
     with pytest.raises(ValueError, match="batch_size is"):

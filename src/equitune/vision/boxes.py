@@ -90,6 +90,7 @@ class BoxAction(CoordinateAction):
 
     def doubts_of_each(self, x: Tensor) -> list[str]:
         """What is wrong with the unit or the format of boxes (B, ..., 4)."""
+        self._check_coordinates(x, 0, (4,))
         return box_doubts(x, self.box_format, self.image_size)
 
     def _doubts_of_all(self, x: Tensor) -> list[str]:

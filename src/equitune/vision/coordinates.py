@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -117,6 +117,7 @@ class KeypointAction(CoordinateAction):
         image_size: Size | None = None,
     ) -> None:
         self._set(images, image_size)
+        require_counts(keypoints=keypoints)
         self._labels = label_swaps(images, keypoints, swaps, dim=-2)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
@@ -137,6 +138,7 @@ class KeypointAction(CoordinateAction):
         return restricted
 
     def doubts(self, x: Tensor) -> list[str]:
+        self._check_coordinates(x, 0, (2, 3))
         return unit_doubts(x[..., :2], x[..., :2], self.image_size)
 
     def _unlabelled(self, points: Tensor, visibility: Tensor) -> Tensor:
@@ -185,6 +187,7 @@ def label_swaps(
     """
     _require_image_action(images)
     require_counts(count=count)
+    _require_list("swaps", swaps)
     exchanged = list(range(count))
     for pair in swaps:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -210,6 +213,11 @@ def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int
     return sources, signs, offsets
 
 
+def _require_list(argument: str, pairs: object) -> None:
+    if isinstance(pairs, Tensor) or not isinstance(pairs, Iterable):
+        raise TypeError(f"`{argument}` must be a list of pairs, got {pairs!r}; use [(1, 2)] or ()")
+
+
 def _require_image_action(images: object) -> None:
     if not isinstance(images, ImageAction):
         raise TypeError(
@@ -222,7 +230,9 @@ def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
     sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
+    if len(sides) != 2 or not all(
+        isinstance(side, int | float) and 0 < side < math.inf for side in sides
+    ):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size
     if height != width and any(element % 2 for element in images.elements):

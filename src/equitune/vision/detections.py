@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from equitune.actions.tree import rebuilt
 from equitune.checks import require_counts
-from equitune.vision.checks import require_images, require_module
+from equitune.vision.checks import require_images, require_module, require_names
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
 
@@ -41,10 +41,8 @@ class Scaled(nn.Module, ABC):
     def __init__(self, model: nn.Module, fields: Sequence[str] | None = None) -> None:
         super().__init__()
         require_module("model", model)
-        if isinstance(fields, str):
-            raise TypeError(f"fields is {fields!r}; give a list of names, [{fields!r}]")
         self.model = model
-        self.fields = None if fields is None else tuple(fields)
+        self.fields = None if fields is None else require_names("fields", fields)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         require_images(images)
@@ -209,15 +207,13 @@ class PaddedDetections(nn.Module):
                 f"`inputs` must be a function of a batch, got a {type(inputs).__name__}; use list "
                 "for a list of images, or torch.clone for the batch itself"
             )
-        if isinstance(drop, str):
-            raise TypeError(f"`drop` must be a list of names, got {drop!r}; use [{drop!r}]")
-        needed = [name for name in NEEDED if name in drop]
+        self.drop = require_names("drop", drop)
+        needed = [name for name in NEEDED if name in self.drop]
         if needed:
             raise ValueError(f"`drop` must not name {needed}, got {list(drop)}; use other fields")
         self.model = model
         self.most = most
         self.inputs = inputs
-        self.drop = tuple(drop)
 
     def forward(self, images: Tensor, targets: object = None) -> dict[str, Tensor]:
         require_images(images)

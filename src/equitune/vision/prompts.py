@@ -31,6 +31,8 @@ Template = str | Callable[[str], str]
 Progress = Callable[[Sequence[list[str]]], Iterable[list[str]]]
 """Passes batches of prompts on and shows how far it is, as ``tqdm.tqdm`` does."""
 
+FUNCTIONS = {"embed": "one of a list of prompts", "progress": "tqdm.tqdm, or None"}
+
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
     "a blurry photo of a {}.",
@@ -124,6 +126,11 @@ def embed_classes(
         >>> embeddings.shape, float(embeddings[0].norm())
         (torch.Size([2, 3]), 1.0)
     """
+    for argument, function in (("embed", embed), ("progress", progress)):
+        if not callable(function) and (function is not None or argument == "embed"):
+            raise TypeError(
+                f"`{argument}` must be a function, got {function!r}; use {FUNCTIONS[argument]}"
+            )
     names = check_names("class_names", class_names)
     forms = check_templates(templates)
     require_counts(batch_size=batch_size)
@@ -184,7 +191,7 @@ def _prompts(names: tuple[str, ...], forms: tuple[Template, ...]) -> list[str]:
 def _listed(argument: str, texts: Any) -> tuple[Any, ...]:
     if isinstance(texts, str):
         raise TypeError(f"{argument} is the string {texts!r}; give a list of strings, [{texts!r}]")
-    if not isinstance(texts, Iterable):
+    if isinstance(texts, Tensor) or not isinstance(texts, Iterable):
         raise TypeError(f"{argument} is {texts!r}; give a list of strings")
     given = tuple(texts)
     if not given:
