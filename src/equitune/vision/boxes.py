@@ -12,7 +12,7 @@ from equitune.actions import ImageAction
 from equitune.actions.base import require_embedding
 from equitune.groups import Embedding
 from equitune.vision.coordinates import CoordinateAction, Move, point_row
-from equitune.vision.plausibility import FORMATS, PLACED, Size, box_doubts, corners, unit
+from equitune.vision.plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
 
 __all__ = ["BoxAction"]
 
@@ -94,24 +94,22 @@ class BoxAction(CoordinateAction):
         return box_doubts(x, self.box_format, self.image_size)
 
     def _doubts_of_all(self, x: Tensor) -> list[str]:
-        """Whether the boxes of every image lie where no element moves them, as false means do."""
-        boxes = x.detach().double().flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1).double()
-        if self.box_format not in PLACED or boxes.shape[1] < 2 or not boxes.numel():
-            return []
+        """Whether all boxes are centred where no element moves them, as averages over cells are."""
+        boxes = on_host(x).flatten(1, -2) if x.dim() > 2 else on_host(x).unsqueeze(1)
         count = boxes.shape[1]
-        tolerance = TOGETHER if count < MANY else max(TOGETHER, 0.25 / math.sqrt(count))
-        still = True
-        for g in self.group.elements:
-            moved = _middles(self.transform(boxes, g), self.box_format)
-            apart = (moved - _middles(boxes, self.box_format)).abs() / unit(boxes, self.image_size)
-            still = still and bool((apart <= tolerance).all())
-        if not still or self.group.order == 1:
+        if self.box_format not in PLACED or count < 2 or not len(boxes) or self.group.order == 1:
             return []
+        tolerance = TOGETHER if count < MANY else max(TOGETHER, 0.25 / math.sqrt(count))
+        centres, sides = _centres(boxes, self.box_format), unit(self.image_size)
+        for g in self.group.elements:
+            moved = _centres(self.transform(boxes, g), self.box_format)
+            if bool(((moved - centres).abs() > tolerance * sides).any()):
+                return []
         return [
-            f"boxes of one meaning each, got {count} boxes per image that are all "
-            "centred where no element moves them, as means over different cells or queries are; "
-            "use GridBoxAction or BoxMapAction for boxes of grid cells or anchors, and EquiZero or "
-            "Canonicalize, which select one copy, for detection queries"
+            f"boxes that mean the same in every image, got {count} boxes per image that are all "
+            "centred where no element moves them, as averages over different cells or queries "
+            "are; use GridBoxAction or BoxMapAction for boxes of grid cells or anchors, and "
+            "EquiZero or Canonicalize, which select one copy, for detection queries"
         ]
 
     def _row(
@@ -135,6 +133,6 @@ class BoxAction(CoordinateAction):
         return (self.images, self.box_format, self.image_size)
 
 
-def _middles(boxes: Tensor, box_format: str) -> Tensor:
+def _centres(boxes: Tensor, box_format: str) -> Tensor:
     ends = corners(boxes, box_format)
     return (ends[..., :2] + ends[..., 2:]) / 2

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from equitune.actions import Action
 
-__all__ = ["FORMATS", "Size", "box_doubts", "check_coordinates", "unit_doubts"]
+__all__ = [
+    "FORMATS",
+    "PLACED",
+    "Size",
+    "box_doubts",
+    "check_coordinates",
+    "corners",
+    "on_host",
+    "unit",
+    "unit_doubts",
+]
 
 Size = tuple[float, float]
 """(H, W)."""
@@ -75,11 +85,11 @@ def check_coordinates(coordinates: Any, action: Action) -> None:
 
 def unit_doubts(points: Tensor, lengths: Tensor, image_size: Size | None) -> list[str]:
     """What is wrong with the unit of points (..., 2), or of what else is measured in it."""
-    wide = lengths.detach().double().abs()
+    points, wide = on_host(points).abs(), on_host(lengths).abs()
     if not wide.numel():
         return []
-    if bool((points.detach().double().abs() > FAR * unit(points, image_size)).any()):
-        furthest = float(points.detach().abs().amax())
+    if bool((points > FAR * unit(image_size)).any()):
+        furthest = float(points.amax())
         if image_size is None:
             return [
                 f"coordinates relative to the size of the image, in [0, 1], got {furthest:.6g}; "
@@ -100,13 +110,13 @@ def unit_doubts(points: Tensor, lengths: Tensor, image_size: Size | None) -> lis
 
 def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[str]:
     """What is wrong with boxes (..., 4), the likeliest reason first."""
-    found = boxes.detach().double().reshape(-1, 4)
+    found = on_host(boxes).reshape(-1, 4)
     found = found[(found != 0).any(-1)]
     if not found.numel():
         return []
     if box_format not in PLACED:
         return _sides_doubts(found) if box_format == "ltrb" else []
-    sides = unit(found, image_size)
+    sides = unit(image_size)
     ends = corners(found, box_format)
     units = unit_doubts(ends.view(-1, 2), found, image_size)
     if units:
@@ -117,21 +127,21 @@ def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[
         for other in PLACED
         if other != box_format and _fits(corners(found, other), sides)
     ]
-    instead = f"{' or '.join(fitting)}, which all boxes fit" if fitting else "that of the model"
+    instead = "the box_format of the model"
+    if fitting:
+        instead = f"box_format={' or '.join(fitting)}, which all boxes fit"
     if bool(reversed_.any()):
         bad = [round(value, 4) for value in found[reversed_][0].tolist()]
         return [
             f"boxes whose ends lie after their starts in the format {box_format!r}, got {bad}, one "
-            f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use box_format={instead}"
+            f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
         ]
-    leaving = ((ends < -OUTSIDE * sides.repeat(2)) | (ends > (1 + OUTSIDE) * sides.repeat(2))).any(
-        -1
-    )
+    leaving = ~_inside(ends, sides)
     if fitting and bool(leaving.any()):
         bad = [round(value, 4) for value in found[leaving][0].tolist()]
         return [
             f"boxes inside of their images in the format {box_format!r}, got {bad}, one of "
-            f"{int(leaving.sum())} of {len(found)} boxes that leave it; use box_format={instead}"
+            f"{int(leaving.sum())} of {len(found)} boxes that leave it; use {instead}"
         ]
     return []
 
@@ -146,16 +156,25 @@ def corners(boxes: Tensor, box_format: str) -> Tensor:
     return boxes
 
 
-def unit(x: Tensor, image_size: Size | None) -> Tensor:
-    """(W, H) in the unit of the coordinates, float64 on the device of ``x``."""
+def on_host(x: Tensor) -> Tensor:
+    """The values in float64 on the CPU: some accelerators have none."""
+    return x.detach().cpu().double()
+
+
+def unit(image_size: Size | None) -> Tensor:
+    """(W, H) in the unit of the coordinates, in float64."""
     height, width = image_size or (1.0, 1.0)
-    return torch.tensor((width, height), dtype=torch.float64, device=x.device)
+    return torch.tensor((width, height), dtype=torch.float64, device="cpu")
 
 
 def _fits(ends: Tensor, sides: Tensor) -> bool:
-    upright = (ends[:, 2:] >= ends[:, :2]).all()
-    inside = (ends >= -OUTSIDE * sides.repeat(2)) & (ends <= (1 + OUTSIDE) * sides.repeat(2))
-    return bool(upright & inside.all())
+    return bool((ends[:, 2:] >= ends[:, :2]).all() & _inside(ends, sides).all())
+
+
+def _inside(ends: Tensor, sides: Tensor) -> Tensor:
+    """(M,) bool: whether boxes (M, 4) lie in their image, but for a margin."""
+    both = sides.repeat(2)
+    return ((ends >= -OUTSIDE * both) & (ends <= (1 + OUTSIDE) * both)).all(-1)
 
 
 def _sides_doubts(found: Tensor) -> list[str]:
