@@ -64,7 +64,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32", help="of open_clip")
     parser.add_argument("--pretrained", default="openai", help="weights of open_clip")
-    parser.add_argument("--hf", help="a CLIPModel of the hub of transformers instead")
+    parser.add_argument("--hf", help="a CLIPModel or SiglipModel of the hub instead")
     parser.add_argument("--tiny", action="store_true", help="random weights and noise: a test")
     parser.add_argument("--dataset", choices=["cifar100", "cifar10"], default="cifar100",
                         help="downloaded, or that of EQUITUNE_DATA")  # fmt: skip

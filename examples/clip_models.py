@@ -73,9 +73,9 @@ def load_open_clip(name: str, pretrained: str | None) -> Clip:
 
 
 def load_transformers(name: str) -> Clip:
-    """A CLIPModel of the hub, such as openai/clip-vit-base-patch32; downloads it."""
+    """A CLIPModel or SiglipModel of the hub, such as openai/clip-vit-base-patch32; downloads it."""
     transformers = require("transformers", '"equitune[clip]"')
-    model = transformers.CLIPModel.from_pretrained(name)
+    model = transformers.AutoModel.from_pretrained(name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     processor = transformers.AutoImageProcessor.from_pretrained(name)
     return Clip(

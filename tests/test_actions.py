@@ -366,7 +366,7 @@ BAD_CALLS = {
         lambda: ImageAction(c4()).transform(torch.zeros(4, 4), 1),
         "first dimension is the batch",
     ),
-    "channels": (lambda: VectorFieldAction(c4()).transform(X, 1), "two components"),
+    "channels": (lambda: VectorFieldAction(c4()).transform(X[:, [0] * 5], 1), "5 channels"),
     "element": (lambda: ImageAction(c4()).transform(X, 4), "4 is no element"),
     "elements": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 7])),

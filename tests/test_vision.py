@@ -19,21 +19,25 @@ from equitune import (
     ProductAction,
     TreeAction,
     TrivialAction,
+    VectorFieldAction,
     c4,
     cyclic,
     d4,
     symmetric,
 )
-from equitune.testing import assert_action, assert_equivariant
+from equitune.testing import assert_action, assert_equivariant, equivariance_report
 from equitune.vision import (
     AbsoluteCoordinates,
     BoxAction,
     KeypointAction,
     PaddedDetections,
     RelativeCoordinates,
+    check_coordinates,
     label_swaps,
 )
 
+# Random networks return boxes of any size, which the assertions warn of.
+UNTRAINED = pytest.mark.filterwarnings("ignore:the output of fn must hold")
 D4, C4 = ImageAction(d4()), ImageAction(c4())
 FORMATS = ("xyxy", "xywh", "cxcywh")
 GROUPS = {
@@ -157,6 +161,7 @@ class BoxNet(nn.Module):
         return self.net(images).unflatten(1, self.shape)
 
 
+@UNTRAINED
 @pytest.mark.parametrize("size", [(8, 8), (6, 9)], ids=str)
 @pytest.mark.parametrize(("action", "shape"), [
     (BoxAction(D4), (5, 4)),
@@ -208,6 +213,7 @@ class InPixels(nn.Module):
         return {"boxes": self.net(images) * unit, "logits": self.net(images)[..., 0]}
 
 
+@UNTRAINED
 @pytest.mark.parametrize("size", [(8, 8), (6, 9)], ids=str)
 def test_boxes_in_pixels_of_any_image(size):
     x = torch.randn(9, 3, *size, dtype=torch.float64)
@@ -291,6 +297,24 @@ def test_detections_are_not_averaged():
         EquiTune(Detector(), D4)(x)
 
 
+class Listed(nn.Module):
+    """A list of tensors, such as the steps of an optical flow or the levels of a pyramid."""
+
+    def forward(self, images):
+        return [images[:, :2], images[:, 1:]]
+
+
+def test_advice_on_detections_is_not_given_for_other_lists():
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(TypeError, match="TreeAction") as raised:
+        EquiTune(Listed(), D4, D4)(x)
+    assert "PaddedDetections" not in str(raised.value)
+    with pytest.raises(ValueError, match="an action for 2") as raised:
+        EquiTune(Listed(), D4, TreeAction([D4, D4, D4]))(x)
+    assert "PaddedDetections" not in str(raised.value)
+    assert len(EquiTune(Listed(), D4, TreeAction([D4, D4]))(x)) == 2
+
+
 def test_a_symmetric_image_keeps_one_list_of_labels():
     """Ties cannot share decisions: the first of the best copies gives its own."""
     x = torch.ones(2, 3, 8, 8, dtype=torch.float64)
@@ -338,6 +362,15 @@ class Rows(nn.Module):
         return torch.zeros(len(images), 5)
 
 
+class Returns(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, images):
+        return self.output
+
+
 class Odd(nn.Module):
     """A detector whose second list is not like the first."""
 
@@ -355,6 +388,121 @@ class Odd(nn.Module):
         else:
             del lists[1][self.field]
         return lists
+
+
+class Found(nn.Module):
+    """A detector with one more field, of the values that are given for the images."""
+
+    def __init__(self, *values, name="extra"):
+        super().__init__()
+        self.values, self.name = values, name
+
+    def forward(self, images):
+        return [
+            {"boxes": torch.tensor([[0.0, 0, 6, 4]] * 2), "labels": torch.ones(2).long(),
+             "scores": image.mean((1, 2))[:2], self.name: self.values[i % len(self.values)]}
+            for i, image in enumerate(images)
+        ]  # fmt: skip
+
+
+IMAGES = torch.zeros(2, 3, 4, 6)
+RUN_LENGTHS = [{"size": [4, 6], "counts": b"04"}] * 2
+
+
+def test_other_fields_of_detections():
+    kept = PaddedDetections(Found(torch.ones(2, 1, 4, 6) > 0, name="masks"), 3)(IMAGES)
+    assert kept["masks"].dtype == torch.bool
+    assert kept["masks"].sum((2, 3, 4)).tolist() == [[24, 24, 0]] * 2
+    assert PaddedDetections(Found(torch.ones(2, 5)), 3)(IMAGES)["extra"].shape == (2, 3, 5)
+    points = torch.tensor([[[3.0, 2.0, 2.0], [0.0, 0.0, 0.0]]] * 2)
+    kept = PaddedDetections(Found(points, name="keypoints"), 2)(IMAGES)
+    assert kept["keypoints"][0, 0].tolist() == [[0.5, 0.5, 2], [0, 0, 0]]
+    assert set(PaddedDetections(Found(None))(IMAGES)) == {"boxes", "labels", "scores"}
+    for value in (RUN_LENGTHS, 7, torch.tensor(7), torch.tensor([7]), "a.jpg", None):
+        kept = PaddedDetections(Found(value), drop=["extra"])(IMAGES)
+        assert set(kept) == {"boxes", "labels", "scores"}
+
+
+@pytest.mark.parametrize(("values", "error", "said"), [
+    ((RUN_LENGTHS,), TypeError, r"'extra' of image 0 is of type list; .* drop=\['extra'\]"),
+    ((7,), TypeError, r"'extra' of image 0 is of type int; .* drop=\['extra'\]"),
+    (("a.jpg",), TypeError, "'extra' of image 0 is of type str"),
+    ((torch.zeros(2), None), TypeError, "'extra' of image 1 is of type NoneType"),
+    ((None, torch.zeros(2)), TypeError, "'extra' of image 0 is of type NoneType"),
+    ((torch.tensor(7),), ValueError, r"'extra' of image 0 has shape \(\), but its boxes are 2"),
+    ((torch.tensor([7]),), ValueError, r"'extra' of image 0 has shape \(1,\).*drop=\['extra'\]"),
+    ((torch.zeros(2, 3), torch.zeros(2, 4)), ValueError, r"'extra' .* \[\(3,\), \(4,\)\]"),
+])  # fmt: skip
+def test_fields_that_cannot_be_padded_are_named(values, error, said):
+    with pytest.raises(error, match=said):
+        PaddedDetections(Found(*values))(IMAGES)
+
+
+@pytest.mark.parametrize(("name", "value", "error", "said"), [
+    ("boxes", None, TypeError, "boxes of image 0 are a NoneType"),
+    ("boxes", [[0, 0, 1, 1]], TypeError, "boxes of image 0 are a list"),
+    ("labels", None, TypeError, "'labels' of image 0 is of type NoneType"),
+    ("scores", [0.5, 0.5], TypeError, "'scores' of image 0 is of type list; .* per detection$"),
+    ("labels", torch.ones(3).long(), ValueError, "'labels' .* one entry per detection$"),
+    ("keypoints", torch.zeros(2, 5, 2), ValueError, "'keypoints' of image 0 .* with a visibility"),
+])  # fmt: skip
+def test_needed_fields_that_are_no_tensors(name, value, error, said):
+    with pytest.raises(error, match=said):
+        # None in all images would be left out, were it another field.
+        PaddedDetections(Found(value, name=name))(IMAGES)
+
+
+class OfBatches(nn.Module):
+    """A detector that takes the batch as one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, images):
+        scores = self.net(images).amax((1, 2, 3))
+        box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
+        return [{"boxes": box, "labels": torch.ones(1).long(), "scores": s[None]} for s in scores]
+
+
+def test_detectors_of_batches():
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(TypeError) as raised:
+        PaddedDetections(OfBatches().double())(x)
+    assert "use inputs=torch.clone" in "".join(raised.value.__notes__)
+    padded = PaddedDetections(OfBatches().double().eval(), 2, inputs=torch.clone)
+    model = EquiZero(padded, D4, DETECTIONS, proxy_loss=lambda found: -found["scores"].amax(-1))
+    assert_equivariant(model, x, D4, DETECTIONS)
+    assert pickle.loads(pickle.dumps(padded))(x)["boxes"].shape == (5, 2, 4)
+
+
+class Trained(nn.Module):
+    """As detectors do: losses in train mode, detections in eval mode."""
+
+    def forward(self, images, targets=None):
+        if self.training:
+            return {"loss_classifier": torch.zeros(()), "loss_box_reg": torch.zeros(())}
+        return Found(None)(images)
+
+
+def test_losses_are_no_detections():
+    padded = PaddedDetections(Trained())
+    with pytest.raises(TypeError, match=r"\['loss_classifier', 'loss_box_reg'\].* call .eval\(\)"):
+        padded(IMAGES)
+    padded.eval()
+    assert padded(IMAGES)["boxes"].shape == (2, 100, 4)
+    with pytest.raises(ValueError, match="`targets` must be None"):
+        padded(IMAGES, [{}])
+
+
+def test_a_detector_of_torchvision_in_train_mode():
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    detector = models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=2
+    )
+    with pytest.raises(AssertionError) as raised:
+        PaddedDetections(detector.train())(torch.rand(2, 3, 32, 32))
+    assert "call .eval()" in "".join(raised.value.__notes__)
 
 
 def test_coordinates_of_model_outputs_keep_their_class():
@@ -375,6 +523,163 @@ def test_keypoints_of_several_colours():
     assert_action(ProductAction(keypoints, rows), torch.rand(9, 3, 3, 2, dtype=torch.float64))
 
 
+LABELLED = torch.tensor([[[10.0, 20.0, 2.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [None, (48, 48), (100.3, 100.3)])
+def test_keypoints_that_are_not_labelled_stay(dtype, size):
+    action = KeypointAction(D4, 3, [(0, 1)], size)
+    x = (LABELLED / (1 if size else 48)).to(dtype)
+    for g in D4.group.elements:
+        moved = action.transform(x, g)
+        # It goes with its label, and is 0 there.
+        reflected = g >= 4
+        assert moved[0, 0 if reflected else 1].tolist() == [0, 0, 0]
+        assert moved[0, 1 if reflected else 0, :2].abs().max() > 0
+        assert moved[0, 2].tolist()[2] == 0
+        torch.testing.assert_close(action.transform(moved, D4.group.inverse(g)), x)
+    # What has a place moves, with any visibility.
+    assert action.transform(x, 2)[0, 2, :2].tolist() != x[0, 2, :2].tolist()
+
+
+def test_keypoints_that_are_not_labelled_are_acted_on():
+    corners = torch.tensor([[x, y, v] for x in (0, 1.0) for y in (0, 1.0) for v in (0, 1.0)])
+    batch = torch.cat([corners, torch.rand(9, 3)]).double().unsqueeze(0).repeat(9, 1, 1)
+    assert_action(KeypointAction(D4, 17, [(0, 1), (4, 8)]), batch)
+    # Corners that are seen move.
+    assert not torch.equal(KeypointAction(D4, 17).transform(batch, 1)[0, 1], batch[0, 1])
+
+
+def test_keypoints_that_are_not_labelled_have_gradients():
+    x = LABELLED.clone().requires_grad_()
+    action = KeypointAction(ImageAction.horizontal_flip(), 3, [(0, 1)], (48, 48))
+    action.transform(x, 1).sum().backward()
+    assert x.grad.tolist() == [[[-1, 1, 1], [1, 1, 1], [-1, 1, 1]]]
+    assert torch.equal(
+        torch.vmap(lambda y: action.transform(y.unsqueeze(0), 1)[0])(LABELLED),
+        action.transform(LABELLED, 1),
+    )
+
+
+def test_normals_turn_with_the_picture():
+    """(x, y, z), z towards the viewer: of a bowl, whose normals point to its middle."""
+    action = VectorFieldAction(d4())
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, 6, dtype=torch.float64)] * 2, indexing="ij")
+    bowl = torch.stack([-x, -y, torch.ones_like(x)])
+    bowl = (bowl / bowl.norm(dim=0)).expand(9, 3, 6, 6)
+    for g in range(8):
+        torch.testing.assert_close(action.transform(bowl, g), bowl, rtol=0, atol=1e-12)
+    assert_action(action, torch.randn(9, 3, 4, 5, dtype=torch.float64))
+    images = torch.randn(9, 3, 6, 6, dtype=torch.float64)
+    model = EquiTune(ConvNet(3, 3, dense=True).double(), D4, action)
+    assert_equivariant(model, images, D4, action)
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(model, images, D4, D4)
+    assert action.restrict(d4().subgroup([4])).transform(bowl, 1).shape == bowl.shape
+    # Two vectors of three numbers are not told from three of two.
+    assert torch.equal(
+        action.transform(torch.cat([bowl, bowl], 1)[:, :2], 1), action.transform(bowl[:, :2], 1)
+    )
+
+
+CXCYWH = torch.tensor([[[0.2, 0.3, 0.1, 0.1], [0.7, 0.8, 0.2, 0.1]]])
+XYXY = torch.tensor([[[0.15, 0.25, 0.25, 0.35], [0.6, 0.75, 0.8, 0.85]]])
+XYWH = torch.tensor([[[0.15, 0.25, 0.1, 0.1], [0.75, 0.75, 0.2, 0.1]]])
+RIGHT = {
+    "cxcywh": (BoxAction(C4, "cxcywh"), CXCYWH),
+    "xyxy": (BoxAction(C4), XYXY),
+    "xywh": (BoxAction(C4, "xywh"), XYWH),
+    "padded": (BoxAction(C4), torch.cat([XYXY, torch.zeros(1, 3, 4)], 1)),
+    "no boxes": (BoxAction(C4), torch.zeros(2, 0, 4)),
+    "a little outside": (BoxAction(C4), 1.5 * XYXY - 0.25),
+    "pixels": (BoxAction(C4, image_size=(64, 64)), 64 * XYXY),
+    "distances": (BoxAction(C4, "ltrb"), 99 * XYWH),
+    "deltas": (BoxAction(C4, "deltas"), torch.randn(2, 5, 4)),
+    "one box in the middle": (BoxAction(C4), torch.tensor([[0.25, 0.25, 0.75, 0.75]])),
+    "keypoints": (KeypointAction(C4, 2), torch.tensor([[[0.1, 0.9], [-0.2, 0.5]]])),
+    "keypoints and visibility": (KeypointAction(C4, 1), torch.tensor([[[0.1, 0.9, 17]]])),
+    "indices": (KeypointAction(C4, 2, image_size=(6, 6)), torch.tensor([[[1.0, 0.0]] * 2])),
+    "none": (C4, 99 * torch.randn(2, 3, 4, 4)),
+}
+WRONG = {
+    "cxcywh as xyxy": (BoxAction(C4), CXCYWH, "after their starts .* 2 of 2 .* or 'cxcywh'"),
+    "cxcywh as xywh": (BoxAction(C4, "xywh"), CXCYWH + torch.tensor([0.25, 0, 0, 0]),
+                       "inside of their images .* use box_format='cxcywh'"),
+    "xyxy as cxcywh": (BoxAction(C4, "cxcywh"), XYXY, "use box_format='xyxy'"),
+    "negative width": (BoxAction(C4, "xywh"), -XYWH, "after their starts"),
+    "negative height": (BoxAction(C4, "cxcywh"), torch.tensor([[0.5, 0.5, 0.1, -0.1]]), "after"),
+    "negative distances": (BoxAction(C4, "ltrb"), -XYXY, "negative size"),
+    "one of many": (BoxAction(C4), torch.cat([XYXY.repeat(1, 50, 1), CXCYWH], 1),
+                    r"got \[0.2, 0.3, 0.1, 0.1\], one of 2 of 102 boxes"),
+    "pixels, relative": (BoxAction(C4), 64 * XYXY, "use image_size=.H, W. for pixels"),
+    "one in pixels": (BoxAction(C4), torch.cat([XYXY.repeat(1, 50, 1), 64 * XYXY], 1),
+                      "image_size"),
+    "relative, in pixels": (BoxAction(C4, image_size=(64, 64)), XYXY, "use image_size=None"),
+    "far": (BoxAction(C4, image_size=(32, 32)), torch.full((1, 4), 500.0), "the model sees"),
+    "keypoints in pixels": (KeypointAction(C4, 1), torch.full((1, 1, 2), 50.0), "image_size="),
+    "keypoints, relative": (KeypointAction(C4, 1, image_size=(64, 64)), torch.full((1, 1, 3), 0.5),
+                            "use image_size=None"),
+    "means of cells": (BoxAction(C4), torch.tensor([[[0.4, 0.4, 0.6, 0.6], [0.3, 0.3, 0.7, 0.7]]]),
+                       "use GridBoxAction or BoxMapAction .* EquiZero or Canonicalize"),
+    "in a field": (TreeAction({"b": BoxAction(C4)}), {"b": CXCYWH}, "after their starts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "y"), RIGHT.values(), ids=RIGHT)
+def test_right_coordinates_raise_no_doubts(action, y):
+    check_coordinates(y, action)
+
+
+@pytest.mark.parametrize(("action", "y", "said"), WRONG.values(), ids=WRONG)
+def test_coordinates_that_contradict_their_action(action, y, said):
+    with pytest.raises(ValueError, match=said):
+        check_coordinates(y, action)
+    # Calls do not look at values: an untrained head can return anything, in training too.
+    action.transform(y, 1)
+    with pytest.warns(UserWarning, match=said):
+        equivariance_report(lambda x: y, torch.randn(1, 3, 8, 8), C4, action)
+
+
+@pytest.mark.parametrize(("action", "y", "said"), WRONG.values(), ids=WRONG)
+def test_calls_run_where_there_are_no_values_to_look_at(action, y, said):
+    """So an accelerator need not wait, and what a call does depends on no device."""
+    if torch.is_tensor(y):
+        assert action.transform(y.to("meta"), 1).shape == y.shape
+
+
+def test_the_check_needs_an_action():
+    with pytest.raises(TypeError, match="`action` must be an action, got a str"):
+        check_coordinates(XYXY, "xyxy")
+    with pytest.raises(TypeError, match="coordinates is a list"):
+        check_coordinates([XYXY], BoxAction(C4))
+
+
+class Detr(nn.Module):
+    """Small boxes around two places, as (cx, cy, w, h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 8)
+
+    def forward(self, images):
+        return CXCYWH[0] + 0.01 * self.head(images.mean((2, 3))).view(-1, 2, 4).tanh()
+
+
+def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
+    x, images = torch.rand(5, 3, 8, 8), ImageAction.horizontal_flip()
+    model = EquiTune(Detr(), images, BoxAction(images))
+    with pytest.warns(UserWarning, match="format 'xyxy', got .* or 'cxcywh'"):
+        assert_equivariant(model, x, images, BoxAction(images))
+    model(x).sum().backward()
+    for untrained in (1e9, -1e9):
+        with torch.no_grad():
+            model.backbone.head.bias.fill_(untrained)
+        model(x).sum().backward()
+        with torch.no_grad():
+            model(x)
+
+
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda: BoxAction(d4()), TypeError, "ImageAction"),
     (lambda: BoxAction(D4, "yxyx"), ValueError, "'xyxy', 'xywh', 'cxcywh'"),
@@ -383,11 +688,6 @@ def test_keypoints_of_several_colours():
     (lambda: BoxAction(D4, image_size=(3, 32, 32)), ValueError, "give .H, W."),
     (lambda: BoxAction(D4, image_size=480), ValueError, "give .H, W."),
     (lambda: BoxAction(D4, image_size=(float("inf"),) * 2), ValueError, "give .H, W."),
-    (lambda: BoxAction(D4).transform(torch.tensor([[10.0, 20, 100, 150]]), 1), ValueError,
-     "image_size=.H, W. for pixels, or use equitune.vision.RelativeCoordinates"),
-    (lambda: BoxAction(D4, image_size=(32, 32)).transform(torch.full((1, 4), 500.0), 1),
-     ValueError, "far outside of the image"),
-    (lambda: KeypointAction(D4, 1).transform(torch.full((1, 1, 2), 50.0), 1), ValueError, "pixels"),
     (lambda: label_swaps(D4, 3, [(0,)]), ValueError, "give pairs"),
     (lambda: label_swaps(D4, 3, [(0, 1, 2)]), ValueError, "give pairs"),
     (lambda: label_swaps(D4, 3, [0, 1]), ValueError, "give pairs"),
@@ -400,7 +700,13 @@ def test_keypoints_of_several_colours():
     (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "swaps names 3"),
     (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "which names one twice"),
     (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "which names one twice"),
-    (lambda: KeypointAction(D4, 0), ValueError, "count is 0"),
+    (lambda: KeypointAction(D4, 0), ValueError, "keypoints is 0"),
+    (lambda: KeypointAction(D4, 3, None), TypeError, "`swaps` must be a list of pairs"),
+    (lambda: BoxAction(D4, image_size=("a", 3)), ValueError, "give .H, W."),
+    (lambda: PaddedDetections(Detector(), drop=3), TypeError, "`drop` must be a list of names"),
+    (lambda: RelativeCoordinates(Rows(), [3]), TypeError, "`fields` must be a list of names"),
+    (lambda: check_coordinates(torch.zeros(2, 3), BoxAction(D4)), ValueError, "the 4 numbers"),
+    (lambda: check_coordinates(torch.zeros(2, 1, 4), KeypointAction(D4, 1)), ValueError, "2 or 3"),
     (lambda: KeypointAction(D4, 3).transform(torch.zeros(2, 4, 2), 1), ValueError, "3 entries"),
     (lambda: KeypointAction(D4, 3).transform(torch.zeros(2, 3, 4), 1), ValueError, "2 or 3"),
     (lambda: label_swaps(d4(), 3, []), TypeError, "ImageAction"),
@@ -420,6 +726,14 @@ def test_keypoints_of_several_colours():
      r"\['boxes', 'logits'\]"),
     (lambda: PaddedDetections(Detector(), 0), ValueError, "most is 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
+    (lambda: PaddedDetections(Detector(), inputs=3), TypeError, "`inputs` must be a function"),
+    (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"use \['masks'\]"),
+    (lambda: PaddedDetections(Detector(), drop=["boxes"]), ValueError, "must not name .'boxes'"),
+    (lambda: PaddedDetections(Returns([torch.zeros(2, 6)] * 2))(IMAGES), TypeError,
+     "returns a Tensor for image 0"),
+    (lambda: PaddedDetections(Returns([]))(IMAGES), ValueError, "0 dicts for 2 images"),
+    (lambda: PaddedDetections(Returns({"pred_boxes": IMAGES}).eval())(IMAGES), TypeError,
+     r"\['pred_boxes'\], .* use a TreeAction without PaddedDetections"),
     (lambda: PaddedDetections(Detector(), 1)(torch.randn(9, 3, 8, 8)), ValueError, "most is 1"),
     (lambda: PaddedDetections(Detector())(torch.zeros(3, 8, 8)), ValueError, "B, C, H, W"),
     (lambda: PaddedDetections(Rows())(torch.zeros(2, 3, 8, 8)), TypeError, "list of dicts"),

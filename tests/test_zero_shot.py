@@ -29,6 +29,7 @@ transformers = pytest.importorskip("transformers", reason="install transformers"
 
 import clip_zero_shot  # noqa: E402
 import record  # noqa: E402
+from clip_cases import doubled, pooled  # noqa: E402
 from clip_models import (  # noqa: E402
     END,
     TINY_SIZE,
@@ -75,7 +76,7 @@ def classifier():
 
 
 def from_tiny_transformers():
-    model = tiny_model().double().eval()
+    model = doubled(tiny_model())
     return model, ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
 
 
@@ -184,6 +185,29 @@ def test_the_templates_that_come_along():
     assert all(template.count("{}") == 1 for template in PHOTO_TEMPLATES)
 
 
+def test_equal_names_are_classes_of_their_own_and_equal_templates_count_repeatedly():
+    table = torch.randn(300, 6, dtype=torch.float64)
+    embed = lambda prompts: torch.stack([table[list(p.encode())].sum(0) for p in prompts])  # noqa: E731
+    names = ("crane", "missile", "crane")
+    classes = embed_classes(embed, names, TEMPLATES)
+    close(classes, literal_classes(embed, names, TEMPLATES))
+    assert torch.equal(classes[0], classes[2])
+    twice = embed_classes(embed, names, [*TEMPLATES, TEMPLATES[0]])
+    close(twice, literal_classes(embed, names, [*TEMPLATES, TEMPLATES[0]]))
+    assert (twice - classes).abs().max() > 1e-6
+    model = ZeroShotClassifier(Uneven(), torch.randn(3, 5), names)
+    assert model(torch.randn(2, 3, 6, 6)).shape == (2, 3)
+
+
+def test_templates_that_are_functions():
+    table = torch.randn(300, 6, dtype=torch.float64)
+    embed = lambda prompts: torch.stack([table[list(p.encode())].sum(0) for p in prompts])  # noqa: E731
+    forms = [lambda name: f"a photo of a {name.upper()}.", "{} in the snow"]
+    rows = [unit(unit(embed([f"a photo of a {name.upper()}."])[0])
+                 + unit(embed([f"{name} in the snow"])[0])) for name in NAMES]  # fmt: skip
+    close(embed_classes(embed, NAMES, forms), torch.stack(rows))
+
+
 # The models that it comes from.
 
 
@@ -192,8 +216,8 @@ def test_logits_are_those_of_the_model_itself(source):
     model, classifier = SOURCES[source]()
     pixels = torch.randn(3, 3, TINY_SIZE, TINY_SIZE, dtype=torch.float64)
     if source == "transformers":
-        encode = lambda p: model.get_text_features(**spell(p)).pooler_output  # noqa: E731
-        embeddings = model.get_image_features(pixel_values=pixels).pooler_output
+        encode = lambda p: pooled(model.get_text_features(**spell(p)))  # noqa: E731
+        embeddings = pooled(model.get_image_features(pixel_values=pixels))
         # For one template the model's own forward says the same.
         one = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES[:1])
         prompts = [TEMPLATES[0].replace("{}", name) for name in NAMES]
@@ -240,7 +264,7 @@ def test_the_text_side_runs_once_in_eval_mode_and_the_model_stays_as_it_was(sour
 def test_older_versions_of_transformers_return_tensors():
     model, classifier = from_tiny_transformers()
     new = model.get_text_features
-    model.get_text_features = lambda **tokens: new(**tokens).pooler_output
+    model.get_text_features = lambda **tokens: pooled(new(**tokens))
     older = ZeroShotClassifier.from_transformers(model, spell, NAMES, TEMPLATES)
     assert torch.equal(older.class_embeddings, classifier.class_embeddings)
 
@@ -257,12 +281,12 @@ def word_tokenizer():
 
 
 def test_a_tokenizer_of_transformers():
-    model = tiny_model().double().eval()
+    model = doubled(tiny_model())
     classifier = ZeroShotClassifier.from_transformers(
         model, word_tokenizer(), ["cat", "photo of a dog"], ["a photo of a {}", "a {}"]
     )
     ids = [[3, 4, 5, 3, 6, END], [3, 6, END], [3, 4, 5, 3, 4, 5, 3, 7, END], [3, 4, 5, 3, 7, END]]
-    rows = [unit(model.get_text_features(torch.tensor([row])).pooler_output[0]) for row in ids]
+    rows = [unit(pooled(model.get_text_features(torch.tensor([row])))[0]) for row in ids]
     close(classifier.class_embeddings, unit(torch.stack(rows).view(2, 2, -1).mean(1)).detach())
 
 
@@ -512,11 +536,16 @@ def embed_one(prompts):
     (["cat"], [], ValueError, "templates is empty"),
     ("cat", ["{}"], TypeError, r"class_names is the string 'cat'; .* \['cat'\]"),
     (["cat"], "a {}", TypeError, "templates is the string 'a {}'"),
-    (["cat", "dog", "cat"], ["{}"], ValueError, r"class_names\[2\] and class_names\[0\] are both"),
-    (["cat"], ["a {}", "a {}"], ValueError, r"templates\[1\] and templates\[0\] are both 'a {}'"),
     (["cat", " "], ["{}"], ValueError, r"class_names\[1\] is ' '; give a string with something"),
     (["cat", 3], ["{}"], TypeError, r"class_names\[1\] is 3; give a string"),
     (["cat"], ["a {}", "a photo"], ValueError, r"templates\[1\] is 'a photo', without a place"),
+    (3, ["{}"], TypeError, "class_names is 3; give a list"),
+    (["cat"], None, TypeError, "templates is None; give a list"),
+    (["cat"], [3], TypeError, r"templates\[0\] is 3; give a string or a function"),
+    (["cat"], [lambda name: 3], TypeError, r"templates\[0\]\('cat'\) is 3; give a string"),
+    (["cat"], [lambda name: " "], ValueError, r"templates\[0\]\('cat'\) is ' '; give a string"),
+    (["cat", "dog"], ["{}", lambda name: "a photo"], ValueError,
+     r"templates\[1\] makes the prompt 'a photo' for all names"),
     (["cat"], ["a {name}"], ValueError, "write {} there, such as 'a photo of a {}.'"),
 ])  # fmt: skip
 def test_bad_names_and_templates(names, templates, error, message):
@@ -537,6 +566,17 @@ def test_bad_text_encoders(embed, error, message):
         embed_classes(embed, ["cat", "dog"], ["{}"])
 
 
+def test_bad_functions():
+    with pytest.raises(TypeError, match="`embed` must be a function, got None"):
+        embed_classes(None, ["cat"])
+    with pytest.raises(TypeError, match="`progress` must be a function, got 3"):
+        embed_classes(embed_one, ["cat"], progress=3)
+    with pytest.raises(TypeError, match="`embeddings` must be a tensor"):
+        ImageTextLoss(torch.eye(2)).similarities([1, 2])
+    with pytest.raises(TypeError, match="`stack` must be a tensor"):
+        ImageTextLoss(torch.eye(2))(None)
+
+
 @pytest.mark.parametrize("batch_size", [0, 2.5, True])
 def test_bad_batch_sizes(batch_size):
     with pytest.raises(ValueError, match="batch_size is"):
@@ -548,7 +588,6 @@ EYE = torch.eye(2)
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ((Uneven(), EYE, ["cat"]), ValueError, "class_names has 1 names, but class_embeddings has 2"),
-    ((Uneven(), EYE, ["cat", "cat"]), ValueError, "are both 'cat'"),
     ((Uneven(), EYE, []), ValueError, "class_names is empty"),
     ((len, EYE, ["cat", "dog"]), TypeError, "encoder is a builtin_function_or_method"),
     ((Uneven(), EYE.tolist(), ["cat", "dog"]), TypeError, "class_embeddings is a list"),
@@ -566,6 +605,16 @@ def test_bad_classifiers(arguments, error, message):
 def test_bad_scales(scale):
     with pytest.raises(ValueError, match="logit_scale is"):
         ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_scale=scale)
+
+
+@pytest.mark.parametrize("bias", [math.nan, -math.inf])
+def test_bad_biases(bias):
+    with pytest.raises(ValueError, match="logit_bias is"):
+        ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_bias=bias)
+    with pytest.raises(TypeError, match="`logit_bias` must be a number, got None"):
+        ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_bias=None)
+    with pytest.raises(TypeError, match="`logit_scale` must be a number, got 'high'"):
+        ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_scale="high")
 
 
 @pytest.mark.parametrize("wrap", [None, "EquiTune"])

@@ -122,6 +122,14 @@ class Action(ABC):
             self.group.check_element(int(g.min()))
             self.group.check_element(int(g.max()))
 
+    def doubts(self, x: Any) -> Sequence[str]:
+        """What values of x this action cannot be meant for; nothing unless a subclass looks.
+
+        Calls of an action do not ask, since looking at values synchronises accelerators; the
+        testing kit does.
+        """
+        return ()
+
     def prepare(self, device: torch.device) -> None:
         """Makes the constant tables on a device now, so that compiled code need not."""
         for part in self._parts():
@@ -244,13 +252,20 @@ def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> i
     return position
 
 
+def advice(x: object) -> str:
+    """What helps with a list of one dict per image, for a message; nothing for other lists."""
+    if isinstance(x, list) and x and all(isinstance(entry, dict) for entry in x):
+        return "; for a list of one dict per image use equitune.vision.PaddedDetections"
+    return ""
+
+
 def _require_tensor(x: object, name: str, action: Action) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} is a {type(x).__name__}, but {type(action).__name__} acts on one tensor; "
             "for dicts, tuples, dataclasses and model outputs give a "
-            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined; "
-            "for a list of detections per image there is equitune.vision.PaddedDetections"
+            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined"
+            + advice(x)
         )
     if x.dim() == 0:
         raise ValueError(f"{name} is a scalar; actions act on batches of shape (B, ...)")

@@ -178,14 +178,17 @@ class ImageAction(Action):
 
 @final
 class VectorFieldAction(Action):
-    """Moves the pixels of a vector field and rotates its vectors: optical flow, gradients.
+    """Moves the pixels of a vector field and rotates its vectors: optical flow, gradients, normals.
+
+    Three channels are one vector of which two components lie in the plane of the image; the third,
+    towards the viewer, keeps its value: surface normals (x, y, z), scene flow.
 
     Args:
         group: The group that acts.
         elements: As for :class:`ImageAction`.
         dims: The dimensions of height and width.
-        channel_dim: The dimension of the vectors' components; several vectors may stand behind
-            each other, so that its size is a multiple of 2.
+        channel_dim: The dimension of the vectors' components. Its size is 3, or a multiple of 2
+            for one or more vectors, one after the other.
         components: The image dimension along which each component of a vector points. The default
             ``(-1, -2)`` is (x, y), x to the right and y downwards, as optical flow is stored; for
             what ``torch.gradient`` gives along (-2, -1), use ``(-2, -1)``.
@@ -199,6 +202,9 @@ class VectorFieldAction(Action):
         >>> to_the_right = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
         >>> VectorFieldAction(c4()).transform(to_the_right, 1).flatten().tolist()  # upwards
         [0.0, -1.0]
+        >>> tilted = torch.tensor([0.6, 0.0, 0.8]).view(1, 3, 1, 1)
+        >>> VectorFieldAction(c4()).transform(tilted, 1).flatten().tolist()
+        [0.0, -0.6000000238418579, 0.800000011920929]
     """
 
     def __init__(
@@ -239,21 +245,24 @@ class VectorFieldAction(Action):
                 f"channel_dim is {self.channel_dim}, which is height or width of x of shape "
                 f"{tuple(x.shape)}"
             )
-        if x.shape[channels] % 2:
+        size = 3 if x.shape[channels] == 3 else 2
+        if x.shape[channels] % size:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, {x.shape[channels]} channels along dim "
-                f"{self.channel_dim}; vectors have two components each"
+                f"{self.channel_dim}; give vectors of two components each, or one of three"
             )
         if not (x.is_floating_point() or x.is_complex() or x.dtype.is_signed):
             raise TypeError(f"x has dtype {x.dtype}; vectors need a signed type")
-        swaps, signs = self._swaps.on(x.device)[g], self._signs.on(x.device)[g].to(x.dtype)
-        vectors = moved.unflatten(channels, (-1, 2))
+        swaps, signs = (t.on(x.device)[g][..., :size] for t in (self._swaps, self._signs))
+        vectors = moved.unflatten(channels, (-1, size))
         shape = [1] * vectors.dim()
-        shape[channels + 1] = 2
+        shape[channels + 1] = size
         if not isinstance(g, int):
             shape[0] = x.shape[0]
-        picked = vectors.gather(channels + 1, swaps.view(shape).expand_as(vectors))
-        return _in_format_of(x, (picked * signs.view(shape)).flatten(channels, channels + 1))
+        picked = vectors.gather(channels + 1, swaps.reshape(shape).expand_as(vectors))
+        return _in_format_of(
+            x, (picked * signs.reshape(shape).to(x.dtype)).flatten(channels, channels + 1)
+        )
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         return self._pixels.shape_classes(x)
@@ -265,12 +274,12 @@ class VectorFieldAction(Action):
             pixels.group, pixels.elements, pixels.dims, self.channel_dim, (first, second)
         )
 
-    def _linear_part(self, element: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _linear_part(self, element: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """For each new component: the old one that it comes from, and its sign."""
         x, y = vector_moves(element)
         if self.components == self._pixels.dims:
-            return (1 - y[0], 1 - x[0]), (y[1], x[1])
-        return (x[0], y[0]), (x[1], y[1])
+            return (1 - y[0], 1 - x[0], 2), (y[1], x[1], 1)
+        return (x[0], y[0], 2), (x[1], y[1], 1)
 
     def _extent(self) -> dict[int, int | None]:
         return {**self._pixels._extent(), self.channel_dim: None}

@@ -9,14 +9,12 @@ from typing import Any, final
 
 from torch import Tensor
 
-from equitune.actions.base import Action
+from equitune.actions.base import Action, advice
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Drop", "TreeAction"]
 
 Key = str | int
-
-LISTS = "; for a list of detections per image there is equitune.vision.PaddedDetections"
 
 
 @final
@@ -124,8 +122,7 @@ class TreeAction(Action):
             if key not in fields and isinstance(action, Action):
                 raise ValueError(
                     f"the TreeAction has an action for {key!r}, but {name} is a "
-                    f"{type(x).__name__} with the fields {list(fields)}"
-                    + (LISTS if isinstance(x, list) else "")
+                    f"{type(x).__name__} with the fields {list(fields)}" + advice(x)
                 )
         for key, value in fields.items():
             found = self._actions.get(key)

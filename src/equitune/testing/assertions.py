@@ -42,7 +42,9 @@ def assert_equivariant(
         atol: An absolute difference that is allowed on top.
 
     Warns:
-        UserWarning: If an invariance to some element was not seen, because it changes no sample.
+        UserWarning: If an invariance to some element was not seen, because it changes no sample;
+            if the output cannot be what ``output_action`` takes it for, such as boxes in another
+            format (see ``equitune.vision.check_coordinates``).
 
     Raises:
         AssertionError: If ``fn`` is not equivariant; the message names the worst element and
@@ -140,11 +142,13 @@ def equivariance_report(
         (False, False, 5)
     """
     trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
+    _warn_of_doubts(trial, stacklevel=3)
     return EquivarianceReport.of(trial)
 
 
 def _assert(trial: Trial, symmetry: str) -> None:
     __tracebackhide__ = True
+    _warn_of_doubts(trial, stacklevel=4)
     report = EquivarianceReport.of(trial, symmetry)
     if not report.passed:
         raise AssertionError(report.message())
@@ -155,4 +159,14 @@ def _assert(trial: Trial, symmetry: str) -> None:
             f"x is symmetric: {names} change no sample of it, so that the invariance to them was "
             "not seen; give random samples",
             stacklevel=3,
+        )
+
+
+def _warn_of_doubts(trial: Trial, stacklevel: int) -> None:
+    """Equivariance is exact for a wrong format or unit too, and says nothing of them."""
+    for doubt in trial.doubts():
+        warnings.warn(
+            f"the output of fn must hold {doubt} (an untrained model can return anything: check "
+            "it again after training)",
+            stacklevel=stacklevel,
         )

@@ -95,6 +95,11 @@ class Trial:
             rows.append([all(parts) for parts in zip(*same, strict=True)])
         return torch.tensor(rows, device="cpu")
 
+    def doubts(self) -> list[str]:
+        """What the output holds that its action cannot be meant for, such as boxes in pixels."""
+        leaves = self.output_action.flatten(self.reference)
+        return [doubt for action, leaf in leaves for doubt in action.doubts(leaf)]
+
     def unseen(self) -> list[int]:
         """The elements that change no sample of x, though they change other inputs."""
         still = [g for g in self.group.elements if g and bool(self.fixed[g].all())]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
-__all__ = ["check_embeddings", "described", "require_images", "require_module"]
+__all__ = ["check_embeddings", "described", "require_images", "require_module", "require_names"]
 
 
 def require_module(name: str, module: nn.Module) -> nn.Module:
@@ -47,3 +49,17 @@ def require_images(images: object) -> None:
         raise TypeError(f"images is a {type(images).__name__}; give a tensor (B, C, H, W)")
     if images.dim() != 4:
         raise ValueError(f"images has shape {tuple(images.shape)}; give (B, C, H, W)")
+
+
+def require_names(argument: str, names: object) -> tuple[str, ...]:
+    """Names of fields as a tuple.
+
+    Raises:
+        TypeError: If it is one string, or no list of strings.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; use [{names!r}]")
+    given = tuple(names) if isinstance(names, Iterable) and not isinstance(names, Tensor) else None
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; use ['boxes']")
+    return given

@@ -1,29 +1,25 @@
-"""How boxes, keypoints and labels move when an image is rotated or flipped."""
+"""How keypoints and labels move when an image is rotated or flipped, and what boxes share."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal, final
+from collections.abc import Iterable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
 from equitune.actions import Action, ImageAction, PermutationAction
-from equitune.actions.base import dimension, require_embedding
+from equitune.actions.base import dimension
 from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
 from equitune.checks import require_counts
 from equitune.groups import Embedding
+from equitune.vision.plausibility import Size, unit_doubts
 
-__all__ = ["BoxAction", "KeypointAction", "label_swaps"]
+__all__ = ["CoordinateAction", "KeypointAction", "Move", "label_swaps", "point_row"]
 
-BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
-FORMATS = ("xyxy", "xywh", "cxcywh")
-FAR = 4.0
-"""Half of all coordinates are not more than so many images away, unless their unit is wrong."""
-Size = tuple[float, float]
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
 
@@ -76,87 +72,6 @@ class CoordinateAction(Action):
             )
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; give floating-point coordinates")
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
-            largest = FAR * max(self.image_size or (1.0, 1.0))
-            if float(x.detach().abs().median()) > largest:
-                unit = "relative to the size of the image" if self.image_size is None else "pixels"
-                raise ValueError(
-                    f"x holds coordinates far outside of the image, mostly over {largest:g}, but "
-                    f"{type(self).__name__} takes them as {unit} (image_size is "
-                    f"{self.image_size}); give image_size=(H, W) for pixels, or use "
-                    "equitune.vision.RelativeCoordinates"
-                )
-
-
-@final
-class BoxAction(CoordinateAction):
-    """Moves boxes (B, ..., 4) with the image that they are in.
-
-    x points to the right and y downwards, from the top left corner of the image, whose edges are
-    at 0 and at its size. Boxes keep their format: after a rotation the first corner is again the
-    top left one.
-
-    Args:
-        images: How the group moves the images.
-        box_format: ``"xyxy"``, two corners; ``"xywh"``, a corner, width and height; ``"cxcywh"``,
-            the middle, width and height; as in ``torchvision.ops.box_convert``.
-        image_size: (H, W) for boxes in pixels; None for boxes relative to the size of the image,
-            in [0, 1]. Images that are not square change their size when they are rotated by 90
-            degrees: their boxes have to be relative, see
-            :class:`equitune.vision.RelativeCoordinates`.
-
-    Raises:
-        TypeError: If ``images`` is no ``ImageAction``.
-        ValueError: If the format is another one, or ``image_size`` does not fit.
-
-    Example:
-        >>> import torch
-        >>> from equitune import ImageAction, c4
-        >>> from equitune.vision import BoxAction
-        >>> top_left = torch.tensor([[0.0, 0.0, 0.5, 0.25]])
-        >>> BoxAction(ImageAction(c4())).transform(top_left, 1)  # at the bottom left, and upright
-        tensor([[0.0000, 0.5000, 0.2500, 1.0000]])
-    """
-
-    def __init__(
-        self,
-        images: ImageAction,
-        box_format: BoxFormat = "xyxy",
-        image_size: Size | None = None,
-    ) -> None:
-        if box_format not in FORMATS:
-            raise ValueError(f"box_format is {box_format!r}; give one of {FORMATS}")
-        self.box_format: BoxFormat = box_format
-        self._set(images, image_size)
-
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self._check_coordinates(x, g, (4,))
-        if self.box_format != "xywh":
-            return self._move(x, g)
-        corner, size = x[..., :2], x[..., 2:]
-        moved = self._move(torch.cat([corner, corner + size], dim=-1), g)
-        return torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
-
-    def restrict(self, embedding: Embedding) -> BoxAction:
-        require_embedding(self, embedding)
-        return BoxAction(self.images.restrict(embedding), self.box_format, self.image_size)
-
-    def _row(
-        self, moves: tuple[Move, Move], size: Size
-    ) -> tuple[list[int], list[int], list[float]]:
-        sources, signs, offsets = _point_row(moves, size)
-        if self.box_format == "cxcywh":
-            return [*sources, *[s + 2 for s in sources]], [*signs, 1, 1], [*offsets, 0.0, 0.0]
-        # Where a coordinate is reversed, the far corner becomes the near one.
-        near = [s if sign > 0 else s + 2 for s, sign in zip(sources, signs, strict=True)]
-        return [*near, *[(s + 2) % 4 for s in near]], signs * 2, offsets * 2
-
-    def _extent(self) -> dict[int, int | None]:
-        return {-1: 4}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.images, self.box_format, self.image_size)
 
 
 @final
@@ -164,6 +79,9 @@ class KeypointAction(CoordinateAction):
     """Moves keypoints (B, ..., K, 2), or (B, ..., K, 3) with a visibility, with their image.
 
     Elements that reflect the image also exchange keypoints, such as the left and the right hand.
+
+    A keypoint that is not labelled, (0, 0, 0) as in COCO, has no place and stays what it is. (So
+    that g^-1 undoes g, the three other corners of the image, with visibility 0, stay as well.)
 
     Args:
         images: How the group moves the images.
@@ -185,6 +103,10 @@ class KeypointAction(CoordinateAction):
         >>> KeypointAction(flip, 2, swaps=[(0, 1)]).transform(hands, 1)
         tensor([[[0.0000, 0.5000],
                  [0.7500, 0.5000]]])
+        >>> labelled = torch.tensor([[[10.0, 20.0, 2.0], [0.0, 0.0, 0.0]]])  # the second is not
+        >>> KeypointAction(flip, 2, image_size=(64, 100)).transform(labelled, 1)
+        tensor([[[90., 20.,  2.],
+                 [ 0.,  0.,  0.]]])
     """
 
     def __init__(
@@ -195,13 +117,19 @@ class KeypointAction(CoordinateAction):
         image_size: Size | None = None,
     ) -> None:
         self._set(images, image_size)
+        require_counts(keypoints=keypoints)
         self._labels = label_swaps(images, keypoints, swaps, dim=-2)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self._check_coordinates(x, g, (2, 3))
         dimension(x, -2, self, self._labels.size)
         exchanged = self._labels.transform(x, g)
-        return torch.cat([self._move(exchanged[..., :2], g), exchanged[..., 2:]], dim=-1)
+        points, visibility = exchanged[..., :2], exchanged[..., 2:]
+        moved = self._move(points, g)
+        if not visibility.shape[-1]:
+            return moved
+        moved = torch.where(self._unlabelled(points, visibility), points, moved)
+        return torch.cat([moved, visibility], dim=-1)
 
     def restrict(self, embedding: Embedding) -> KeypointAction:
         restricted = object.__new__(KeypointAction)
@@ -209,10 +137,22 @@ class KeypointAction(CoordinateAction):
         restricted._labels = self._labels.restrict(embedding)
         return restricted
 
+    def doubts(self, x: Tensor) -> list[str]:
+        self._check_coordinates(x, 0, (2, 3))
+        return unit_doubts(x[..., :2], x[..., :2], self.image_size)
+
+    def _unlabelled(self, points: Tensor, visibility: Tensor) -> Tensor:
+        # The corners are moved to each other exactly: none is reached from elsewhere.
+        height, width = self.image_size or (1.0, 1.0)
+        x, y = points.split(1, dim=-1)
+        corners = ((x == 0) | (x == width)) & ((y == 0) | (y == height))
+        unlabelled: Tensor = corners & (visibility == 0)
+        return unlabelled
+
     def _row(
         self, moves: tuple[Move, Move], size: Size
     ) -> tuple[list[int], list[int], list[float]]:
-        return _point_row(moves, size)
+        return point_row(moves, size)
 
     def _extent(self) -> dict[int, int | None]:
         return {-2: self._labels.size, -1: 2}
@@ -247,6 +187,7 @@ def label_swaps(
     """
     _require_image_action(images)
     require_counts(count=count)
+    _require_list("swaps", swaps)
     exchanged = list(range(count))
     for pair in swaps:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -265,6 +206,18 @@ def label_swaps(
     return PermutationAction(images.group, rows, dim)
 
 
+def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:
+    """For a point (x, y): the source, sign and offset of each coordinate; ``size`` is (W, H)."""
+    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
+    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
+    return sources, signs, offsets
+
+
+def _require_list(argument: str, pairs: object) -> None:
+    if isinstance(pairs, Tensor) or not isinstance(pairs, Iterable):
+        raise TypeError(f"`{argument}` must be a list of pairs, got {pairs!r}; use [(1, 2)] or ()")
+
+
 def _require_image_action(images: object) -> None:
     if not isinstance(images, ImageAction):
         raise TypeError(
@@ -273,17 +226,13 @@ def _require_image_action(images: object) -> None:
         )
 
 
-def _point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:
-    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
-    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
-    return sources, signs, offsets
-
-
 def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
     sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
+    if len(sides) != 2 or not all(
+        isinstance(side, int | float) and 0 < side < math.inf for side in sides
+    ):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size
     if height != width and any(element % 2 for element in images.elements):

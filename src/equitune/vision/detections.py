@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -12,9 +12,15 @@ from torch.nn import functional as F
 
 from equitune.actions.tree import rebuilt
 from equitune.checks import require_counts
-from equitune.vision.checks import require_images, require_module
+from equitune.vision.checks import require_images, require_module, require_names
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
+
+NEEDED = ("boxes", "labels", "scores")
+TRAINING = (
+    " The model is in train mode, in which detectors take targets and return losses: call .eval(), "
+    "or train the detector itself, before it is wrapped."
+)
 
 
 class Scaled(nn.Module, ABC):
@@ -35,10 +41,8 @@ class Scaled(nn.Module, ABC):
     def __init__(self, model: nn.Module, fields: Sequence[str] | None = None) -> None:
         super().__init__()
         require_module("model", model)
-        if isinstance(fields, str):
-            raise TypeError(f"fields is {fields!r}; give a list of names, [{fields!r}]")
         self.model = model
-        self.fields = None if fields is None else tuple(fields)
+        self.fields = None if fields is None else require_names("fields", fields)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         require_images(images)
@@ -146,17 +150,26 @@ class PaddedDetections(nn.Module):
     Args:
         model: A detector in eval mode, as torchvision's: a list of images (C, H, W) to a list of
             dicts with ``boxes`` (N, 4), two corners in pixels, ``labels`` (N,) and ``scores``
-            (N,), and perhaps ``keypoints`` (N, K, 3) or ``masks`` (N, 1, H, W).
+            (N,), and perhaps ``keypoints`` (N, K, 3), ``masks`` (N, 1, H, W) or other tensors with
+            one entry per detection.
         most: The length of the padded lists.
+        inputs: Makes what the model is called with from the batch (B, C, H, W): ``list`` for a
+            list of images, ``torch.clone`` for a model that takes the batch itself.
+        drop: The fields of the model's dicts to leave out, such as an ``image_id`` or masks as
+            run-length encodings, which have no entry per detection or are no tensors. Fields that
+            are None in all dicts are left out anyway.
 
     Shape:
         Images (B, C, H, W) to ``boxes`` (B, most, 4), ``labels`` (B, most) int64, ``scores``
         (B, most), and so on.
 
     Raises:
-        TypeError: If ``model`` is no module, or in calls, if it returns something else.
-        ValueError: If ``most`` is below 1. Calls raise it for images of another shape, and where
-            an image has more detections than ``most``, none of which is dropped.
+        TypeError: If ``model`` is no module or ``inputs`` cannot be called, if ``drop`` is one
+            string; in calls, if the model returns something else, or a field holds no tensors.
+        ValueError: If ``most`` is below 1, or ``drop`` names a field that is needed. Calls raise
+            it for images of another shape, for targets, for losses, where an image has more
+            detections than ``most``, none of which is dropped, and for a field that has not one
+            entry per detection; the message names the field.
 
     Example:
         >>> import torch
@@ -178,51 +191,146 @@ class PaddedDetections(nn.Module):
         torch.Size([2, 10, 4])
     """
 
-    def __init__(self, model: nn.Module, most: int = 100) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        most: int = 100,
+        *,
+        inputs: Callable[[Tensor], Any] = list,
+        drop: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         require_module("model", model)
         require_counts(most=most)
+        if not callable(inputs):
+            raise TypeError(
+                f"`inputs` must be a function of a batch, got a {type(inputs).__name__}; use list "
+                "for a list of images, or torch.clone for the batch itself"
+            )
+        self.drop = require_names("drop", drop)
+        needed = [name for name in NEEDED if name in self.drop]
+        if needed:
+            raise ValueError(f"`drop` must not name {needed}, got {list(drop)}; use other fields")
         self.model = model
         self.most = most
+        self.inputs = inputs
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: object = None) -> dict[str, Tensor]:
         require_images(images)
-        detections = self.model(list(images))
-        if not isinstance(detections, list) or not all(isinstance(d, dict) for d in detections):
-            raise TypeError(
-                f"the model returns a {type(detections).__name__}; PaddedDetections needs a list "
-                "of dicts, which detectors return in eval mode"
+        if targets is not None:
+            raise ValueError(
+                "`targets` must be None, because losses of single copies are no detections, got a "
+                f"{type(targets).__name__}; train the detector itself, before it is wrapped"
             )
-        if not detections:
-            raise ValueError("images is an empty batch, which has no detections to pad")
+        detections = self._found(images)
         for number, found in enumerate(detections):
-            missing = {"boxes", "labels", "scores", *detections[0]} - set(found)
+            missing = {*NEEDED, *detections[0]} - set(found)
             if missing:
                 raise ValueError(
                     f"the detections of image {number} have the fields {list(found)}; they need "
                     f"{sorted(missing)} as well"
                 )
-            if found["boxes"].shape[1:] != (4,):
-                raise ValueError(
-                    f"the boxes of image {number} have shape {tuple(found['boxes'].shape)}; give "
-                    "(N, 4), two corners in pixels"
-                )
-        return {name: self._padded(name, detections, images) for name in detections[0]}
+            self._check_boxes(number, found)
+        kept = [
+            name
+            for name in detections[0]
+            if name in NEEDED
+            or (name not in self.drop and any(found[name] is not None for found in detections))
+        ]
+        return {name: self._padded(name, detections, images) for name in kept}
 
-    def _padded(self, name: str, detections: list[dict[str, Tensor]], images: Tensor) -> Tensor:
+    def _found(self, images: Tensor) -> list[dict[str, Any]]:
+        """One dict per image, of what the model returns."""
+        try:
+            detections = self.model(self.inputs(images))
+        except (TypeError, AttributeError, AssertionError, ValueError) as error:
+            error.add_note(
+                "PaddedDetections called the model with what inputs makes of the batch "
+                "(B, C, H, W), by default a list of images (C, H, W); for a model that takes the "
+                "batch itself use inputs=torch.clone." + (TRAINING if self.model.training else "")
+            )
+            raise
+        if isinstance(detections, Mapping):
+            raise TypeError(
+                f"the model returns one {type(detections).__name__} with the fields "
+                f"{list(detections)}, but PaddedDetections needs a list with one dict per image;"
+                + (TRAINING if self.model.training else " for tensors of the whole batch use a "
+                   "TreeAction without PaddedDetections")
+            )  # fmt: skip
+        if not isinstance(detections, list | tuple):
+            raise TypeError(
+                f"the model returns a {type(detections).__name__}; PaddedDetections needs a list "
+                "of dicts, which detectors return in eval mode"
+            )
+        for number, found in enumerate(detections):
+            if not isinstance(found, Mapping):
+                raise TypeError(
+                    f"the model returns a {type(found).__name__} for image {number}; "
+                    "PaddedDetections needs a list of dicts, which detectors return in eval mode"
+                )
+        if not len(images):
+            raise ValueError("images is an empty batch, which has no detections to pad")
+        if len(detections) != len(images):
+            raise ValueError(
+                f"the model returns {len(detections)} dicts for {len(images)} images; it must "
+                "return one per image"
+            )
+        return [dict(found) for found in detections]
+
+    def _check_boxes(self, number: int, found: dict[str, Any]) -> None:
+        boxes = found["boxes"]
+        if not isinstance(boxes, Tensor):
+            raise TypeError(
+                f"the boxes of image {number} are a {type(boxes).__name__}; give a tensor (N, 4), "
+                "two corners in pixels"
+            )
+        if boxes.shape[1:] != (4,):
+            raise ValueError(
+                f"the boxes of image {number} have shape {tuple(boxes.shape)}; give (N, 4), two "
+                "corners in pixels"
+            )
+
+    def _padded(self, name: str, detections: list[dict[str, Any]], images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         rows = []
         for number, found in enumerate(detections):
-            values = found[name]
-            if len(values) > self.most:
-                raise ValueError(
-                    f"image {number} has {len(values)} detections, but most is {self.most}; give "
-                    "a larger one"
-                )
+            values = self._values(name, number, found)
             if name == "boxes":
                 values = values / values.new_tensor((width, height, width, height))
             if name == "keypoints":
                 values = values / values.new_tensor((width, height, 1))
             missing = (0, 0) * (values.dim() - 1) + (0, self.most - len(values))
             rows.append(F.pad(values, missing, value=-1 if name == "labels" else 0))
+        if len({row.shape for row in rows}) > 1:
+            raise ValueError(
+                f"the field {name!r} has entries of the shapes {[tuple(r.shape[1:]) for r in rows]}"
+                f"; it must have one shape in all images, or use drop=[{name!r}]"
+            )
         return torch.stack(rows)
+
+    def _values(self, name: str, number: int, found: dict[str, Any]) -> Tensor:
+        """One field of one image, (N, ...)."""
+        values, count = found[name], len(found["boxes"])
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"the field {name!r} of image {number} is of type {type(values).__name__}; "
+                "PaddedDetections pads tensors with one entry per detection"
+                + ("" if name in NEEDED else f": let the model return one (such as masks "
+                   f"(N, 1, H, W) for run-length encodings), or use drop=[{name!r}]")
+            )  # fmt: skip
+        if values.dim() == 0 or len(values) != count:
+            raise ValueError(
+                f"the field {name!r} of image {number} has shape {tuple(values.shape)}, but its "
+                f"boxes are {count}; it must have one entry per detection"
+                + ("" if name in NEEDED else f", or use drop=[{name!r}]")
+            )
+        if name == "keypoints" and values.shape[-1] != 3:
+            raise ValueError(
+                f"the field 'keypoints' of image {number} has shape {tuple(values.shape)}; it must "
+                "be (N, K, 3), x and y in pixels with a visibility"
+            )
+        if count > self.most:
+            raise ValueError(
+                f"image {number} has {count} detections, but most is {self.most}; give a larger one"
+            )
+        return values

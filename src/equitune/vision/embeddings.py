@@ -104,6 +104,8 @@ class ImageTextLoss(nn.Module):
         self.register_buffer("class_embeddings", unit, persistent=False)
 
     def forward(self, stack: Tensor) -> Tensor:
+        if not isinstance(stack, Tensor):
+            raise TypeError(f"`stack` must be a tensor (|G|, B, D), got {described(stack)}")
         if stack.dim() != 3:
             raise ValueError(
                 f"the embeddings have shape {tuple(stack.shape)}; this loss takes the stack of "
@@ -117,6 +119,11 @@ class ImageTextLoss(nn.Module):
         In float32 or higher, also under autocast: the scale of CLIP makes logits of them, 100
         times as large.
         """
+        if not isinstance(embeddings, Tensor) or embeddings.dim() == 0:
+            raise TypeError(
+                f"`embeddings` must be a tensor (..., D), got {described(embeddings)}; use those "
+                "of the image encoder"
+            )
         width = self.class_embeddings.shape[1]
         if embeddings.shape[-1] != width:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from equitune.vision.checks import check_embeddings
 __all__ = [
     "DEFAULT_TEMPLATES",
     "PHOTO_TEMPLATES",
+    "Template",
     "check_names",
     "embed_classes",
     "unit_rows",
@@ -23,8 +25,13 @@ __all__ = [
 
 PLACE = "{}"
 
+Template = str | Callable[[str], str]
+"""A prompt with ``{}`` in the place of the name, or a function from a name to a prompt."""
+
 Progress = Callable[[Sequence[list[str]]], Iterable[list[str]]]
 """Passes batches of prompts on and shows how far it is, as ``tqdm.tqdm`` does."""
+
+FUNCTIONS = {"embed": "one of a list of prompts", "progress": "tqdm.tqdm, or None"}
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -82,7 +89,7 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
 def embed_classes(
     embed: Callable[[list[str]], Tensor],
     class_names: Sequence[str],
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[Template] = DEFAULT_TEMPLATES,
     *,
     batch_size: int = 256,
     progress: Progress | None = None,
@@ -94,8 +101,10 @@ def embed_classes(
 
     Args:
         embed: The text encoder: takes a list of N prompts, returns (N, D), floating-point.
-        class_names: The names of the classes, all different.
-        templates: Prompts with ``{}`` in the place of the name, all different.
+        class_names: The names of the classes, such as ``open_clip.IMAGENET_CLASSNAMES``; equal
+            names are classes of their own, with equal embeddings.
+        templates: Prompts with ``{}`` in the place of the name, or functions from a name to a
+            prompt, such as ``open_clip.OPENAI_IMAGENET_TEMPLATES``; equal ones count repeatedly.
         batch_size: How many prompts are embedded at once.
         progress: Shows how far it is: ``tqdm.tqdm``, for instance.
 
@@ -103,10 +112,11 @@ def embed_classes(
         (classes, D), in float32 or higher, on the device of the embeddings.
 
     Raises:
-        TypeError: If names or templates are one string, or no strings; if ``embed`` returns
-            another thing than floating-point embeddings.
-        ValueError: If there are none, some are empty or equal, or a template has no ``{}``; if
-            ``embed`` returns another shape, or what has no direction.
+        TypeError: If names or templates are one string, or no strings, or a function returns
+            none; if ``embed`` returns another thing than floating-point embeddings.
+        ValueError: If there are none, some are empty, or a template has no ``{}`` or makes the
+            same prompt for all names; if ``embed`` returns another shape, or what has no
+            direction.
 
     Example:
         >>> import torch
@@ -116,11 +126,15 @@ def embed_classes(
         >>> embeddings.shape, float(embeddings[0].norm())
         (torch.Size([2, 3]), 1.0)
     """
+    for argument, function in (("embed", embed), ("progress", progress)):
+        if not callable(function) and (function is not None or argument == "embed"):
+            raise TypeError(
+                f"`{argument}` must be a function, got {function!r}; use {FUNCTIONS[argument]}"
+            )
     names = check_names("class_names", class_names)
     forms = check_templates(templates)
     require_counts(batch_size=batch_size)
-    # Not str.format, because other braces in a name or a template are text.
-    prompts = [form.replace(PLACE, name) for name in names for form in forms]
+    prompts = _prompts(names, forms)
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     # Not inference_mode, whose tensors no later gradient could use.
     with torch.no_grad():
@@ -133,36 +147,63 @@ def embed_classes(
 
 
 def check_names(argument: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Class names or templates as a tuple; refuses one string, none, empty ones and equal ones."""
-    if isinstance(texts, str):
-        raise TypeError(f"{argument} is the string {texts!r}; give a list of strings, [{texts!r}]")
-    given = tuple(texts)
-    if not given:
-        raise ValueError(f"{argument} is empty; give at least one")
-    seen: dict[str, int] = {}
+    """Class names as a tuple; refuses one string, none, and empty ones."""
+    given = _listed(argument, texts)
     for i, text in enumerate(given):
-        if not isinstance(text, str):
-            raise TypeError(f"{argument}[{i}] is {text!r}; give a string")
-        if not text.strip():
-            raise ValueError(f"{argument}[{i}] is {text!r}; give a string with something in it")
-        if text in seen:
-            raise ValueError(
-                f"{argument}[{i}] and {argument}[{seen[text]}] are both {text!r}; give each once"
-            )
-        seen[text] = i
+        _check_text(f"{argument}[{i}]", text)
     return given
 
 
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+def check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
     """Templates as a tuple; refuses also those without a place for the name."""
-    forms = check_names("templates", templates)
+    forms = _listed("templates", templates)
     for i, form in enumerate(forms):
+        if callable(form):
+            continue
+        _check_text(f"templates[{i}]", form, "a string or a function of the name")
         if PLACE not in form:
             raise ValueError(
                 f"templates[{i}] is {form!r}, without a place for the name of the class; write "
                 f"{PLACE} there, such as 'a photo of a {PLACE}.'"
             )
     return forms
+
+
+def _prompts(names: tuple[str, ...], forms: tuple[Template, ...]) -> list[str]:
+    """One prompt for each name and template, name by name."""
+    rows = [
+        # Not str.format, because other braces in a name or a template are text.
+        [form(name) if callable(form) else form.replace(PLACE, name) for form in forms]
+        for name in names
+    ]
+    for name, row in zip(names, rows, strict=True):
+        for i, prompt in enumerate(row):
+            _check_text(f"templates[{i}]({name!r})", prompt)
+    for i, column in enumerate(zip(*rows, strict=True)):
+        if len(set(names)) > 1 and len(set(column)) == 1:
+            raise ValueError(
+                f"templates[{i}] makes the prompt {column[0]!r} for all names; it must put the "
+                "name into it, such as lambda name: f'a photo of a {name}.'"
+            )
+    return [prompt for row in rows for prompt in row]
+
+
+def _listed(argument: str, texts: Any) -> tuple[Any, ...]:
+    if isinstance(texts, str):
+        raise TypeError(f"{argument} is the string {texts!r}; give a list of strings, [{texts!r}]")
+    if isinstance(texts, Tensor) or not isinstance(texts, Iterable):
+        raise TypeError(f"{argument} is {texts!r}; give a list of strings")
+    given = tuple(texts)
+    if not given:
+        raise ValueError(f"{argument} is empty; give at least one")
+    return given
+
+
+def _check_text(called: str, text: object, wanted: str = "a string") -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{called} is {text!r}; give {wanted}")
+    if not text.strip():
+        raise ValueError(f"{called} is {text!r}; give a string with something in it")
 
 
 def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor, nn
+
+from equitune.vision.scaling import ModelScaling, Scaling
 
 __all__ = ["ClipParts", "open_clip_parts", "transformers_parts"]
 
@@ -20,18 +22,24 @@ class ClipParts:
     Attributes:
         images: From images to embeddings, without the text side, whose weights would never learn.
         texts: From prompts to embeddings.
-        logit_scale: What the cosines are multiplied by.
+        scaling: How the model makes logits of cosines.
     """
 
     images: nn.Module
     texts: Callable[[list[str]], Tensor]
-    logit_scale: float
+    scaling: Scaling
 
 
 def transformers_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipParts:
-    """Those of a CLIPModel."""
-    parts = ("vision_model", "visual_projection", "get_text_features", "logit_scale")
-    _require_parts(model, parts, "transformers' CLIPModel")
+    """Those of a CLIPModel, a SiglipModel, or another model with the same parts."""
+    parts = ("vision_model", "get_text_features", "get_image_features", "logit_scale")
+    _require_parts(model, parts, "transformers' CLIPModel or SiglipModel")
+    get_image_features: Any = model.get_image_features
+    if "spatial_shapes" in inspect.signature(get_image_features).parameters:
+        raise TypeError(
+            f"`model` must take images (B, 3, H, W), got a {type(model).__name__}, which takes "
+            "patches and spatial_shapes; use a checkpoint of a fixed size, which is a SiglipModel"
+        )
     if hasattr(tokenizer, "image_processor"):
         raise TypeError(
             f"tokenizer is a {type(tokenizer).__name__}, a processor of images and texts; give "
@@ -40,7 +48,7 @@ def transformers_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipP
     return ClipParts(
         _TransformersImages(model),
         lambda prompts: _transformers_texts(model, tokenizer, prompts),
-        _logit_scale(model),
+        ModelScaling(model),
     )
 
 
@@ -48,11 +56,24 @@ def open_clip_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipPart
     """Those of a model of open_clip."""
     parts = ("visual", "encode_text", "logit_scale")
     _require_parts(model, parts, "a model of open_clip, open_clip.create_model(...)")
+    visual = model.get_submodule("visual")
     return ClipParts(
-        model.get_submodule("visual"),
+        # CoCa's returns the embeddings and the tokens that its captions are made of.
+        _FirstOutput(visual) if getattr(visual, "output_tokens", False) else visual,
         lambda prompts: _open_clip_texts(model, tokenizer, prompts),
-        _logit_scale(model),
+        ModelScaling(model),
     )
+
+
+@final
+class _FirstOutput(nn.Module):
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.visual(images)[0]
+        return embeddings
 
 
 @final
@@ -60,17 +81,25 @@ class _TransformersImages(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.vision_model = model.get_submodule("vision_model")
-        self.visual_projection = model.get_submodule("visual_projection")
+        # SigLIP has none: what its vision model pools is the embedding.
+        self.visual_projection = getattr(model, "visual_projection", None)
 
     def forward(self, images: Tensor) -> Tensor:
         # By its place, which is the same in a tuple and in a model output.
         pooled = self.vision_model(pixel_values=images)[1]
-        embeddings: Tensor = self.visual_projection(pooled)
+        embeddings: Tensor = pooled
+        if self.visual_projection is not None:
+            embeddings = self.visual_projection(pooled)
         return embeddings
 
 
 def _transformers_texts(model: Any, tokenizer: Callable[..., Any], prompts: list[str]) -> Tensor:
-    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    limit = model.config.text_config.max_position_embeddings
+    # SigLIP reads the last position, and was trained on prompts that are filled up to it.
+    filled: dict[str, Any] = {"padding": True}
+    if getattr(model, "logit_bias", None) is not None:
+        filled = {"padding": "max_length", "max_length": limit}
+    tokens = tokenizer(prompts, return_tensors="pt", **filled)
     if not isinstance(tokens, Mapping) or "input_ids" not in tokens:
         raise TypeError(
             f"tokenizer is a {type(tokenizer).__name__}, which returned a "
@@ -81,7 +110,7 @@ def _transformers_texts(model: Any, tokenizer: Callable[..., Any], prompts: list
     named = {
         key: tokens[key].to(device) for key in ("input_ids", "attention_mask") if key in tokens
     }
-    length, limit = named["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+    length = named["input_ids"].shape[1]
     if length > limit:
         raise ValueError(
             f"a prompt has {length} tokens, but the model takes {limit}; shorten the templates or "
@@ -102,11 +131,6 @@ def _open_clip_texts(model: Any, tokenizer: Callable[..., Any], prompts: list[st
         )
     embeddings: Tensor = model.encode_text(tokens.to(next(model.parameters()).device))
     return embeddings
-
-
-def _logit_scale(model: nn.Module) -> float:
-    logarithm: Any = model.logit_scale
-    return math.exp(float(logarithm.detach()))
 
 
 def _require_parts(model: nn.Module, parts: Sequence[str], wanted: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -12,7 +11,14 @@ from torch import Tensor, nn
 from equitune.modes import evaluating
 from equitune.vision.checks import check_embeddings, described, require_module
 from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
-from equitune.vision.prompts import DEFAULT_TEMPLATES, Progress, check_names, embed_classes
+from equitune.vision.prompts import (
+    DEFAULT_TEMPLATES,
+    Progress,
+    Template,
+    check_names,
+    embed_classes,
+)
+from equitune.vision.scaling import FixedScaling, Scaling
 from equitune.vision.sources import open_clip_parts, transformers_parts
 from equitune.wrappers import Explanation, Symmetrizer
 
@@ -24,15 +30,17 @@ class ZeroShotClassifier(nn.Module):
     """A zero-shot classifier: images are compared with the texts of the classes, as CLIP does.
 
     The logits are ``logit_scale`` times the cosine of the embedding of the image with that of
-    each class. The classes are embedded once, so that only the image encoder works, and only it
-    is symmetrised (second paper, figure 1 and section 5.2.1).
+    each class, plus ``logit_bias``, which SigLIP's sigmoid needs. The classes are embedded once, so
+    that only the image encoder works, and only it is symmetrised (second paper, figure 1 and
+    section 5.2.1).
 
     Args:
         encoder: A module from images to embeddings, (B, channels, H, W) to (B, D).
         class_embeddings: (classes, D), such as those of :func:`embed_classes`. They are not
             learned and not in the ``state_dict``.
-        class_names: The names of the classes, in the order of the logits.
+        class_names: The names of the classes, in the order of the logits; they may be equal.
         logit_scale: What the cosines are multiplied by, the inverse of the temperature.
+        logit_bias: What is added then.
 
     Attributes:
         encoder: The image encoder; after :meth:`symmetrize` the wrapper around it.
@@ -46,8 +54,8 @@ class ZeroShotClassifier(nn.Module):
     Raises:
         TypeError: If an argument is of the wrong type. Calls raise it for images that are not
             floating-point tensors.
-        ValueError: If names and embeddings disagree in number, if names are missing or equal, if
-            an embedding has no direction, or the scale is not positive. Calls raise it for images
+        ValueError: If names and embeddings disagree in number, if names are missing, if an
+            embedding has no direction, or the scale is not positive. Calls raise it for images
             that are not (B, channels, H, W), and for embeddings of another width.
 
     Example:
@@ -74,6 +82,7 @@ class ZeroShotClassifier(nn.Module):
         class_names: Sequence[str],
         *,
         logit_scale: float = 100.0,
+        logit_bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = require_module("encoder", encoder)
@@ -85,9 +94,7 @@ class ZeroShotClassifier(nn.Module):
                 f"class_names has {len(self.class_names)} names, but class_embeddings has "
                 f"{count} rows; give one embedding per class"
             )
-        self.logit_scale = float(logit_scale)
-        if not 0 < self.logit_scale < math.inf:
-            raise ValueError(f"logit_scale is {logit_scale}; give a positive number")
+        self._scaling: Scaling = FixedScaling(logit_scale, logit_bias)
 
     @classmethod
     def from_transformers(
@@ -95,18 +102,20 @@ class ZeroShotClassifier(nn.Module):
         model: nn.Module,
         tokenizer: Callable[..., Any],
         class_names: Sequence[str],
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        templates: Sequence[Template] = DEFAULT_TEMPLATES,
         *,
         batch_size: int = 256,
         progress: Progress | None = None,
     ) -> ZeroShotClassifier:
-        """From a ``CLIPModel`` of transformers; the encoder shares its weights.
+        """From a ``CLIPModel`` or ``SiglipModel`` of transformers; the encoder shares its weights.
 
         Args:
-            model: The model; its text side runs once, in eval mode, and is then left out.
+            model: The model; its text side runs once, in eval mode, and is then left out. Its
+                ``logit_scale`` and ``logit_bias`` are followed: they stay parameters of the model,
+                and have here the values, and give the gradients, that they have there.
             tokenizer: Its tokenizer, not its processor.
             class_names: As for :func:`embed_classes`, as all that follows.
-            templates: Prompts with ``{}`` in the place of the name.
+            templates: Prompts with ``{}`` in the place of the name, or functions of the name.
             batch_size: How many prompts are embedded at once.
             progress: Shows how far it is: ``tqdm.tqdm``, for instance.
 
@@ -120,8 +129,9 @@ class ZeroShotClassifier(nn.Module):
             embeddings = embed_classes(
                 parts.texts, class_names, templates, batch_size=batch_size, progress=progress
             )
-        encoder = UnitEmbeddings(parts.images)
-        return cls(encoder, embeddings, class_names, logit_scale=parts.logit_scale)
+        classifier = cls(UnitEmbeddings(parts.images), embeddings, class_names)
+        classifier._scaling = parts.scaling
+        return classifier
 
     @classmethod
     def from_open_clip(
@@ -129,7 +139,7 @@ class ZeroShotClassifier(nn.Module):
         model: nn.Module,
         tokenizer: Callable[..., Any],
         class_names: Sequence[str],
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        templates: Sequence[Template] = DEFAULT_TEMPLATES,
         *,
         batch_size: int = 256,
         progress: Progress | None = None,
@@ -137,11 +147,12 @@ class ZeroShotClassifier(nn.Module):
         """From a model of open_clip; the encoder is its ``visual``, with the same weights.
 
         Args:
-            model: The model; its text side runs once, in eval mode, and is then left out. So is
-                a ``logit_bias``, which moves all logits of an image alike.
+            model: The model, such as a CLIP, SigLIP or CoCa; its text side runs once, in eval
+                mode, and is then left out. Its ``logit_scale`` and ``logit_bias`` are followed, as
+                by :meth:`from_transformers`.
             tokenizer: That of ``open_clip.get_tokenizer``; it cuts off what is too long.
             class_names: As for :func:`embed_classes`, as all that follows.
-            templates: Prompts with ``{}`` in the place of the name.
+            templates: Prompts with ``{}`` in the place of the name, or functions of the name.
             batch_size: How many prompts are embedded at once.
             progress: Shows how far it is: ``tqdm.tqdm``, for instance.
 
@@ -154,13 +165,24 @@ class ZeroShotClassifier(nn.Module):
             embeddings = embed_classes(
                 parts.texts, class_names, templates, batch_size=batch_size, progress=progress
             )
-        encoder = UnitEmbeddings(parts.images)
-        return cls(encoder, embeddings, class_names, logit_scale=parts.logit_scale)
+        classifier = cls(UnitEmbeddings(parts.images), embeddings, class_names)
+        classifier._scaling = parts.scaling
+        return classifier
 
     @property
     def class_embeddings(self) -> Tensor:
         """The embeddings of the classes, (classes, D), of unit length."""
         return self.image_text_loss.class_embeddings
+
+    @property
+    def logit_scale(self) -> float:
+        """What the cosines are multiplied by, as it is now; to look at, as it synchronises."""
+        return self._scaling.scale
+
+    @property
+    def logit_bias(self) -> float:
+        """What is added to the scaled cosines, as it is now; to look at, as it synchronises."""
+        return self._scaling.bias
 
     def forward(self, images: Tensor) -> Tensor:
         _check_images(images)
@@ -204,11 +226,10 @@ class ZeroShotClassifier(nn.Module):
         Raises:
             TypeError: If ``encoder`` is no module.
         """
-        new = ZeroShotClassifier(
-            encoder, self.class_embeddings, self.class_names, logit_scale=self.logit_scale
-        )
+        new = ZeroShotClassifier(encoder, self.class_embeddings, self.class_names)
         # Shared, so that both move together, as the weights of a shared encoder do.
         new.image_text_loss = self.image_text_loss
+        new._scaling = self._scaling
         return new
 
     def explain(self, images: Tensor) -> Explanation:
@@ -235,11 +256,12 @@ class ZeroShotClassifier(nn.Module):
         return replace(told, output=self._logits(told.output, len(images)))
 
     def extra_repr(self) -> str:
-        return f"{len(self.class_names)} classes, logit_scale={self.logit_scale:.6g}"
+        bias = f", logit_bias={self.logit_bias:.6g}" if self.logit_bias else ""
+        return f"{len(self.class_names)} classes, logit_scale={self.logit_scale:.6g}{bias}"
 
     def _logits(self, embeddings: Tensor, count: int) -> Tensor:
         checked = check_embeddings(embeddings, count)
-        return self.logit_scale * self.image_text_loss.similarities(checked)
+        return self._scaling.logits(self.image_text_loss.similarities(checked))
 
 
 def _check_images(images: Tensor) -> None:
