@@ -1,5 +1,6 @@
 """Dicts, tuples, dataclasses, named tuples and transformers' outputs, as inputs and outputs."""
 
+import dataclasses
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 
@@ -149,7 +150,7 @@ def test_causal_language_models(name):
     tokens = TokenAction.cyclic_swaps(20, [(3, 4, 5), (9, 11, 13)])
     still = TrivialAction(tokens.group)
     inputs = {"input_ids": tokens, "attention_mask": still, "labels": tokens}
-    outputs = TreeAction({"logits": tokens.on_logits(), "past_key_values": Drop(), "loss": Drop()})
+    outputs = TreeAction({"logits": tokens.on_logits()}, others=Drop())
     ids = torch.randint(0, 20, (4, 7))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -159,8 +160,9 @@ def test_causal_language_models(name):
     ):
         y = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
         assert type(y) is type(backbone(ids))
-        assert y.past_key_values is None
-        assert y.loss is None
+        # The name of the cache is another one in other releases.
+        kept = [f.name for f in dataclasses.fields(y) if getattr(y, f.name) is not None]
+        assert kept == ["logits"]
         assert_equivariant(lambda i, m=model: m(i, attention_mask=mask), ids, tokens, outputs)
 
 
