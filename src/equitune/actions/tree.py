@@ -146,7 +146,7 @@ class TreeAction(Structured):
                 "action for a tensor, or OneOf([...]) if there is one in some modes only"
             )
         # Named tuples have positions too.
-        places = dict(enumerate(fields)) if isinstance(x, tuple) else {}
+        places: dict[Key, Key] = dict(enumerate(fields)) if isinstance(x, tuple) else {}
         by_field = {places.get(key, key): action for key, action in self._actions.items()}
         for key, action in by_field.items():
             if key not in fields and isinstance(action, Action):

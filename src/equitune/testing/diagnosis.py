@@ -44,15 +44,19 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
         return tuple(_randomness(trial))
     if any(gap.mismatch is not None for gap in trial.all_gaps):
         return ()
+    if trial.within:
+        return tuple(_influences(trial))
     whole = [*_rounding(trial)] or [*_mixing(trial)]
     if whole:
         return tuple(whole)
+    mixing = [] if trial.interactions.within else [*_influences(trial)]
     matches = Matches(trial)
     of_all: tuple[Search, ...] = (_symmetric_samples, _movement, _other_hand)
     of_a_part: tuple[Search, ...] = (_subgroup, find_border)
     whole = [cause for search in of_all for cause in search(trial, matches)]
     parts = [cause for search in of_a_part for cause in search(trial, matches)]
-    return (*whole, *parts, *(() if whole else [*_behind_a_cut(trial)] or _layers(trial)))
+    rest = () if whole else [*_behind_a_cut(trial)] or _layers(trial)
+    return (*mixing, *whole, *parts, *rest)
 
 
 def _rounding(trial: Trial) -> Iterable[str]:
@@ -100,6 +104,42 @@ def _mixing(trial: Trial) -> Iterable[str]:
             yield (
                 "the samples of a batch influence each other: one element is chosen for the whole "
                 "batch, or a statistic is taken over it"
+            )
+            yield from _layouts(trial)
+
+
+def _influences(trial: Trial) -> Iterable[str]:
+    """The output for a sample depends on those beside it."""
+    seen = (
+        ""
+        if trial.within
+        else f"the samples of a batch influence each other ({trial.interactions}): "
+    )
+    yield (
+        f"{seen}a statistic, a similarity or attention runs over the first dimension, where a "
+        "wrapper puts the copies of all samples; wrap the part of the model before that"
+    )
+    yield from _layouts(trial)
+
+
+def _layouts(trial: Trial) -> Iterable[str]:
+    """What is known to mix samples, where they were seen to be mixed."""
+    if trial.interactions.within:
+        return
+    second = trial.layers.batch_second()
+    if second:
+        yield (
+            f"these layers have batch_first=False, where the batch is dim 1: {_listed(second)}; "
+            "make them with batch_first=True, or transpose before and after"
+        )
+    batch, order = len(trial.each), trial.group.order
+    leaves = tensors_of(trial.output_action, trial.reference)
+    for shape in dict.fromkeys(tuple(leaf.shape) for leaf in leaves):
+        if order * batch in shape[1:]:
+            yield (
+                f"the output has shape {shape} for a batch of {batch}: one dimension counts the "
+                f"{order} copies of all samples, as where a model compares its samples with each "
+                "other"
             )
 
 
