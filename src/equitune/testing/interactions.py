@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action
-from equitune.testing.batches import copied, tensors_of
+from equitune.testing.batches import copied, one_element_each, tensors_of
 from equitune.testing.comparison import Gap, Tolerance, dense
 from equitune.testing.layers import Layers
 
@@ -20,7 +20,10 @@ __all__ = ["Interactions"]
 @final
 @dataclass(frozen=True)
 class Interactions:
-    """What two batches have shown in which every second sample has other neighbours.
+    """What two batches have shown in which every second sample has another one beside it.
+
+    The others are copies of those that stay, moved by elements of the group: valid samples, at no
+    cost, and of a batch of the same size, since functions may hold what belongs to the samples.
 
     Attributes:
         gaps: How far the output of each sample is from what it is in its own batch; for each of
@@ -77,18 +80,24 @@ class Interactions:
                 f"BatchNorm is in train mode in {norms[0]}, so that its statistics mix the samples "
                 "of a batch: whether something else mixes them cannot be seen",
             ))  # fmt: skip
+        # Copies would be equal to what they stand beside, and tie with it.
+        elements = one_element_each(input_action, x)
+        copies = tensors_of(input_action, input_action.transform(x, elements))
         gaps, notes = [], []
         for rows in _neighbourhoods(len(own[0])):
-            others = [leaf[rows.to(leaf.device)] for leaf in own]
+            others = [_replaced(leaf, copy, rows) for leaf, copy in zip(own, copies, strict=True)]
             if all(map(torch.equal, others, own)):
-                notes.append("samples of x are alike: whether fn mixes them cannot be seen")
+                notes.append(
+                    "samples of x are alike and symmetric: whether fn mixes them cannot be seen"
+                )
                 continue
             try:
                 found = fn(copied(input_action, input_action.unflatten(x, others)))
             except Exception as error:
                 error.add_note(
-                    "fn raised it for the samples of x in another order, some of them twice; "
-                    "what it returns for a sample must not depend on the others."
+                    "fn raised it for a batch in which every second sample of x is replaced by a "
+                    "copy of the one beside it, moved by an element; what it returns for a "
+                    "sample must not depend on the others."
                 )
                 raise
             gap = _gap_of_kept(output_action, found, expected, rows, tolerance)
@@ -109,6 +118,13 @@ def _neighbourhoods(count: int) -> tuple[Tensor, Tensor]:
     # The last one has a neighbour on its left only.
     odd = torch.where(rows % 2 == 1, rows, torch.where(rows + 1 < count, rows + 1, rows - 1))
     return even, odd
+
+
+def _replaced(leaf: Tensor, copies: Tensor, rows: Tensor) -> Tensor:
+    """Samples in their places where ``rows`` leaves them there, copies of others elsewhere."""
+    rows = rows.to(leaf.device)
+    kept = rows == torch.arange(len(rows), device=leaf.device)
+    return torch.where(kept.view(-1, *[1] * (leaf.dim() - 1)), leaf, copies[rows])
 
 
 def _gap_of_kept(
