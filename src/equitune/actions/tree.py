@@ -56,9 +56,9 @@ class TreeAction(Structured):
         actions: A mapping from keys or field names, or a sequence by position, of actions;
             nested structures take a nested ``TreeAction``. ``Drop()`` marks fields that cannot
             be combined over the group. The fields of a named tuple go by name or by position.
-        others: The action of every field that holds a tensor and is not in ``actions``, however
-            many there are; or ``Drop()``, for None in all fields that are not in ``actions``.
-            ``TreeAction(others=action)`` is that of a list of any length.
+        others: The action of every tensor in the fields that are not in ``actions``, however many
+            there are; or ``Drop()``, for None in all of these fields. ``TreeAction(others=action)``
+            is that of a list of any length.
 
     Raises:
         ValueError: If there is no action, or the actions are of different groups.
@@ -156,8 +156,8 @@ class TreeAction(Structured):
                 )
         for key, value in fields.items():
             found = by_field.get(key, self._others)
-            if isinstance(found, Action) and key not in by_field and not holds_tensor(value):
-                found = None
+            if isinstance(found, Action) and key not in by_field:
+                found = _at_any_depth(found, value)
             if found is None and holds_tensor(value):
                 raise ValueError(
                     f"{name} has a field {key!r} without an action; give the TreeAction one for "
@@ -202,6 +202,8 @@ class OneOf(Structured):
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
+        if not isinstance(actions, Iterable):
+            raise TypeError(f"`actions` must be a list of actions, got a {type(actions).__name__}")
         self._actions = tuple(actions)
         named = {f"actions[{i}]": action for i, action in enumerate(self._actions)}
         for name, action in named.items():
@@ -284,6 +286,14 @@ def children(x: Any) -> dict[Key, Any] | None:
     if isinstance(x, tuple | list):
         return dict(zip(_names(x), x, strict=True))
     return None
+
+
+def _at_any_depth(action: Action, value: Any) -> Action | None:
+    """What acts on a field that may be a structure, or hold no tensor at all."""
+    if not holds_tensor(value):
+        return None
+    single = isinstance(value, Tensor) or isinstance(action, Structured)
+    return action if single else TreeAction(others=action)
 
 
 def _names(x: tuple[Any, ...] | list[Any]) -> Sequence[Key]:

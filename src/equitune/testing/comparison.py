@@ -13,6 +13,7 @@ __all__ = [
     "RELATIVE_TOLERANCES",
     "Gap",
     "Tolerance",
+    "are_alike",
     "close",
     "dense",
     "find_nan",
@@ -172,6 +173,11 @@ def dense(y: Tensor) -> Tensor:
     return y if y.layout == torch.strided else y.to_dense()
 
 
+def are_alike(leaves: Iterable[Tensor]) -> bool:
+    """Whether all samples of a batch are the same."""
+    return all(torch.equal(leaf.roll(1, 0), leaf) for leaf in leaves)
+
+
 def is_constant(outputs: Iterable[Sequence[Tensor]], tolerance: Tolerance) -> bool:
     """Whether several outputs, and the samples of each, are the same, as closely as can be seen.
 
@@ -211,6 +217,8 @@ def _typical_scale(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> f
         dtype: In which they were computed.
         inputs: As for :meth:`Gap.between`.
     """
+    if size.numel() == 0:
+        return 0.0
     positive = size[size > _rounding(size, dtype, inputs)]
     # Where there is nothing but rounding, that is all that can be compared.
     positive = positive if len(positive) else size[size > 0]
@@ -233,13 +241,14 @@ def _rounding(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> Tensor
 
 
 def _is_written(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a number is large and round, or next to the largest of its dtype, as in programs."""
+    """Where a number is large and round, or next to the largest of its dtype: as in a program."""
     if not dtype.is_floating_point:
         return torch.zeros_like(size, dtype=torch.bool)
     unit = 10 ** size.clamp(min=1.0).log10().floor()
     digit = (size / unit).round() * unit
     precise = (size - digit).abs() <= torch.finfo(dtype).eps * size
-    return (size > 1) & precise | (size >= torch.finfo(dtype).max / 4)
+    huge = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 4
+    return (size > 1) & precise | (size >= huge)
 
 
 def _excess(absolute: Tensor, allowed: Tensor) -> Tensor:

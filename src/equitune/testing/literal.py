@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from equitune.actions import Action, TrivialAction
 from equitune.testing.batches import copied, tensors_of
-from equitune.testing.comparison import Gap, Tolerance
+from equitune.testing.comparison import Gap, Tolerance, are_alike, is_constant
 from equitune.testing.formulas import (
     CanonicalizeFormula,
     EquiTuneFormula,
@@ -54,8 +55,12 @@ def assert_matches_formula(
             batches of other sizes round differently.
         atol: As for :func:`assert_equivariant`.
 
+    Warns:
+        UserWarning: If the formula gives the same for all samples, where other formulas do too.
+
     Raises:
-        AssertionError: If they differ; the message names the worst sample, with the error.
+        AssertionError: If they differ; the message names the worst sample, with the error, and
+            says so if what ``fn`` returns for a sample depends on the others.
         ValueError: If a module of ``fn`` or the formula is in train mode.
         TypeError: If ``formula`` is None and ``fn`` is no wrapper with one input action.
 
@@ -90,25 +95,29 @@ def assert_matches_formula(
         found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
         tolerance = Tolerance(rtol, atol, slack=10.0)
         gap = Gap.between(found, expected, tolerance)
-        right = gap.mismatch is None and bool(gap.passes.all())
-        actions = (formula.input_action, action)
-        mixed = None if right else Interactions.of(fn, x, actions, found, tolerance)
-    influence = "" if mixed is None or mixed.within else (
-        f"; the samples of a batch influence each other: {mixed}"
-    )  # fmt: skip
-    if gap.mismatch is not None:
-        raise AssertionError(
-            f"fn is not {type(formula).__name__}: "
-            + gap.mismatch.replace("g fn(x)", "the formula").replace("fn(gx)", "fn(x)")
-            + influence
+        if gap.mismatch is not None or not bool(gap.passes.all()):
+            actions = (formula.input_action, action)
+            mixed = Interactions.of(fn, x, actions, found, tolerance)
+            raise AssertionError(f"fn is not {type(formula).__name__}: {_difference(gap, mixed)}")
+    inputs = tensors_of(formula.input_action, x)
+    if not are_alike(inputs) and is_constant([expected], tolerance):
+        warnings.warn(
+            f"{type(formula).__name__} gives the same for every sample, as other formulas may, so "
+            "that it is hardly seen which one fn computes; give it weights that tell them apart",
+            stacklevel=2,
         )
-    if not bool(gap.passes.all()):
-        i = gap.worst
-        raise AssertionError(
-            f"fn is not {type(formula).__name__}: they differ most at sample {i}, by "
-            f"{float(gap.absolute[i]):.3g} absolute, where {float(gap.allowed[i]):.3g} is allowed"
-            + influence
-        )
+
+
+def _difference(gap: Gap, mixed: Interactions) -> str:
+    i = gap.worst
+    found = gap.mismatch or (
+        f"they differ most at sample {i}, by {float(gap.absolute[i]):.3g} absolute, where "
+        f"{float(gap.allowed[i]):.3g} is allowed"
+    )
+    found = found.replace("g fn(x)", "the formula").replace("fn(gx)", "fn(x)")
+    return (
+        found if mixed.within else f"{found}; the samples of a batch influence each other: {mixed}"
+    )
 
 
 def formula_of(wrapper: object) -> Formula:

@@ -16,7 +16,7 @@ from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions.tree import children, holds_tensor
 from equitune.groups import FiniteGroup
 from equitune.testing.batches import check_batch, copied, one_element_each, tensors_of
-from equitune.testing.comparison import Gap, Tolerance, is_constant, magnitudes
+from equitune.testing.comparison import Gap, Tolerance, are_alike, is_constant, magnitudes
 from equitune.testing.interactions import Interactions
 from equitune.testing.layers import Layers
 from equitune.wrappers import Symmetrizer
@@ -80,8 +80,7 @@ class Trial:
     @property
     def is_constant(self) -> bool:
         """Whether fn tells neither the samples of x nor the elements from each other."""
-        inputs = tensors_of(self.input_action, self.x)
-        alike = all(torch.equal(leaf.roll(1, 0), leaf) for leaf in inputs)
+        alike = are_alike(tensors_of(self.input_action, self.x))
         return self.within and not alike and is_constant(self.outputs, self.tolerance)
 
     @property
