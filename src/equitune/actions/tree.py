@@ -91,15 +91,15 @@ class TreeAction(Structured):
         entries: dict[Key, Action | Drop] = {}
         entries.update(actions if isinstance(actions, Mapping) else enumerate(actions))
         named = {f"actions[{key!r}]": action for key, action in entries.items()}
-        named |= {} if others is None else {"others": others}
-        for name, action in named.items():
+        for name, action in (named if others is None else {**named, "others": others}).items():
             if not isinstance(action, Action | Drop):
                 raise TypeError(
                     f"{name} is a {type(action).__name__}; give an action, or Drop() "
                     "for a field that cannot be combined"
                 )
         self._actions, self._others = entries, others
-        self.group = common_group({k: a for k, a in named.items() if isinstance(a, Action)})
+        given = {**{str(key): action for key, action in entries.items()}, "others": others}
+        self.group = common_group({k: a for k, a in given.items() if isinstance(a, Action)})
 
     @property
     def actions(self) -> dict[Key, Action | Drop]:
@@ -142,8 +142,9 @@ class TreeAction(Structured):
         fields = children(x)
         if fields is None:
             raise TypeError(
-                f"{name} is a {type(x).__name__}, but its TreeAction {self._described()}; give one "
-                "action for a tensor, or OneOf([...]) if there is one in some modes only"
+                f"{name} is a {type(x).__name__}, but its TreeAction has the fields "
+                f"{list(self._actions)}; give one action for a tensor, or OneOf([...]) if there is "
+                "one in some modes only"
             )
         # Named tuples have positions too.
         places: dict[Key, Key] = dict(enumerate(fields)) if isinstance(x, tuple) else {}
@@ -165,10 +166,6 @@ class TreeAction(Structured):
                     f"combined, or others=... for all fields that are not named{_advice(x)}"
                 )
             yield key, value, None if value is None else found
-
-    def _described(self) -> str:
-        others = "" if self._others is None else " and others"
-        return f"has the fields {list(self._actions)}{others}"
 
     def _parts(self) -> Iterable[object]:
         return (*self._actions.values(), self._others)

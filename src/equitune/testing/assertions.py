@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,8 @@ def assert_equivariant(
 
     Warns:
         UserWarning: If an invariance to some element was not seen, because it changes no sample,
-            or no symmetry at all, because ``fn`` returns the same for all samples and elements.
+            or no symmetry at all, because ``fn`` returns the same for all samples and elements
+            (not said within a property test, where one input of many may do that).
 
     Raises:
         AssertionError: If ``fn`` is not equivariant; the message names the worst element and
@@ -160,7 +162,7 @@ def _assert(trial: Trial, symmetry: str) -> None:
     report = EquivarianceReport.of(trial, symmetry)
     if not report.passed:
         raise AssertionError(report.message())
-    if trial.is_constant:
+    if trial.is_constant and not _in_property_test():
         warnings.warn(f"{CONSTANT}; give it weights and samples that differ", stacklevel=3)
     unseen = trial.unseen() if trial.is_invariance else []
     if unseen:
@@ -170,3 +172,9 @@ def _assert(trial: Trial, symmetry: str) -> None:
             "not seen; give random samples",
             stacklevel=3,
         )
+
+
+def _in_property_test() -> bool:
+    """Whether hypothesis tries many inputs, among which it finds those that show nothing."""
+    hypothesis = sys.modules.get("hypothesis")
+    return hypothesis is not None and hypothesis.currently_in_test_context()
