@@ -110,15 +110,14 @@ def _mixing(trial: Trial) -> Iterable[str]:
 
 def _influences(trial: Trial) -> Iterable[str]:
     """The output for a sample depends on those beside it."""
-    seen = (
-        ""
-        if trial.within
-        else f"the samples of a batch influence each other ({trial.interactions}): "
+    cause = (
+        "a statistic, a similarity or attention runs over the first dimension, where a wrapper "
+        "puts the copies of all samples; wrap the part of the model before that, or check in which "
+        "order (|G|, B) is flattened"
     )
-    yield (
-        f"{seen}a statistic, a similarity or attention runs over the first dimension, where a "
-        "wrapper puts the copies of all samples; wrap the part of the model before that"
-    )
+    # The failure says it where nothing else is wrong.
+    among_others = f"the samples of a batch influence each other: {cause} ({trial.interactions})"
+    yield cause if trial.within else among_others
     yield from _layouts(trial)
 
 
