@@ -253,6 +253,10 @@ def test_fields_that_are_left_to_others():
     half = c4().subgroup([2])
     assert action.restrict(half) == TreeAction({"loss": Drop()}, others=IMAGE.restrict(half))
     assert TreeAction([NOTHING], others=IMAGE).restrict(half).group.order == 2
+    # A field may have that name.
+    assert TreeAction({"others": IMAGE}).group == c4()
+    with pytest.raises(ValueError, match="different groups: 'others' has"):
+        TreeAction({"others": IMAGE}, others=ImageAction(d4()))
 
 
 def test_results_of_torch_have_names_too():
@@ -547,3 +551,24 @@ def test_a_pipeline_of_transformers():
     )
     assert scores == pytest.approx(turned, rel=1e-5)
     assert set(scores) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("action", [
+    OneOf([TreeAction({"logits": NOTHING, "map": IMAGE}), IMAGE]),
+    OneOf([TreeAction({"logits": NOTHING}, others=IMAGE), IMAGE]),
+    OneOf([TreeAction({"map": IMAGE}, others=Drop()), IMAGE]),
+], ids=["by name", "others", "others dropped"])  # fmt: skip
+def test_structures_compile_and_export(action, training):
+    backbone = ByMode(lambda a, b: Pair(a, b), lambda a, b: b)
+    model = EquiTune(backbone, IMAGE, action).train(training)
+    x = torch.randn(3, 3, 6, 6)
+    torch._dynamo.reset()
+    found = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")(x)
+    leaves = zip(action.flatten(found), action.flatten(model(x)), strict=True)
+    assert type(found) is (Pair if training else Tensor)
+    assert all(torch.allclose(one, other, atol=1e-5) for (_, one), (_, other) in leaves)
+    if not training:
+        exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+        assert torch.allclose(exported.module()(x[:2]), model(x[:2]), atol=1e-5)
+    torch._dynamo.reset()

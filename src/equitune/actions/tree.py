@@ -98,7 +98,7 @@ class TreeAction(Structured):
                     "for a field that cannot be combined"
                 )
         self._actions, self._others = entries, others
-        given = {**{str(key): action for key, action in entries.items()}, "others": others}
+        given = {**{str(key): action for key, action in entries.items()}, "others=": others}
         self.group = common_group({k: a for k, a in given.items() if isinstance(a, Action)})
 
     @property

@@ -42,14 +42,12 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
     """The causes that fit what was measured, the likeliest first; none if none fits."""
     if trial.draws or not bool(trial.repeat_gap.passes.all()):
         return tuple(_randomness(trial))
-    if any(gap.mismatch is not None for gap in trial.all_gaps):
-        return ()
-    if trial.within:
-        return tuple(_influences(trial))
+    mixing = () if trial.interactions.within else tuple(_influences(trial))
+    if trial.within or any(gap.mismatch is not None for gap in trial.all_gaps):
+        return mixing
     whole = [*_rounding(trial)] or [*_mixing(trial)]
     if whole:
         return tuple(whole)
-    mixing = [] if trial.interactions.within else [*_influences(trial)]
     matches = Matches(trial)
     of_all: tuple[Search, ...] = (_symmetric_samples, _movement, _other_hand)
     of_a_part: tuple[Search, ...] = (_subgroup, find_border)
