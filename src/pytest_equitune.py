@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 import unittest
+import warnings
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +48,30 @@ def equivariant(
 
     def check(model: Callable[[Any], Any]) -> None:
         __tracebackhide__ = True
-        from equitune.testing import assert_equivariant
-
-        def on(batch: Any) -> None:
-            __tracebackhide__ = True
-            assert_equivariant(model, batch, input_action, output_action, rtol=rtol, atol=atol)
+        from equitune.testing import assert_equivariant, equivariance_report
+        from equitune.testing.report import CONSTANT
 
         # A strategy can only have been made where hypothesis is imported.
         hypothesis = sys.modules.get("hypothesis")
-        if hypothesis is not None and isinstance(x, hypothesis.strategies.SearchStrategy):
-            hypothesis.settings(deadline=None)(hypothesis.given(x)(on))()
-        else:
-            on(x() if callable(x) else x)
+        if hypothesis is None or not isinstance(x, hypothesis.strategies.SearchStrategy):
+            batch = x() if callable(x) else x
+            assert_equivariant(model, batch, input_action, output_action, rtol=rtol, atol=atol)
+            return
+        constant = []
+
+        def on(batch: Any) -> None:
+            __tracebackhide__ = True
+            report = equivariance_report(
+                model, batch, input_action, output_action, rtol=rtol, atol=atol
+            )
+            if not report.passed:
+                raise AssertionError(report.message())
+            constant.append(CONSTANT in report.notes)
+
+        hypothesis.settings(deadline=None)(hypothesis.given(x)(on))()
+        # A few examples on which a model is constant are found by every search.
+        if sum(constant) > len(constant) / 2:
+            warnings.warn(CONSTANT, stacklevel=2)
 
     return check
 

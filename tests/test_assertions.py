@@ -13,12 +13,15 @@ from equitune import (
     Drop,
     EquiTune,
     ImageAction,
+    MatrixAction,
     PermutationAction,
+    ProductAction,
     TreeAction,
     TrivialAction,
     c4,
     cyclic,
     d4,
+    dihedral,
     symmetric,
 )
 from equitune.testing import (
@@ -27,6 +30,7 @@ from equitune.testing import (
     assert_equivariant,
     assert_group,
     assert_invariant,
+    assert_matches_formula,
     equivariance_report,
 )
 
@@ -37,7 +41,7 @@ def equivariant():
     return EquiTune(ConvNet(3, 3, dense=True).eval(), C4, C4)
 
 
-def test_the_function_is_called_once_per_element_and_twice_more():
+def test_the_function_is_called_once_per_element_and_four_times_more():
     calls = itertools.count()
     model = equivariant()
 
@@ -46,7 +50,7 @@ def test_the_function_is_called_once_per_element_and_twice_more():
         return model(x)
 
     assert_equivariant(fn, torch.randn(3, 3, 6, 6), C4, C4)
-    assert next(calls) <= C4.group.order + 2
+    assert next(calls) == C4.group.order + 4
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=str)
@@ -361,7 +365,7 @@ def test_functions_that_work_in_place_or_reuse_a_buffer():
         assert_equivariant(fn, x, C4, C4)
 
 
-def test_half_of_the_calls_without_gradients():
+def test_all_calls_are_without_gradients():
     calls = []
     weight = torch.ones((), requires_grad=True)
 
@@ -370,7 +374,7 @@ def test_half_of_the_calls_without_gradients():
         return (x * weight).mean((-2, -1))
 
     assert_invariant(fn, torch.randn(3, 3, 6, 6), C4)
-    assert calls == [False] * 6
+    assert calls == [False] * 8
     assert torch.is_grad_enabled()
 
 
@@ -564,3 +568,141 @@ def test_own_actions_have_to_be_exact():
             assert_action(action, x)
     finally:
         ImageAction.transform = transform
+
+
+def turns(order):
+    """Rotations about the third axis; entries of cyclic(3) are irrational."""
+    rows = []
+    for k in range(order):
+        c, s = (f(2 * math.pi * k / order) for f in (math.cos, math.sin))
+        rows.append([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def symmetries_of_a_triangle():
+    """Rotations in space, of a group that is not abelian."""
+    half = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    return {
+        tuple(g): m
+        for m in [*turns(3), *(half @ turns(3))]
+        for g in [m.round(decimals=6).flatten().tolist()]
+    }
+
+
+TRIANGLE = list(symmetries_of_a_triangle().values())
+IN_SPACE = {
+    "cyclic(3)": (cyclic(3), turns(3)),
+    "cyclic(4)": (cyclic(4), turns(4).round(decimals=15)),
+    "dihedral(3)": (dihedral(3), torch.stack(TRIANGLE)),
+}
+
+
+def vectors_and_tensors(name):
+    group, matrices = IN_SPACE[name]
+    tensor = ProductAction.simultaneous(
+        MatrixAction(group, matrices, dim=-2), MatrixAction(group, matrices, dim=-1)
+    )
+    return MatrixAction(group, matrices), tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("name", IN_SPACE)
+def test_zeros_that_were_rounded(name, size, batch, dtype):
+    """Most entries of an isotropic tensor are 0, up to the rounding of those on its diagonal."""
+    vector, tensor = vectors_and_tensors(name)
+    turned = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    unit = turned.to(dtype) @ turned.to(dtype).T
+    x = size * torch.randn(batch, 4, 3, dtype=dtype)
+
+    def stress(x, error=0.0):
+        pressure = x.pow(2).sum((1, 2))[:, None, None]
+        return pressure * (unit + error * torch.eye(3, dtype=dtype).roll(1, 1))
+
+    assert int((unit.abs() < 1e-6).sum()) == 6
+    assert_equivariant(stress, x, vector, tensor)
+    limit = RELATIVE_TOLERANCES[dtype]
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(lambda x: stress(x, 10 * limit), x, vector, tensor)
+    report = equivariance_report(stress, x, vector, tensor)
+    assert report.worst.allowed <= 2 * limit * float(stress(x).abs().max())
+
+
+def test_samples_that_vanish_by_their_symmetry():
+    """The sum of the corners of a triangle is 0, up to the rounding of the corners."""
+    vector, _ = vectors_and_tensors("cyclic(3)")
+    corners = turns(3) @ torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    x = torch.stack([corners, 2 * corners, 3 * corners, torch.randn(3, 3, dtype=torch.float64)])
+
+    def dipole(x):
+        return (x * x.norm(dim=-1, keepdim=True)).sum(1)
+
+    assert float(dipole(x)[:3].abs().max()) < 1e-14
+    assert_equivariant(dipole, x, vector, vector)
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: dipole(x) + 1e-9 * x.sum((1, 2))[:, None], x, vector, vector)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, 1e30, -torch.finfo(torch.float32).max], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_mask_is_no_result_whose_rounding_counts(dtype, batch, mask):
+    x = torch.randn(batch, 1, 6, 6, dtype=dtype)
+
+    def masked(y):
+        return torch.cat([torch.full_like(y[:, :1], mask), y], dim=1)
+
+    assert_invariant(lambda x: masked(x.mean((-2, -1)).expand(-1, 5)), x, C4)
+    with pytest.raises(AssertionError, match="not invariant"):
+        assert_invariant(lambda x: masked(x.flatten(1)[:, :5]), x, C4)
+
+
+def dead(x):
+    return torch.relu(-x.pow(2)).sum((1, 2, 3))
+
+
+CONSTANT = "fn returns the same for every sample and every element, so that no symmetry can be"
+
+
+@pytest.mark.parametrize(("fn", "output"), [
+    (lambda x: x.mean((2, 3)) @ torch.zeros(3, 5) + torch.arange(5.0), None),
+    (dead, None),
+    (lambda x: {"a": dead(x), "b": [x.new_ones(len(x), 2)]}, None),
+    (lambda x: 0 * x, C4),
+    (lambda x: x.new_full((len(x), 1, 2, 2), 3), C4),
+    (lambda x: x.sum((1, 2, 3)).clamp(100).long(), None),
+    (lambda x: 1 + 1e-9 * x.sum((1, 2, 3)), None),
+], ids=["head", "dead", "structure", "maps", "constant map", "integers", "rounding"])  # fmt: skip
+def test_a_constant_output_is_said_to_show_nothing(fn, output):
+    x = torch.randn(4, 3, 6, 6)
+    with pytest.warns(UserWarning, match=CONSTANT):
+        assert_equivariant(fn, x, C4, output)
+    if output is None:
+        with pytest.warns(UserWarning, match=CONSTANT):
+            assert_invariant(fn, x, C4)
+    report = equivariance_report(fn, x, C4, output)
+    assert report.passed
+    assert any(CONSTANT in note for note in report.notes)
+
+
+def test_what_is_not_constant():
+    x = torch.randn(4, 3, 6, 6)
+    # One field of several; one sample; samples that are alike; one that moves.
+    assert_invariant(lambda x: {"a": dead(x), "b": x.sum((1, 2, 3))}, x, C4)
+    assert_invariant(lambda x: x.amax((1, 2, 3)), x[:1], C4)
+    assert_invariant(lambda x: x.amax((1, 2, 3)), x[:1].expand(4, -1, -1, -1), C4)
+    assert_equivariant(torch.sign, x.abs().cumsum(-1) - 1, C4, C4)
+    # And what is loose by itself.
+    assert_invariant(lambda x: 1 + 1e-4 * x.sum((1, 2, 3)), x, C4, rtol=10.0)
+    with pytest.raises(AssertionError, match="not invariant"):
+        assert_invariant(lambda x: (x[:, 0, 0, 0] > 0) * 0.5, x, C4)
+
+
+def test_a_formula_that_is_constant_is_said_to_show_little():
+    linear = torch.nn.Linear(108, 5)
+    model = EquiTune(torch.nn.Sequential(torch.nn.Flatten(), linear), C4).eval()
+    assert_matches_formula(model, torch.randn(4, 3, 6, 6))
+    torch.nn.init.zeros_(linear.weight)
+    with pytest.warns(UserWarning, match="EquiTuneFormula gives the same for every sample"):
+        assert_matches_formula(model, torch.randn(4, 3, 6, 6))

@@ -1,6 +1,7 @@
 """Seeded bugs are all caught, the right code beside them never; and 200 right models raise none."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -46,8 +47,13 @@ def test_the_message_names_the_bug(name, said):
 
 
 def test_no_false_alarms():
-    for seed in range(false_alarms.MODELS):
-        assert_equivariant(*false_alarms.draw(seed))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(false_alarms.MODELS):
+            assert_equivariant(*false_alarms.draw(seed))
+    # A model may have units that are dead, which is said of it.
+    assert all("fn returns the same for every sample" in str(w.message) for w in caught)
+    assert len(caught) <= false_alarms.MODELS // 100
 
 
 def test_the_models_of_the_alarms_can_fail():

@@ -211,3 +211,34 @@ def test_the_three_lines_of_the_guide_can_fail(pytester):
     text = re.search(r"# tests/test_three_lines\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)[1]
     pytester.makepyfile(text.replace("AdaptiveAvgPool2d(1)", "Conv2d(3, 1, 3)"))
     pytester.runpytest("-p", "pytest_equitune").assert_outcomes(failed=1)
+
+
+def test_a_constant_model_is_said_to_show_nothing(run):
+    result = run("""
+dead = EquiTune(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)), D4).eval()
+torch.nn.init.zeros_(dead.backbone[1].weight)
+
+@pytest.mark.equivariant(D4, x=x)
+def test_batch():
+    return dead
+
+@pytest.mark.equivariant(D4, x=images(D4, channels=3, min_side=8, max_side=8, square=True))
+def test_strategy():
+    return dead
+
+@pytest.mark.equivariant(D4, x=images(D4, channels=3, min_side=8, max_side=8, square=True))
+def test_strategy_of_a_model_that_lives():
+    return right
+""")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*UserWarning: fn returns the same for every sample*"])
+
+
+def test_samples_that_influence_each_other(run):
+    result = run("""
+@pytest.mark.equivariant(D4, x=x)
+def test_mean():
+    return lambda x: right(x) - right(x).mean(0)
+""")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the samples of a batch influence each other*"])

@@ -11,6 +11,7 @@ from equitune import (
     FiniteGroup,
     ImageAction,
     MatrixAction,
+    OneOf,
     PermutationAction,
     ProductAction,
     RegularAction,
@@ -266,6 +267,8 @@ def test_models_shrink_and_do_not_touch_the_global_seed():
 @pytest.mark.parametrize(("action", "output", "message"), [
     (TreeAction({"x": D4}), None, "give the action of one tensor"),
     (D4, TreeAction([TrivialAction(d4()), D4]), "a TreeAction of a sequence; give one of a dict"),
+    (D4, TreeAction(others=D4), "a TreeAction of a sequence; .* a name for every field"),
+    (D4, OneOf([D4, TreeAction([D4])]), "output_action is a OneOf"),
     (D4, VectorFieldAction(d4(), channel_dim=1), "count from the end"),
     (SET, ImageAction(symmetric(3), [0] * 6), "output_action acts on images"),
     (D4, RegularFeatureAction(D4), "output_action is a RegularFeatureAction"),

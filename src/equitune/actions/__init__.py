@@ -10,13 +10,14 @@ from equitune.actions.permutation import (
     TokenAction,
 )
 from equitune.actions.product import ProductAction
-from equitune.actions.tree import Drop, TreeAction
+from equitune.actions.tree import Drop, OneOf, TreeAction
 
 __all__ = [
     "Action",
     "Drop",
     "ImageAction",
     "MatrixAction",
+    "OneOf",
     "PermutationAction",
     "ProductAction",
     "RegularAction",

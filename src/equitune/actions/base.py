@@ -253,10 +253,12 @@ def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> i
 
 
 def advice(x: object) -> str:
-    """What helps with a list of one dict per image, for a message; nothing for other lists."""
-    if isinstance(x, list) and x and all(isinstance(entry, dict) for entry in x):
+    """What helps with a list, for a message; nothing for anything else."""
+    if not isinstance(x, list):
+        return ""
+    if x and all(isinstance(entry, dict) for entry in x):
         return "; for a list of one dict per image use equitune.vision.PaddedDetections"
-    return ""
+    return "; for a list of any length use TreeAction(others=action)"
 
 
 def _require_tensor(x: object, name: str, action: Action) -> Tensor:

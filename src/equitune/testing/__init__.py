@@ -13,8 +13,8 @@ from equitune.testing.formulas import (
     Formula,
     LambdaEquiTuneFormula,
     RegularFeaturesFormula,
-    assert_matches_formula,
 )
+from equitune.testing.literal import assert_matches_formula
 from equitune.testing.report import ElementErrors, EquivarianceReport
 
 __all__ = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from equitune.actions import Action
 from equitune.testing.comparison import Tolerance
-from equitune.testing.report import EquivarianceReport
+from equitune.testing.report import CONSTANT, EquivarianceReport
 from equitune.testing.trial import Trial, run_trial
 
 __all__ = ["assert_equivariant", "assert_invariant", "equivariance_report"]
@@ -25,9 +26,12 @@ def assert_equivariant(
 ) -> None:
     """Asserts that fn(gx) = g fn(x) for every element g, and for each sample with its own g.
 
-    The function is called |G| + 2 times, in the mode that it is in, without gradients (let it open
+    And that the samples of a batch do not influence each other: a wrapper puts the copies of all
+    samples into one batch, where they must not see each other either.
+
+    The function is called |G| + 4 times, in the mode that it is in, without gradients (let it open
     ``torch.enable_grad()`` if it needs them itself). Two of the calls have the same input, so that
-    randomness is told from inequivariance.
+    randomness is told from inequivariance; in two, every second sample has others beside it.
 
     Args:
         fn: A function or module of one batch, or of one structure of batches; of any origin.
@@ -37,19 +41,24 @@ def assert_equivariant(
         output_action: How it acts on what ``fn`` returns; None means invariance.
         rtol: The largest allowed difference, relative to the largest entry of the output tensor;
             entries of more than 1,000 times the median, such as masks, count relative to
-            themselves alone. Default by dtype: 1e-12 for float64, 1e-5 for float32, 1e-2 for
+            themselves alone, and zeros that were rounded do not count for the median. Default by
+            dtype: 1e-12 for float64, 1e-5 for float32, 1e-2 for
             float16, 5e-2 for bfloat16, 0 for integers (``RELATIVE_TOLERANCES``).
         atol: An absolute difference that is allowed on top.
 
     Warns:
         UserWarning: If an invariance to some element was not seen, because it changes no sample;
-            if the output cannot be what ``output_action`` takes it for, such as boxes in another
+            if no symmetry at all was seen, because ``fn`` returns the same for all samples and
+            elements (not said within a property test, where one input of many may do that); or if
+            the output cannot be what ``output_action`` takes it for, such as boxes in another
             format (see ``equitune.vision.check_coordinates``).
 
     Raises:
         AssertionError: If ``fn`` is not equivariant; the message names the worst element and
             sample with the error, the usual causes that it looks like, and the error of every
-            element. Also if ``fn`` is random, or returns NaN; the message then says that.
+            element. Also if ``fn`` is random, returns NaN, or what it returns for a sample depends
+            on the others; the message then says that. BatchNorm in train mode is let through,
+            with a note in the report.
         ValueError: If the actions are of different groups or do not fit, or if ``x`` is empty,
             holds NaN, or is the same under every element so that no invariance can be seen.
         TypeError: If the actions do not fit the structures.
@@ -79,6 +88,8 @@ def assert_invariant(
 ) -> None:
     """Asserts that fn(gx) = fn(x) for every element g, and for each sample with its own g.
 
+    It calls ``fn`` as :func:`assert_equivariant` does.
+
     Args:
         fn: A function or module of one batch, or of one structure of batches, that returns a
             tensor or a structure of tensors.
@@ -86,6 +97,9 @@ def assert_invariant(
         input_action: How the group acts on ``x``.
         rtol: As for :func:`assert_equivariant`.
         atol: As for :func:`assert_equivariant`.
+
+    Warns:
+        UserWarning: As :func:`assert_equivariant`; a constant output shows no invariance.
 
     Raises:
         AssertionError: If ``fn`` is not invariant, as for :func:`assert_equivariant`.
@@ -152,6 +166,8 @@ def _assert(trial: Trial, symmetry: str) -> None:
     report = EquivarianceReport.of(trial, symmetry)
     if not report.passed:
         raise AssertionError(report.message())
+    if trial.is_constant and not _in_property_test():
+        warnings.warn(f"{CONSTANT}; give it weights and samples that differ", stacklevel=3)
     unseen = trial.unseen() if trial.is_invariance else []
     if unseen:
         names = ", ".join(trial.group.names[g] for g in unseen)
@@ -170,3 +186,9 @@ def _warn_of_doubts(trial: Trial, stacklevel: int) -> None:
             "it again after training)",
             stacklevel=stacklevel,
         )
+
+
+def _in_property_test() -> bool:
+    """Whether hypothesis tries many inputs, among which it finds those that show nothing."""
+    hypothesis = sys.modules.get("hypothesis")
+    return hypothesis is not None and hypothesis.currently_in_test_context()

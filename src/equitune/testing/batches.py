@@ -10,18 +10,19 @@ from torch import Tensor
 
 from equitune.actions import Action
 from equitune.testing.comparison import find_nan
+from equitune.wrappers.subclasses import plain
 
 __all__ = ["check_batch", "copied", "one_element_each", "tensors_of"]
 
 
 def tensors_of(action: Action, y: Any, name: str = "x") -> list[Tensor]:
-    """The tensors of a structure, in the order of its action."""
-    return [leaf for _, leaf in action.flatten(y, name)]
+    """The tensors of a structure, in the order of its action; plain ones."""
+    return [plain(leaf) for _, leaf in action.flatten(y, name)]
 
 
 def copied(action: Action, x: Any) -> Any:
     """A copy of a structure, since functions may work in place, or return one buffer again."""
-    return action.unflatten(x, [leaf.detach().clone() for leaf in tensors_of(action, x)])
+    return action.unflatten(x, [leaf.detach().clone() for _, leaf in action.flatten(x)])
 
 
 def check_batch(action: Action, x: Any) -> None:

@@ -9,7 +9,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["RELATIVE_TOLERANCES", "Gap", "Tolerance", "close", "find_nan", "magnitudes"]
+__all__ = [
+    "RELATIVE_TOLERANCES",
+    "Gap",
+    "Tolerance",
+    "are_alike",
+    "close",
+    "dense",
+    "find_nan",
+    "is_constant",
+    "magnitudes",
+]
 
 RELATIVE_TOLERANCES = {
     torch.float64: 1e-12,
@@ -21,6 +31,9 @@ RELATIVE_TOLERANCES = {
 
 OUTLIER = 1e3
 """Entries of more than this many times the median count relative to themselves alone."""
+
+ROUNDING = 0.1
+"""Entries below this share of the tolerance of their dtype may be zeros that were rounded."""
 
 MOST_FOR_MEDIAN = 1_000_000
 
@@ -94,8 +107,22 @@ class Gap:
         return int(self.excess.argmax())
 
     @classmethod
-    def between(cls, found: Sequence[Tensor], expected: Sequence[Tensor], to: Tolerance) -> Gap:
-        """Compares the tensors of two outputs, one by one."""
+    def between(
+        cls,
+        found: Sequence[Tensor],
+        expected: Sequence[Tensor],
+        to: Tolerance,
+        inputs: Tensor | None = None,
+    ) -> Gap:
+        """Compares the tensors of two outputs, one by one.
+
+        Args:
+            found: The tensors of one output.
+            expected: Those of the other.
+            to: The largest difference that is allowed.
+            inputs: (B,) float64, the largest number that went in at each sample; None if that is
+                not known.
+        """
         if len(found) != len(expected):
             return cls.without_comparison(
                 f"fn(gx) holds {len(found)} tensors, but g fn(x) holds {len(expected)}"
@@ -107,7 +134,7 @@ class Gap:
                     f"shape {tuple(other.shape)} and dtype {other.dtype}"
                 )
         pairs = zip(found, expected, strict=True)
-        gaps = [cls._of_tensors(one, other, k, to) for k, (one, other) in enumerate(pairs)]
+        gaps = [cls._of_tensors(one, other, k, to, inputs) for k, (one, other) in enumerate(pairs)]
         stacks = [
             torch.stack([getattr(gap, name) for gap in gaps])
             for name in ("absolute", "scale", "allowed", "tensor")
@@ -123,12 +150,15 @@ class Gap:
         return cls(one * float("inf"), one, one * 0, torch.zeros_like(one).long(), mismatch)
 
     @classmethod
-    def _of_tensors(cls, one: Tensor, other: Tensor, number: int, tolerance: Tolerance) -> Gap:
-        one, other = (y.to_dense() if y.layout != torch.strided else y for y in (one, other))
+    def _of_tensors(
+        cls, one: Tensor, other: Tensor, number: int, tolerance: Tolerance, inputs: Tensor | None
+    ) -> Gap:
+        one, other = dense(one), dense(other)
+        dtype = other.real.dtype if other.is_complex() else other.dtype
         size = magnitudes(other).reshape(len(other), -1)
-        scale = size.clamp(min=_typical_scale(size))
+        scale = size.clamp(min=_typical_scale(size, dtype, inputs))
         errors = _differences(one, other).reshape(size.shape)
-        allowed = tolerance.allowed(other.real.dtype if other.is_complex() else other.dtype, scale)
+        allowed = tolerance.allowed(dtype, scale)
         if size.shape[1] == 0:
             errors, scale, allowed = (torch.zeros(len(size), 1, dtype=torch.float64) for _ in "123")
         worst = _excess(errors, allowed).argmax(dim=1, keepdim=True)
@@ -136,6 +166,30 @@ class Gap:
             part.gather(1, worst)[:, 0].cpu() for part in (errors, scale, allowed)
         )
         return cls(absolute, largest, most, torch.full((len(size),), number, device="cpu"))
+
+
+def dense(y: Tensor) -> Tensor:
+    """A tensor of any layout with all of its entries."""
+    return y if y.layout == torch.strided else y.to_dense()
+
+
+def are_alike(leaves: Iterable[Tensor]) -> bool:
+    """Whether all samples of a batch are the same."""
+    return all(torch.equal(leaf.roll(1, 0), leaf) for leaf in leaves)
+
+
+def is_constant(outputs: Iterable[Sequence[Tensor]], tolerance: Tolerance) -> bool:
+    """Whether several outputs, and the samples of each, are the same, as closely as can be seen.
+
+    Args:
+        outputs: The tensors of each output.
+        tolerance: What is allowed elsewhere; one that is loose makes nothing constant.
+    """
+    limits = (Tolerance(slack=ROUNDING), Tolerance(tolerance.rtol))
+    first, *others = [[dense(leaf) for leaf in leaves] for leaves in outputs]
+    others.append([leaf.roll(1, 0) for leaf in first])
+    gaps = [Gap.between(leaves, first, limit) for leaves in others for limit in limits]
+    return all(gap.mismatch is None and bool(gap.passes.all()) for gap in gaps)
 
 
 def magnitudes(y: Tensor) -> Tensor:
@@ -155,14 +209,46 @@ def _differences(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(one.to(wide) == other.to(wide), 0.0, gaps)
 
 
-def _typical_scale(size: Tensor) -> float:
-    """The largest entry, unless it is one of a few that are of another order of magnitude."""
-    positive = size[size > 0]
+def _typical_scale(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> float:
+    """The largest entry, unless it is one of a few that are of another order of magnitude.
+
+    Args:
+        size: (B, N) float64, the absolute values of all entries.
+        dtype: In which they were computed.
+        inputs: As for :meth:`Gap.between`.
+    """
+    if size.numel() == 0:
+        return 0.0
+    positive = size[size > _rounding(size, dtype, inputs)]
+    # Where there is nothing but rounding, that is all that can be compared.
+    positive = positive if len(positive) else size[size > 0]
     if len(positive) == 0:
         return 0.0
-    largest = float(positive.max())
     some = positive[:: 1 + len(positive) // MOST_FOR_MEDIAN]
-    return min(largest, OUTLIER * float(some.median()))
+    return min(float(size.max()), OUTLIER * float(some.median()))
+
+
+def _rounding(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> Tensor:
+    """(B, 1), how large a zero may have become at each sample, by the numbers that make it up.
+
+    These are the numbers that go in and come out there, and not in another sample; but for those
+    that are no results, such as the -1e9 of a mask.
+    """
+    largest = torch.where(_is_written(size, dtype), 0.0, size).amax(dim=1, keepdim=True)
+    if inputs is not None:
+        largest = torch.maximum(largest, inputs.to(size)[:, None])
+    return ROUNDING * RELATIVE_TOLERANCES.get(dtype, 0.0) * largest
+
+
+def _is_written(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a number is large and round, or next to the largest of its dtype: as in a program."""
+    if not dtype.is_floating_point:
+        return torch.zeros_like(size, dtype=torch.bool)
+    unit = 10 ** size.clamp(min=1.0).log10().floor()
+    digit = (size / unit).round() * unit
+    precise = (size - digit).abs() <= torch.finfo(dtype).eps * size
+    huge = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 4
+    return (size > 1) & precise | (size >= huge)
 
 
 def _excess(absolute: Tensor, allowed: Tensor) -> Tensor:

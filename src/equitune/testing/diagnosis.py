@@ -42,8 +42,9 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
     """The causes that fit what was measured, the likeliest first; none if none fits."""
     if trial.draws or not bool(trial.repeat_gap.passes.all()):
         return tuple(_randomness(trial))
-    if any(gap.mismatch is not None for gap in trial.all_gaps):
-        return ()
+    mixing = () if trial.interactions.within else tuple(_influences(trial))
+    if trial.within or any(gap.mismatch is not None for gap in trial.all_gaps):
+        return mixing
     whole = [*_rounding(trial)] or [*_mixing(trial)]
     if whole:
         return tuple(whole)
@@ -52,7 +53,8 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
     of_a_part: tuple[Search, ...] = (_subgroup, find_border)
     whole = [cause for search in of_all for cause in search(trial, matches)]
     parts = [cause for search in of_a_part for cause in search(trial, matches)]
-    return (*whole, *parts, *(() if whole else [*_behind_a_cut(trial)] or _layers(trial)))
+    rest = () if whole else [*_behind_a_cut(trial)] or _layers(trial)
+    return (*mixing, *whole, *parts, *rest)
 
 
 def _rounding(trial: Trial) -> Iterable[str]:
@@ -100,6 +102,41 @@ def _mixing(trial: Trial) -> Iterable[str]:
             yield (
                 "the samples of a batch influence each other: one element is chosen for the whole "
                 "batch, or a statistic is taken over it"
+            )
+            yield from _layouts(trial)
+
+
+def _influences(trial: Trial) -> Iterable[str]:
+    """The output for a sample depends on those beside it."""
+    cause = (
+        "a statistic, a similarity or attention runs over the first dimension, where a wrapper "
+        "puts the copies of all samples; wrap the part of the model before that, or check in which "
+        "order (|G|, B) is flattened"
+    )
+    # The failure says it where nothing else is wrong.
+    among_others = f"the samples of a batch influence each other: {cause} ({trial.interactions})"
+    yield cause if trial.within else among_others
+    yield from _layouts(trial)
+
+
+def _layouts(trial: Trial) -> Iterable[str]:
+    """What is known to mix samples, where they were seen to be mixed."""
+    if trial.interactions.within:
+        return
+    second = trial.layers.batch_second()
+    if second:
+        yield (
+            f"these layers have batch_first=False, where the batch is dim 1: {_listed(second)}; "
+            "make them with batch_first=True, or transpose before and after"
+        )
+    batch, order = len(trial.each), trial.group.order
+    leaves = tensors_of(trial.output_action, trial.reference)
+    for shape in dict.fromkeys(tuple(leaf.shape) for leaf in leaves):
+        if order * batch in shape[1:]:
+            yield (
+                f"the output has shape {shape} for a batch of {batch}: one dimension counts the "
+                f"{order} copies of all samples, as where a model compares its samples with each "
+                "other"
             )
 
 

@@ -63,6 +63,10 @@ class Layers:
             if isinstance(m, BATCH_NORMS) and (m.training or m.running_mean is None)
         ]  # fmt: skip
 
+    def batch_second(self) -> list[str]:
+        """The names of layers that read (length, batch, ...), torch's default for sequences."""
+        return [name for name, m in self._named.items() if getattr(m, "batch_first", None) is False]
+
     def active_dropouts(self) -> list[str]:
         """The names of dropout layers that are active."""
         return [

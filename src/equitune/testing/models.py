@@ -65,8 +65,11 @@ def model_family(
     body = _body_of(input_action)
     if isinstance(output, TreeAction):
         actions = {key: act for key, act in output.actions.items() if not isinstance(act, Drop)}
-        if any(isinstance(key, int) for key in actions):
-            raise ValueError("output_action is a TreeAction of a sequence; give one of a dict")
+        if any(isinstance(key, int) for key in actions) or isinstance(output.others, Action):
+            raise ValueError(
+                "output_action is a TreeAction of a sequence; give one of a dict, with a name for "
+                "every field"
+            )
         return lambda a: _Model(
             body(a), {str(k): _head(body, act, a) for k, act in actions.items()}
         )

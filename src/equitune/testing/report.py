@@ -14,9 +14,15 @@ from equitune.testing.comparison import Gap
 from equitune.testing.diagnosis import find_causes
 from equitune.testing.trial import Trial
 
-__all__ = ["ElementErrors", "EquivarianceReport"]
+__all__ = ["CONSTANT", "ElementErrors", "EquivarianceReport"]
 
 SHOWN_ROWS = 24
+
+CONSTANT = (
+    "fn returns the same for every sample and every element, so that no symmetry can be seen, as "
+    "of a head whose weights are 0 or of units that are dead"
+)
+"""What is said of a function that passes because it is constant."""
 
 
 @final
@@ -172,7 +178,7 @@ def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> st
             f"({again.relative:.3g} relative) at sample {again.sample}; it cannot be checked "
             "before it gives the same output for the same input"
         )
-    if trial.within:
+    if trial.within and trial.interactions.within:
         return None
     if trial.draws:
         return (
@@ -182,6 +188,12 @@ def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> st
     for gap in trial.all_gaps:
         if gap.mismatch is not None:
             return f"not {symmetry}: {gap.mismatch}; check output_action"
+    if trial.within:
+        return (
+            f"the samples of a batch influence each other: {trial.interactions}; what fn returns "
+            "for a sample must not depend on the others (for a wrapper these are the copies of "
+            "all samples)"
+        )
     row = max(errors, key=lambda row: row.excess)
     gap = trial.mixed_gap if row.mixed else trial.gaps[row.element]
     several = len(trial.outputs[0]) > 1
@@ -214,6 +226,6 @@ def _notes(trial: Trial) -> tuple[str, ...]:
     if unseen:
         names = ", ".join(trial.group.names[g] for g in unseen)
         notes.append(f"x is symmetric: {names} change no sample of it; random samples see more")
-    if len(trial.each) == 1:
-        notes.append("x has one sample: whether fn mixes samples cannot be seen")
-    return tuple(notes)
+    if trial.is_constant:
+        notes.append(CONSTANT)
+    return (*notes, *trial.interactions.notes)

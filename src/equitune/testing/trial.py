@@ -1,4 +1,4 @@
-"""Calls a function on a whole orbit, |G| + 2 times, and keeps what it returned."""
+"""Calls a function on a whole orbit, |G| + 4 times, and keeps what it returned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions.tree import children, holds_tensor
 from equitune.groups import FiniteGroup
 from equitune.testing.batches import check_batch, copied, one_element_each, tensors_of
-from equitune.testing.comparison import Gap, Tolerance
+from equitune.testing.comparison import Gap, Tolerance, are_alike, is_constant, magnitudes
+from equitune.testing.interactions import Interactions
 from equitune.testing.layers import Layers
 from equitune.wrappers import Symmetrizer
 
@@ -39,6 +40,7 @@ class Trial:
         each: (B,) int64, an element for each sample.
         mixed_gap: How far fn is from equivariance where each sample has its own element.
         repeat_gap: How far a second fn(x) is from the first.
+        interactions: Whether the output for a sample depends on those beside it.
         draws: Whether torch's random numbers were used.
         layers: The layers of fn that can break a symmetry; looked at only if something differs.
         cut: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves its
@@ -55,6 +57,7 @@ class Trial:
     each: Tensor
     mixed_gap: Gap
     repeat_gap: Gap
+    interactions: Interactions
     draws: bool
     layers: Layers
     cut: str | None
@@ -71,8 +74,14 @@ class Trial:
 
     @property
     def within(self) -> bool:
-        """Whether every difference is within what is allowed."""
+        """Whether every difference of fn(gx) from g fn(x) is within what is allowed."""
         return all(bool(gap.passes.all()) for gap in self.all_gaps)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether fn tells neither the samples of x nor the elements from each other."""
+        alike = are_alike(tensors_of(self.input_action, self.x))
+        return self.within and not alike and is_constant(self.outputs, self.tolerance)
 
     @property
     def is_invariance(self) -> bool:
@@ -119,7 +128,7 @@ def run_trial(
     output_action: Action | None,
     tolerance: Tolerance,
 ) -> Trial:
-    """Calls fn |G| + 2 times, without gradients, always with a copy of its own.
+    """Calls fn |G| + 4 times, without gradients, always with a copy of its own.
 
     Raises:
         TypeError: If an argument is of the wrong type, or an action does not fit a structure.
@@ -141,14 +150,14 @@ def run_trial(
                 leaves = [leaf.detach().clone() for leaf in tensors_of(act, found, "fn(gx)")]
             except (TypeError, ValueError) as error:
                 return [], Gap.without_comparison(f"fn(gx) is not like fn(x): {error}")
-            return leaves, Gap.between(leaves, tensors_of(act, moved(g)), tolerance)
+            return leaves, Gap.between(leaves, tensors_of(act, moved(g)), tolerance, sizes)
 
         def moved(g: int | Tensor) -> Any:
             # Outputs may be on another device than inputs.
             device = tensors_of(act, reference)[0].device
             return act.transform(reference, g if isinstance(g, int) else g.to(device))
 
-        own = tensors_of(act, reference)
+        own, sizes = tensors_of(act, reference), _sizes(tensors_of(input_action, x))
         runs = [(own, Gap.between(own, own, tolerance)), *(run(g) for g in group.elements[1:])]
         outputs, gaps = zip(*runs, strict=True)
         _, mixed_gap = run(each)
@@ -156,10 +165,11 @@ def run_trial(
         right = all(bool(gap.passes.all()) for gap in (*gaps, mixed_gap))
         with contextlib.nullcontext() if right else layers.watched():
             _, repeat_gap = run(0)
+        interactions = Interactions.of(fn, x, (input_action, act), own, tolerance)
     draws = not torch.equal(torch.get_rng_state(), state)
     trial = Trial(
         input_action, act, x, tolerance, reference, outputs, gaps, each, mixed_gap, repeat_gap,
-        draws, layers, _cut_of(fn),
+        interactions, draws, layers, _cut_of(fn),
     )  # fmt: skip
     _check_visible(trial)
     return trial
@@ -186,6 +196,16 @@ def invariance_of(output: Any, group: FiniteGroup) -> Action:
             "structure of tensors"
         )
     return TreeAction(actions)
+
+
+def _sizes(leaves: list[Tensor]) -> Tensor:
+    """(B,) float64, the largest number that is computed with at each sample."""
+    sizes = torch.zeros(len(leaves[0]), dtype=torch.float64, device="cpu")
+    for leaf in leaves:
+        if leaf.is_floating_point() or leaf.is_complex():
+            largest = magnitudes(leaf).reshape(len(leaf), -1).amax(dim=1)
+            sizes = torch.maximum(sizes, largest.cpu())
+    return sizes
 
 
 def _cut_of(fn: object) -> str | None:

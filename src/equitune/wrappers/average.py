@@ -70,5 +70,6 @@ class RegularFeatures(OrbitModule):
     """
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
-        passes = self._run_orbit(self._bind(x, args, kwargs))
-        return self._combine_copies(passes, lambda stack: stack.movedim(0, 1))
+        call = self._bind(x, args, kwargs)
+        stacks = self._combine_copies(self._run_orbit(call), lambda stack: stack.movedim(0, 1))
+        return call.annotations.on(stacks)

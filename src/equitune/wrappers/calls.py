@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equitune.actions import Action
 from equitune.actions.tree import Key, common_classes, common_group, holds_tensor
 from equitune.groups import FiniteGroup
+from equitune.wrappers.subclasses import Annotations, plain
 
 __all__ = ["InputActions", "MovedCall"]
 
@@ -19,13 +20,23 @@ __all__ = ["InputActions", "MovedCall"]
 @final
 @dataclass
 class MovedCall:
-    """One call of the backbone: all of its arguments, and those of them that the group moves."""
+    """One call of the backbone: all of its arguments, and those of them that the group moves.
+
+    Attributes:
+        args: The arguments by position.
+        kwargs: Those by name.
+        moved: The action of each argument that the group moves.
+        leaves: Their tensors, with the action of each; plain ones.
+        group: The group.
+        annotations: What the tensors said of their samples before.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     moved: dict[Key, Action]
     leaves: list[tuple[Action, Tensor]]
     group: FiniteGroup
+    annotations: Annotations
 
     @property
     def batch_size(self) -> int:
@@ -117,7 +128,9 @@ class InputActions:
                     f"{[leaf.shape[0] for _, leaf in leaves]}; all must have one batch dimension "
                     "of the same size, first"
                 )
-        return MovedCall(args, kwargs, moved, leaves, self.group)
+        annotations = Annotations([leaf for _, leaf in leaves])
+        leaves = [(action, plain(leaf)) for action, leaf in leaves]
+        return MovedCall(args, kwargs, moved, leaves, self.group, annotations)
 
     def _first_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key | None:
         if args:

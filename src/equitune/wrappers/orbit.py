@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from equitune.actions import Action, TrivialAction
 from equitune.cut import Cut
 from equitune.functional import can_be_averaged, weighted_mean
+from equitune.wrappers.attributes import Around
 from equitune.wrappers.calls import InputActions, MovedCall
 from equitune.wrappers.stacks import in_group_order
 from equitune.wrappers.tap import Tap
@@ -62,7 +63,7 @@ class Explanation:
     elements: Tensor
 
 
-class OrbitModule(nn.Module, ABC):
+class OrbitModule(Around, ABC):
     """Runs a backbone on the whole orbit of its input and undoes the output action.
 
     Subclasses say how the copies g^-1 M(gx) are combined.
@@ -82,7 +83,6 @@ class OrbitModule(nn.Module, ABC):
         ValueError: If the actions are of different groups, or ``chunk_size`` is below 1.
     """
 
-    backbone: nn.Module
     reads_inputs: bool = False
     """Whether the copies of the input are needed after the pass through the backbone."""
 
@@ -325,7 +325,8 @@ class Symmetrizer(OrbitModule):
         return None if self._cut is None else self._cut.name
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
-        return self._finish(self._evaluate(self._bind(x, args, kwargs))[0])
+        call = self._bind(x, args, kwargs)
+        return self._finish(call, self._evaluate(call)[0])
 
     def explain(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Explanation:
         """Calls the wrapper as ``forward`` does, and says how it came to its output.
@@ -341,7 +342,7 @@ class Symmetrizer(OrbitModule):
             dtypes = (leaf.real.dtype for leaf in leaves if can_be_averaged(leaf))
             dtype = next(dtypes, torch.float32)
             weights = leaves[0].new_full((order, call.batch_size), 1 / order, dtype=dtype)
-        return Explanation(self._finish(output), weights, scores, weights.argmax(dim=0))
+        return Explanation(self._finish(call, output), weights, scores, weights.argmax(dim=0))
 
     @abstractmethod
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
@@ -357,8 +358,10 @@ class Symmetrizer(OrbitModule):
         output = self._combine_copies(passes, lambda stack: self.combine(stack, weights))
         return output, weights, scores
 
-    def _finish(self, output: Any) -> Any:
-        return output if self._cut is None else self._cut.rest(self.backbone, output)
+    def _finish(self, call: MovedCall, output: Any) -> Any:
+        if self._cut is not None:
+            output = self._cut.rest(self.backbone, output)
+        return call.annotations.on(output)
 
 
 def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
