@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import ORDERS, SHIFTS, corners, rotations
+from cases import ORDERS, SHIFTS, corners, rotations, turns
 from equitune import (
     Drop,
     EquiTune,
@@ -267,7 +267,10 @@ NEAR_ACTIONS = {
         "no action: element",
     ),
     "rows": (lambda: PermutationAction(cyclic(3), SHIFTS[:2]), r"shape \(2, 3\)"),
-    "ragged": (lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]), "no table of integers"),
+    "ragged": (
+        lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]),
+        "`permutations` must be a table",
+    ),
     "batch": (lambda: PermutationAction(cyclic(3), SHIFTS, dim=0), "dim is 0, the batch"),
     "regular batch": (lambda: RegularAction(cyclic(3), dim=0), "dim is 0"),
     "matrix batch": (lambda: MatrixAction(cyclic(1), [[[1.0]]], dim=0), "dim is 0"),
@@ -275,11 +278,11 @@ NEAR_ACTIONS = {
         lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
         r"matrices\[1\] @ matrices\[1\]",
     ),
-    "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "no representation"),
+    "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "infinities or NaN"),
     "matrix identity": (lambda: MatrixAction(cyclic(2), [[[2.0]], [[1.0]]]), r"matrices\[0\]"),
     "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
-    "float32 matrices": (
-        lambda: MatrixAction(cyclic(3), rotations(3)._matrices.host.float()),
+    "half-precision matrices": (
+        lambda: MatrixAction(cyclic(3), torch.tensor(turns(3)).half()),
         "give the matrices in float64",
     ),
     "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
@@ -367,10 +370,10 @@ BAD_CALLS = {
         "first dimension is the batch",
     ),
     "channels": (lambda: VectorFieldAction(c4()).transform(X, 1), "two components"),
-    "element": (lambda: ImageAction(c4()).transform(X, 4), "4 is no element"),
+    "element": (lambda: ImageAction(c4()).transform(X, 4), "`g` must be an element of .* got 4"),
     "elements": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 7])),
-        "7 is no element of a group of order 4",
+        "`g` must be an element of a group of order 4, got 7",
     ),
     "one each": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0])),
@@ -423,7 +426,7 @@ BAD_TYPES = {
     "g dtype": (lambda: ImageAction(c4()).transform(X, torch.zeros(2)), "int64"),
     "x": (lambda: ImageAction(c4()).flatten([X]), "TreeAction"),
     "entry": (lambda: TreeAction({"a": "image"}), r"actions\['a'\] is a str"),
-    "factor": (lambda: ProductAction(ImageAction(c4()), 3), "second is a int"),
+    "factor": (lambda: ProductAction(ImageAction(c4()), 3), "`second` must be an Action, got 3"),
     "tree factor": (
         lambda: ProductAction(ImageAction(c4()), TreeAction([TrivialAction(c4())])),
         "cannot be a factor",
@@ -433,10 +436,10 @@ BAD_TYPES = {
     "permutation": (lambda: PermutationAction(3, SHIFTS), "group is a int"),
     "regular": (lambda: RegularAction(None), "group is a NoneType"),
     "matrix": (lambda: MatrixAction(c4, [[[1.0]]]), r"such as c4\(\)"),
-    "fiber": (lambda: RegularFeatureAction(c4()), "fiber is a FiniteGroup"),
-    "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "dim is 'a'"),
+    "fiber": (lambda: RegularFeatureAction(c4()), "`fiber` must be an Action, got a FiniteGroup"),
+    "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "`dim` must be an int, got 'a'"),
     "structure": (lambda: ImageAction(c4()).transform({"x": X}, 1), "TreeAction"),
-    "float elements": (lambda: ImageAction(cyclic(2), [0, 4.7]), "float"),
+    "float elements": (lambda: ImageAction(cyclic(2), [0, 4.7]), "must be an int, got 4.7"),
     "no structure": (lambda: TreeAction([TrivialAction(c4())]).transform(3, 1), "is a int"),
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions.table import Table
+from equitune.checks import naming, readable, require, require_entries, require_int, require_tensor
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Action", "TrivialAction"]
@@ -23,14 +24,18 @@ class Action(ABC):
     """How a finite group acts on a batch of shape (B, ...): a left action, (gh)x = g(hx).
 
     An action is a value: it is immutable, compares, hashes and pickles, and belongs to no device.
-    It changes neither the dtype, the device nor the memory format of what it acts on, and
-    is differentiable. Subclasses say what one element does; the rest follows.
+    It changes neither the dtype nor the device of what it acts on, and is differentiable. What is
+    in the memory format ``channels_last`` or ``channels_last_3d`` stays in it, entry by entry in
+    stacks; of other strides nothing is promised. Subclasses say what one element does; the rest
+    follows.
 
     Attributes:
         group: The group that acts.
+        rounding: The relative rounding of the numbers that it was given, if it was given any.
     """
 
     group: FiniteGroup
+    rounding: float = torch.finfo(torch.float64).eps
 
     @abstractmethod
     def transform(self, x: Any, g: int | Tensor) -> Any:
@@ -78,14 +83,16 @@ class Action(ABC):
         """
         elements = self._elements(elements)
         self._check_stack(y, elements)
-        undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
+        with naming("y"):
+            undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
         for g, moved in zip(elements, undone, strict=True):
             if moved.shape != undone[0].shape:
                 raise ValueError(
                     f"y has entries of shape {tuple(y.shape[1:])}, but undoing element {g} gives "
                     f"{tuple(moved.shape)}: they are no square images; check the action"
                 )
-        return torch.stack(undone)
+        # Concatenated as in orbit.
+        return torch.cat(undone).unflatten(0, (len(elements), -1))
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
@@ -117,8 +124,7 @@ class Action(ABC):
                 f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
                 "give one element per sample"
             )
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        if g.device.type == "cpu" and not torch.compiler.is_compiling() and g.numel():
+        if readable(g):
             self.group.check_element(int(g.min()))
             self.group.check_element(int(g.max()))
 
@@ -143,11 +149,11 @@ class Action(ABC):
     def _elements(self, elements: Elements | None) -> Elements:
         if elements is None:
             return self.group.elements
-        for g in elements:
-            self.group.check_element(g)
-        return elements
+        given = require_entries("elements", elements, "some elements of the group", least=1)
+        return [self.group.check_element(g, "elements") for g in given]
 
     def _check_stack(self, y: Tensor, elements: Elements) -> None:
+        require_tensor("y", y, "(|G|, B, ...)", dims=2)
         if y.shape[0] != len(elements):
             raise ValueError(
                 f"y has shape {tuple(y.shape)}; its first dimension must be the {len(elements)} "
@@ -215,11 +221,7 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
-    if not isinstance(embedding, Embedding):
-        raise TypeError(
-            f"embedding is a {type(embedding).__name__}; give that of a subgroup, such as "
-            "action.group.subgroup([1])"
-        )
+    require("embedding", embedding, Embedding, "that of a subgroup, action.group.subgroup([1])")
     if embedding.group != action.group:
         raise ValueError(
             f"the embedding is one into a group of order {embedding.group.order}, but the action "
@@ -230,6 +232,7 @@ def require_embedding(action: Action, embedding: Embedding) -> None:
 
 def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> int:
     """The dimension ``dim`` of a batch counted from the front; refuses what cannot be acted on."""
+    _require_tensor(x, "x", action)
     position = dim if dim >= 0 else x.dim() + dim
     if not 1 <= position < x.dim():
         raise ValueError(
@@ -242,6 +245,22 @@ def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> i
             f"{tuple(x.shape)}, {x.shape[position]} along that dim"
         )
     return position
+
+
+def require_dim(name: str, dim: int, use: str) -> int:
+    """The dimension as an int; refuses the batch."""
+    dim = require_int(name, dim, use)
+    if dim == 0:
+        raise ValueError(f"{name} is 0, the batch; use {use}")
+    return dim
+
+
+def in_format_of(x: Tensor, moved: Tensor) -> Tensor:
+    """``moved`` in channels_last or channels_last_3d if ``x`` is, for a model's fast path."""
+    if x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1:
+        # Not by name: under vmap formats have none.
+        return moved.movedim(1, -1).contiguous().movedim(-1, 1)
+    return moved
 
 
 def _require_tensor(x: object, name: str, action: Action) -> Tensor:

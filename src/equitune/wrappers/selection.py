@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from equitune.checks import require_function, require_number
 from equitune.functional import can_be_averaged, select_minimum, weighted_mean, widened
 from equitune.wrappers.orbit import Symmetrizer
 
@@ -60,15 +61,11 @@ class SelectingSymmetrizer(Symmetrizer):
         example: str,
     ) -> None:
         """Takes what says how to choose; ``example`` is a proxy loss that could be given."""
-        if not callable(proxy_loss):
-            raise TypeError(
-                f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
-                f"such as {example}"
-            )
+        require_function("proxy_loss", proxy_loss, f"one of the raw outputs, such as {example}")
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
-        if tie_tolerance is not None and not tie_tolerance >= 0:
-            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
+        if tie_tolerance is not None:
+            require_number("tie_tolerance", tie_tolerance, 0, use="None for the default")
         self.proxy_loss = proxy_loss
         self.gradient = gradient
         self.tie_tolerance = tie_tolerance
