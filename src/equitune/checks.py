@@ -47,7 +47,7 @@ def described(value: object) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def require(name: str, value: Any, kind: type[T], use: str) -> T:
+def require(name: str, value: Any, kind: type, use: str) -> Any:
     """The value itself; refuses what is not of a type.
 
     Args:
@@ -66,7 +66,8 @@ def require(name: str, value: Any, kind: type[T], use: str) -> T:
 
 def require_module(name: str, module: Any) -> nn.Module:
     """The module itself; refuses anything else, such as a function or a class."""
-    return require(name, module, nn.Module, "your model")
+    checked: nn.Module = require(name, module, nn.Module, "your model")
+    return checked
 
 
 def require_function(name: str, function: T, use: str) -> T:
@@ -214,7 +215,7 @@ def readable(x: Tensor) -> bool:
 
 
 def _a(kind: type) -> str:
-    return {nn.Module: "a torch.nn.Module", str: "a string", Sequence: "a sequence"}.get(
+    return {nn.Module: "a torch.nn.Module", str: "a string", Tensor: "a tensor"}.get(
         kind, f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
     )
 

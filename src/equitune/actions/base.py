@@ -113,10 +113,7 @@ class Action(ABC):
         if isinstance(g, int):
             self.group.check_element(g)
             return
-        if not isinstance(g, Tensor):
-            raise TypeError(
-                f"g is a {type(g).__name__}; give an int or an int64 tensor of shape (B,)"
-            )
+        require("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
         if g.dtype != torch.int64:
             raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
         if g.shape != x.shape[:1]:
@@ -149,8 +146,8 @@ class Action(ABC):
     def _elements(self, elements: Elements | None) -> Elements:
         if elements is None:
             return self.group.elements
-        given = require_entries("elements", elements, "some elements of the group", least=1)
-        return [self.group.check_element(g, "elements") for g in given]
+        some = require_entries("elements", elements, "some elements of the group", least=1)
+        return [self.group.check_element(g, "elements") for g in some]
 
     def _check_stack(self, y: Tensor, elements: Elements) -> None:
         require_tensor("y", y, "(|G|, B, ...)", dims=2)

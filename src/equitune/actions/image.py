@@ -299,16 +299,13 @@ def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
-    dims = require_ints("dims", dims, "the dimensions of height and width")
-    if len(dims) != 2:
-        raise ValueError(f"dims is {dims}; give the dimensions of height and width")
-    height, width = dims
-    if 0 in dims or height == width or (height < 0) != (width < 0):
+    given = require_ints("dims", dims, "the dimensions of height and width")
+    if len(given) != 2 or len({*given, 0}) != 3 or (given[0] < 0) != (given[1] < 0):
         raise ValueError(
             f"dims is {dims}; give two different dimensions, height first, both counted from the "
             "front or both from the end, neither of them the batch (0)"
         )
-    return height, width
+    return given[0], given[1]
 
 
 def _check_d4_elements(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:

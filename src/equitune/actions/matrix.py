@@ -54,8 +54,11 @@ class MatrixAction(Action):
         self.group = require_group(group)
         self.dim = require_dim("dim", dim, "the dimension that the matrices multiply")
         table = require_numbers("matrices", matrices, "(|G|, n, n) real numbers in float64")
-        self._matrices = Table(_check_matrices(group, table))
-        self.rounding = _rounding(table.dtype)
+        # Those of half precision would be far off: they have to be as exact as integers are.
+        self.rounding = torch.finfo(
+            torch.float32 if table.dtype == torch.float32 else torch.float64
+        ).eps
+        self._matrices = Table(_check_matrices(group, table, self.rounding))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self.check(x, g)
@@ -77,8 +80,8 @@ class MatrixAction(Action):
     def restrict(self, embedding: Embedding) -> MatrixAction:
         require_embedding(self, embedding)
         restricted = object.__new__(MatrixAction)
-        vars(restricted).update(vars(self), group=embedding.subgroup)
-        restricted._matrices = self._matrices.rows(embedding.elements)
+        rows = self._matrices.rows(embedding.elements)
+        vars(restricted).update(vars(self), group=embedding.subgroup, _matrices=rows)
         return restricted
 
     def _extent(self) -> dict[int, int | None]:
@@ -88,7 +91,7 @@ class MatrixAction(Action):
         return (self.group, self._matrices, self.dim)
 
 
-def _check_matrices(group: FiniteGroup, given: Tensor) -> Tensor:
+def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tensor:
     if given.dim() != 3 or given.shape[0] != group.order or given.shape[1] != given.shape[2]:
         raise ValueError(
             f"matrices has shape {tuple(given.shape)}; give (|G|, n, n), one square matrix for "
@@ -99,7 +102,7 @@ def _check_matrices(group: FiniteGroup, given: Tensor) -> Tensor:
     table = given.double()
     # The size of each entry over the group: what is 0 in exact numbers was rounded at that size.
     size = table.abs().amax(dim=0)
-    tolerance = SLACK * table.shape[1] * _rounding(given.dtype) * (size @ size + size)
+    tolerance = SLACK * table.shape[1] * rounding * (size @ size + size)
     identity = torch.eye(table.shape[1], dtype=torch.float64, device="cpu")
     if not table.isfinite().all():
         raise ValueError("matrices holds infinities or NaN; give finite numbers")
@@ -119,9 +122,3 @@ def _check_matrices(group: FiniteGroup, given: Tensor) -> Tensor:
                     "give the matrices in float64"
                 )
     return table
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """The relative rounding of matrices that were given in a dtype."""
-    # Those of half precision would be far off: they have to be exact, as integers are.
-    return torch.finfo(dtype if dtype == torch.float32 else torch.float64).eps

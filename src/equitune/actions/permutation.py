@@ -174,9 +174,8 @@ class RegularFeatureAction(Action):
     def restrict(self, embedding: Embedding) -> RegularFeatureAction:
         require_embedding(self, embedding)
         restricted = object.__new__(RegularFeatureAction)
-        restricted.group = embedding.subgroup
-        restricted.fiber = self.fiber.restrict(embedding)
-        restricted._places = self._places.restrict(embedding)
+        fiber, places = self.fiber.restrict(embedding), self._places.restrict(embedding)
+        vars(restricted).update(group=embedding.subgroup, fiber=fiber, _places=places)
         return restricted
 
     def _state(self) -> tuple[object, ...]:

@@ -68,7 +68,7 @@ def lambda_equitune(
         network: Maps observations (B, ...) to (B, A), with a linear layer first, on all entries.
         observation_action: How the group acts on observations.
         action_action: How it acts on what the network returns.
-        hidden_features: The width of the weight network, :class:`equitune.MlpWeightNet`.
+        hidden_features: The width of the weight network, :class:`equitune.weights.MlpWeightNet`.
 
     Returns:
         The wrapped network, in which all parameters learn.

@@ -225,7 +225,7 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
         input_action: As for :class:`EquiSeq2Seq`.
         symbol_action: As for :class:`EquiSeq2Seq`.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
-            logit each, (N,) or (N, 1); or an :class:`equitune.OrbitWeightNet`.
+            logit each, (N,) or (N, 1); or an :class:`equitune.weights.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
             name of a submodule of the backbone that runs once while a source is encoded, such as
             ``"model.encoder"``, and returns a tensor (N, ...).
