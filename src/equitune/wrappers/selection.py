@@ -40,12 +40,17 @@ class SelectingSymmetrizer(Symmetrizer):
         self._hold_scorer()
         return self
 
-    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+    def combine(
+        self,
+        stack: Tensor,
+        weights: Tensor | None,
+        mean: Callable[[Tensor, Tensor | None], Tensor] = weighted_mean,
+    ) -> Tensor:
         if weights is not None and not can_be_averaged(stack):
             # Decisions, such as the labels of detections, cannot be shared: the first one counts.
             first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
             return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
-        selected = weighted_mean(stack, weights)
+        selected = mean(stack, weights)
         if self.gradient == "selected":
             return selected
         if self.gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
