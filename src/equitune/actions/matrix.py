@@ -35,7 +35,9 @@ class MatrixAction(Action):
 
     Args:
         group: The group that acts.
-        matrices: (|G|, n, n) real numbers; (g x)_i = sum_j matrices[g][i][j] x_j.
+        matrices: (|G|, n, n) real numbers; (g x)_i = sum_j matrices[g][i][j] x_j. Floats of
+            Python are float64. A table that is given in float32 may be off by the rounding of
+            float32, and the action with it.
         dim: The dimension of size n that is multiplied, not the batch (0).
 
     Raises:

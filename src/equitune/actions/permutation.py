@@ -91,6 +91,7 @@ class PermutationAction(IndexAction):
         dim: The dimension that is permuted, not the batch (0).
 
     Raises:
+        TypeError: If ``permutations`` are not integers.
         ValueError: If a row is no permutation, the identity moves something, or the rows are no
             homomorphism, g(hx) = (gh)x; the message names the pair of elements.
 
@@ -193,8 +194,10 @@ class TokenAction(Action):
             labels; None for none.
 
     Raises:
-        ValueError: As for :class:`PermutationAction`; when acting in eager mode on the CPU, also
-            for an id outside the vocabulary.
+        TypeError: As for :class:`PermutationAction`; when acting, for an integer dtype that does
+            not hold the whole vocabulary, such as uint8 for 300 ids.
+        ValueError: As for :class:`PermutationAction`; when acting in eager mode on the CPU and
+            outside of ``vmap``, also for an id outside the vocabulary.
 
     Example:
         >>> import torch
