@@ -22,6 +22,7 @@ __all__ = [
     "require",
     "require_counts",
     "require_entries",
+    "require_flag",
     "require_function",
     "require_int",
     "require_ints",
@@ -75,6 +76,12 @@ def require_function(name: str, function: T, use: str) -> T:
     if not callable(function):
         raise TypeError(f"`{name}` must be a function, got {described(function)}; use {use}")
     return function
+
+
+def require_flag(name: str, value: bool) -> bool:
+    """The flag itself; refuses what only counts as true or false."""
+    checked: bool = require(name, value, bool, "True or False")
+    return checked
 
 
 def require_counts(**counts: int) -> None:

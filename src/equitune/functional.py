@@ -153,7 +153,7 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
         >>> select_minimum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
         [[0.5, 0.0], [0.5, 1.0]]
     """
-    require_tensor("scores", scores, "(|G|, B)", dims=2)
+    require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
     minimum = scores.amin(dim=0, keepdim=True)
     # The first condition is for minima that are infinite or zero.

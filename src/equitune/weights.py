@@ -69,7 +69,7 @@ class MlpWeightNet(nn.Module):
         )
 
     def forward(self, copies: Tensor) -> Tensor:
-        features = require_tensor("copies", copies, "(N, ...)", 1, floating=True).flatten(1)
+        features = require_tensor("copies", copies, "(N, ...)", 2, floating=True).flatten(1)
         _check_features("copies", features, self.in_features)
         logits: Tensor = self.layers(features)
         return logits

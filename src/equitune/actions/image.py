@@ -105,7 +105,7 @@ class ImageAction(Action):
         pixels = ImageAction(self.group, self.elements)
         if len(pixels.shape_classes(grid)) > 1:
             raise ValueError(
-                f"the grid of patches is {height} x {width}, and the group exchanges rows and "
+                f"height is {height} and width is {width}, and the group exchanges rows and "
                 "columns; use square images, or restrict the group to flips and half turns"
             )
         # What comes to a place from where, turned round: where a token goes.

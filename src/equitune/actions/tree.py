@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune.actions.base import Action
+from equitune.checks import require_entries
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Drop", "TreeAction"]
@@ -55,7 +56,11 @@ class TreeAction(Action):
 
     def __init__(self, actions: Mapping[str, Action | Drop] | Sequence[Action | Drop]) -> None:
         entries: dict[Key, Action | Drop] = {}
-        entries.update(actions if isinstance(actions, Mapping) else enumerate(actions))
+        entries.update(
+            actions
+            if isinstance(actions, Mapping)
+            else enumerate(require_entries("actions", actions, "an action for each field"))
+        )
         for key, action in entries.items():
             if not isinstance(action, Action | Drop):
                 raise TypeError(
@@ -143,16 +148,16 @@ class TreeAction(Action):
         return (frozenset(self._actions.items()),)
 
 
-def common_group(actions: Mapping[str, Action]) -> FiniteGroup:
+def common_group(actions: Mapping[str, Action], name: str = "actions") -> FiniteGroup:
     """The group of some actions; refuses none at all, or actions of different groups."""
     if not actions:
-        raise ValueError("no action is given; give at least one, such as TrivialAction(group)")
+        raise ValueError(f"`{name}` has no action; use at least one, such as TrivialAction(group)")
     (first_name, first), *others = actions.items()
-    for name, action in others:
+    for other, action in others:
         if action.group != first.group:
             raise ValueError(
                 f"the actions are of different groups: {first_name!r} has one of order "
-                f"{first.group.order} {first.group.names}, {name!r} one of order "
+                f"{first.group.order} {first.group.names}, {other!r} one of order "
                 f"{action.group.order} {action.group.names}; lift them to one group with "
                 "ProductAction and TrivialAction, or restrict(...) them to one"
             )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from equitune.actions import Action, TrivialAction
 from equitune.actions.base import require_embedding
-from equitune.checks import require_counts, require_tensor
+from equitune.checks import require_counts, require_flag, require_tensor
 from equitune.groups import Embedding
 from equitune.heads.points import Points, orbits_of
 from equitune.heads.ties import Dense, Held, Ties
@@ -81,6 +81,7 @@ class EquivariantLinear(nn.Module):
                 f"a group of order {out_action.group.order}; give two actions of one group"
             )
         require_counts(in_channels=in_channels, out_channels=out_channels)
+        require_flag("bias", bias)
         self.in_action, self.out_action = in_action, out_action
         self.in_channels, self.out_channels = in_channels, out_channels
         # The pair (i, j) of an output and an input point is number i n + j.

@@ -14,7 +14,7 @@ from equitune.actions import Action, ImageAction, PermutationAction
 from equitune.actions.base import dimension, require_embedding
 from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
-from equitune.checks import require_counts
+from equitune.checks import readable, require_counts
 from equitune.groups import Embedding
 
 __all__ = ["BoxAction", "KeypointAction", "label_swaps"]
@@ -76,8 +76,7 @@ class CoordinateAction(Action):
             )
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; give floating-point coordinates")
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
+        if readable(x):
             largest = FAR * max(self.image_size or (1.0, 1.0))
             if float(x.detach().abs().median()) > largest:
                 unit = "relative to the size of the image" if self.image_size is None else "pixels"

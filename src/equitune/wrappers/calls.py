@@ -73,7 +73,7 @@ class InputActions:
                         f"input_action has an action for {name!r}, but the backbone's forward "
                         f"takes {list(names)}"
                     )
-            self.group = common_group(self._by_name)
+            self.group = common_group(self._by_name, "input_action")
         else:
             raise TypeError(
                 f"input_action is a {type(input_action).__name__}; give an action such as "

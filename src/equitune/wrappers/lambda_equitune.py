@@ -156,8 +156,12 @@ class LambdaEquiTune(LambdaSymmetrizer):
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
-        name = f"weight_input {self.weight_input!r}"
-        logits = orbit_logits(self.weight_net, seen, [p.elements for p in passes], name)
+        logits = orbit_logits(
+            self.weight_net,
+            seen,
+            [p.elements for p in passes],
+            f"weight_input {self.weight_input!r}",
+        )
         return logits.softmax(dim=0), logits
 
     def _seen(self, orbit: OrbitPass) -> Tensor:
