@@ -18,8 +18,8 @@ from torch import Tensor, nn
 __all__ = [
     "described",
     "naming",
+    "optional_tolerance",
     "readable",
-    "require",
     "require_counts",
     "require_entries",
     "require_flag",
@@ -31,6 +31,7 @@ __all__ = [
     "require_numbers",
     "require_strings",
     "require_tensor",
+    "require_type",
 ]
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def described(value: object) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def require(name: str, value: Any, kind: type, use: str) -> Any:
+def require_type(name: str, value: Any, kind: type, use: str) -> Any:
     """The value itself; refuses what is not of a type.
 
     Args:
@@ -67,7 +68,7 @@ def require(name: str, value: Any, kind: type, use: str) -> Any:
 
 def require_module(name: str, module: Any) -> nn.Module:
     """The module itself; refuses anything else, such as a function or a class."""
-    checked: nn.Module = require(name, module, nn.Module, "your model")
+    checked: nn.Module = require_type(name, module, nn.Module, "your model")
     return checked
 
 
@@ -80,7 +81,7 @@ def require_function(name: str, function: T, use: str) -> T:
 
 def require_flag(name: str, value: bool) -> bool:
     """The flag itself; refuses what only counts as true or false."""
-    checked: bool = require(name, value, bool, "True or False")
+    checked: bool = require_type(name, value, bool, "True or False")
     return checked
 
 
@@ -130,7 +131,7 @@ def require_entries(name: str, values: Iterable[T], use: str, least: int = 0) ->
 def require_strings(name: str, values: Iterable[str], use: str) -> tuple[str, ...]:
     """The strings; refuses one string in place of several, and what is none."""
     entries = require_entries(name, values, use)
-    return tuple([require(f"{name}[{i}]", entry, str, use) for i, entry in enumerate(entries)])
+    return tuple([require_type(f"{name}[{i}]", entry, str, use) for i, entry in enumerate(entries)])
 
 
 def require_number(
@@ -151,6 +152,13 @@ def require_number(
     if not least <= value <= most:
         raise ValueError(f"`{name}` must be {spans}, got {value}; use {use or spans}")
     return value
+
+
+def optional_tolerance(tolerance: float | None) -> float | None:
+    """The ``tie_tolerance`` itself, None for the default; refuses what is negative."""
+    if tolerance is None:
+        return None
+    return require_number("tie_tolerance", tolerance, 0, use="0 or more, or None for the default")
 
 
 def require_tensor(name: str, x: Any, shape: str, dims: int = 0, floating: bool = False) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from equitune.checks import (
-    require,
     require_counts,
     require_module,
     require_number,
     require_tensor,
+    require_type,
 )
 from equitune.wrappers.lambda_equitune import OrbitWeightNet
 from equitune.wrappers.tap import Tap
@@ -204,7 +204,7 @@ class FrozenFeatures(nn.Module):
     ) -> None:
         super().__init__()
         require_module("network", network)
-        require("submodule", submodule, str, "the dotted name of a submodule, or 'output'")
+        require_type("submodule", submodule, str, "the dotted name of a submodule, or 'output'")
         if chunk_size is not None:
             require_counts(chunk_size=chunk_size)
         self.submodule = submodule

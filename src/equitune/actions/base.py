@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from equitune.actions.table import Table
-from equitune.checks import naming, readable, require, require_entries, require_int, require_tensor
+from equitune.checks import (
+    naming,
+    readable,
+    require_entries,
+    require_int,
+    require_tensor,
+    require_type,
+)
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Action", "TrivialAction"]
@@ -113,7 +120,7 @@ class Action(ABC):
         if isinstance(g, int):
             self.group.check_element(g)
             return
-        require("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
+        require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
         if g.dtype != torch.int64:
             raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
         if g.shape != x.shape[:1]:
@@ -218,7 +225,7 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
-    require("embedding", embedding, Embedding, "that of a subgroup, action.group.subgroup([1])")
+    require_type("embedding", embedding, Embedding, "one of group.subgroup([1])")
     if embedding.group != action.group:
         raise ValueError(
             f"the embedding is one into a group of order {embedding.group.order}, but the action "

@@ -20,11 +20,11 @@ from equitune.actions.base import (
 from equitune.actions.table import Table
 from equitune.checks import (
     readable,
-    require,
     require_entries,
     require_int,
     require_ints,
     require_numbers,
+    require_type,
 )
 from equitune.groups import Embedding, FiniteGroup, cyclic
 
@@ -145,7 +145,7 @@ class RegularFeatureAction(Action):
     """
 
     def __init__(self, fiber: Action) -> None:
-        require("fiber", fiber, Action, "the action on one entry, such as TrivialAction(group)")
+        require_type("fiber", fiber, Action, "one such as TrivialAction(group)")
         self.group = fiber.group
         self.fiber = fiber
         inverses = fiber.group.inverses

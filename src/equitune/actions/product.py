@@ -11,7 +11,7 @@ from torch import Tensor
 from equitune.actions.base import Action, require_embedding
 from equitune.actions.permutation import TokenAction
 from equitune.actions.table import Table
-from equitune.checks import require
+from equitune.checks import require_type
 from equitune.groups import Embedding
 
 __all__ = ["ProductAction"]
@@ -136,7 +136,7 @@ def _merged(first: Action, second: Action) -> dict[int, int | None]:
 
 def _check_commuting(first: Action, second: Action) -> None:
     for name, action in (("first", first), ("second", second)):
-        require(name, action, Action, "an action such as ImageAction(c4())")
+        require_type(name, action, Action, "an action such as ImageAction(c4())")
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
     for a in first.group.generators:

@@ -10,11 +10,11 @@ from typing import final
 
 from equitune.checks import (
     naming,
-    require,
     require_entries,
     require_int,
     require_ints,
     require_strings,
+    require_type,
 )
 from equitune.groups.axioms import (
     check_associativity,
@@ -267,7 +267,7 @@ class FiniteGroup:
             >>> (cyclic(2) * cyclic(3)).order
             6
         """
-        require("other", other, FiniteGroup, "a group, such as cyclic(2)")
+        require_type("other", other, FiniteGroup, "a group, such as cyclic(2)")
         pairs = list(itertools.product(self.elements, other.elements))
         table = [
             [self.cayley_table[g][k] * other.order + other.cayley_table[h][m] for k, m in pairs]
@@ -277,7 +277,7 @@ class FiniteGroup:
         return FiniteGroup(table, names)
 
     def _members(self, embedding: Embedding) -> tuple[int, ...]:
-        require("embedding", embedding, Embedding, "that of a subgroup, group.subgroup([1])")
+        require_type("embedding", embedding, Embedding, "that of a subgroup, group.subgroup([1])")
         if embedding.group != self:
             raise ValueError(
                 f"the embedding is one into a group of order {embedding.group.order}, not into "
@@ -305,8 +305,8 @@ class Embedding:
     elements: tuple[int, ...]
 
     def __init__(self, subgroup: FiniteGroup, group: FiniteGroup, elements: Iterable[int]) -> None:
-        require("subgroup", subgroup, FiniteGroup, "a group, such as cyclic(2)")
-        require("group", group, FiniteGroup, "a group, such as c4()")
+        require_type("subgroup", subgroup, FiniteGroup, "a group, such as cyclic(2)")
+        require_type("group", group, FiniteGroup, "a group, such as c4()")
         given = require_entries("elements", elements, "the image of each element of the subgroup")
         images = tuple(group.check_element(g, f"elements[{h}]") for h, g in enumerate(given))
         if len(images) != subgroup.order:

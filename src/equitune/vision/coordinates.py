@@ -14,7 +14,7 @@ from equitune.actions import Action, ImageAction, PermutationAction
 from equitune.actions.base import dimension, require_embedding
 from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
-from equitune.checks import readable, require_counts
+from equitune.checks import readable, require_counts, require_entries
 from equitune.groups import Embedding
 
 __all__ = ["BoxAction", "KeypointAction", "label_swaps"]
@@ -194,6 +194,7 @@ class KeypointAction(CoordinateAction):
         image_size: Size | None = None,
     ) -> None:
         self._set(images, image_size)
+        require_counts(keypoints=keypoints)
         self._labels = label_swaps(images, keypoints, swaps, dim=-2)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def label_swaps(
     _require_image_action(images)
     require_counts(count=count)
     exchanged = list(range(count))
-    for pair in swaps:
+    for pair in require_entries("swaps", swaps, "pairs of numbers, such as [(1, 2)]"):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"swaps has {pair!r}; give pairs of numbers, such as (1, 2)")
         left, right = pair

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equitune.actions.tree import rebuilt
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_strings
 from equitune.vision.checks import require_images, require_module
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
@@ -38,7 +38,9 @@ class Scaled(nn.Module, ABC):
         if isinstance(fields, str):
             raise TypeError(f"fields is {fields!r}; give a list of names, [{fields!r}]")
         self.model = model
-        self.fields = None if fields is None else tuple(fields)
+        self.fields: tuple[str, ...] | None = None
+        if fields is not None:
+            self.fields = require_strings("fields", fields, "a list of names, ['boxes']")
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         require_images(images)

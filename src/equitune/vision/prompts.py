@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_entries, require_function
 from equitune.functional import widened
 from equitune.vision.checks import check_embeddings
 
@@ -116,6 +116,9 @@ def embed_classes(
         >>> embeddings.shape, float(embeddings[0].norm())
         (torch.Size([2, 3]), 1.0)
     """
+    require_function("embed", embed, "the text encoder, from N prompts to (N, D)")
+    if progress is not None:
+        require_function("progress", progress, "one such as tqdm.tqdm, or None")
     names = check_names("class_names", class_names)
     forms = check_templates(templates)
     require_counts(batch_size=batch_size)
@@ -136,7 +139,7 @@ def check_names(argument: str, texts: Sequence[str]) -> tuple[str, ...]:
     """Class names or templates as a tuple; refuses one string, none, empty ones and equal ones."""
     if isinstance(texts, str):
         raise TypeError(f"{argument} is the string {texts!r}; give a list of strings, [{texts!r}]")
-    given = tuple(texts)
+    given = tuple(require_entries(argument, texts, "a list of strings"))
     if not given:
         raise ValueError(f"{argument} is empty; give at least one")
     seen: dict[str, int] = {}

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from equitune.checks import naming
 from equitune.modes import evaluating
 from equitune.vision.checks import check_embeddings, described, require_module
 from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
@@ -85,7 +86,8 @@ class ZeroShotClassifier(nn.Module):
                 f"class_names has {len(self.class_names)} names, but class_embeddings has "
                 f"{count} rows; give one embedding per class"
             )
-        self.logit_scale = float(logit_scale)
+        with naming("logit_scale"):
+            self.logit_scale = float(logit_scale)
         if not 0 < self.logit_scale < math.inf:
             raise ValueError(f"logit_scale is {logit_scale}; give a positive number")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.tree import Key, common_classes, common_group, holds_tensor
-from equitune.checks import require
+from equitune.checks import require_type
 from equitune.groups import FiniteGroup
 
 __all__ = ["InputActions", "MovedCall"]
@@ -67,7 +67,7 @@ class InputActions:
         elif isinstance(input_action, Mapping):
             self._by_name = dict(input_action)
             for name, action in self._by_name.items():
-                require(f"input_action[{name!r}]", action, Action, "an action")
+                require_type(f"input_action[{name!r}]", action, Action, "an action")
                 if name not in names and not open_ended:
                     raise ValueError(
                         f"input_action has an action for {name!r}, but the backbone's forward "

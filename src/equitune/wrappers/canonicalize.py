@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.table import Table
-from equitune.checks import require_number
+from equitune.checks import optional_tolerance
 from equitune.functional import can_be_averaged, select_minimum
 from equitune.modes import evaluating
 from equitune.wrappers.calls import MovedCall
@@ -77,9 +77,7 @@ class Canonicalize(Symmetrizer):
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
         check_weight_net(weight_net)
-        if tie_tolerance is not None:
-            require_number("tie_tolerance", tie_tolerance, 0, use="None for the default")
-        self.tie_tolerance = tie_tolerance
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
         self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
         self.weight_net = weight_net
 

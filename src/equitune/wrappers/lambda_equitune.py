@@ -9,7 +9,7 @@ from typing import Self, final
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.checks import require
+from equitune.checks import require_type
 from equitune.functional import widened
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
 from equitune.wrappers.stacks import in_group_order
@@ -88,7 +88,7 @@ class LambdaSymmetrizer(Symmetrizer):
         check_weight_net(weight_net)
         choices = ", ".join(map(repr, fixed))
         use = f"{choices} or the dotted name of a submodule of the backbone"
-        require("weight_input", weight_input, str, use)
+        require_type("weight_input", weight_input, str, use)
         self.weight_net = weight_net
         self.weight_input = weight_input
         self.reads_inputs = weight_input == "input"
@@ -191,7 +191,7 @@ def orbit_logits(
 
 def check_weight_net(weight_net: object) -> None:
     """Refuses what is no module."""
-    require("weight_net", weight_net, nn.Module, "one that returns one logit per copy")
+    require_type("weight_net", weight_net, nn.Module, "one that returns one logit per copy")
 
 
 def _score(weight_net: nn.Module, stack: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
-from equitune.checks import require, require_int, require_module
+from equitune.checks import require_int, require_module, require_type
 from equitune.cut import Cut
 from equitune.functional import can_be_averaged, weighted_mean
 from equitune.wrappers.calls import InputActions, MovedCall
@@ -372,7 +372,7 @@ def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
 def _check_output_action(action: Action | None, inputs: InputActions) -> Action:
     if action is None:
         return TrivialAction(inputs.group)
-    require("output_action", action, Action, "an action, or None for one invariant tensor")
+    require_type("output_action", action, Action, "an action, or None for one invariant tensor")
     if action.group != inputs.group:
         raise ValueError(
             f"output_action is one of a group of order {action.group.order} {action.group.names}, "

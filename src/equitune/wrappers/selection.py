@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from equitune.checks import require_function, require_number
+from equitune.checks import optional_tolerance, require_function
 from equitune.functional import can_be_averaged, select_minimum, weighted_mean, widened
 from equitune.wrappers.orbit import Symmetrizer
 
@@ -69,11 +69,9 @@ class SelectingSymmetrizer(Symmetrizer):
         require_function("proxy_loss", proxy_loss, f"one of the raw outputs, such as {example}")
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
-        if tie_tolerance is not None:
-            require_number("tie_tolerance", tie_tolerance, 0, use="None for the default")
         self.proxy_loss = proxy_loss
         self.gradient = gradient
-        self.tie_tolerance = tie_tolerance
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
         self._hold_scorer()
 
     def _hold_scorer(self) -> None:
