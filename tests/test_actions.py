@@ -382,6 +382,15 @@ def test_memory_formats_are_kept(name, memory_format, square):
         assert torch.equal(undone, x.expand_as(undone))
 
 
+@pytest.mark.parametrize("name", dense_actions(torch.channels_last))
+def test_empty_batches(name):
+    action = dense_actions(torch.channels_last)[name]
+    x = torch.zeros(0, 4, 6, 6, dtype=torch.int64 if name == "tokens" else torch.float32)
+    stack = action.orbit(x)
+    assert stack.shape == (action.group.order, *x.shape)
+    assert action.inverse_orbit(stack).shape == stack.shape
+
+
 def per_sample(action, x):
     """The orbit of each sample by itself, under vmap."""
     return torch.func.vmap(lambda sample: action.orbit(sample[None]).squeeze(1), out_dims=1)(x)
@@ -517,8 +526,8 @@ NEAR_ACTIONS = {
         lambda: TreeAction({"a": TrivialAction(c4()), "b": TrivialAction(d4())}),
         "different groups: 'a' has one of order 4",
     ),
-    "empty tree": (lambda: TreeAction({}), "no action is given"),
-    "only drops": (lambda: TreeAction({"a": Drop()}), "no action is given"),
+    "empty tree": (lambda: TreeAction({}), "`actions` has no action"),
+    "only drops": (lambda: TreeAction({"a": Drop()}), "`actions` has no action"),
     "mirrors": (
         # They agree on (0, 1, 2), so that no single vector tells that they do not commute.
         lambda: ProductAction(mirror([1.0, 0.0, 0.0]), mirror([1.0, 2.0, -1.0])),

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -147,11 +148,12 @@ def require_number(
         f"a number of {least:g} or more" if most == float("inf") else f"in [{least:g}, {most:g}]"
     )
     spans = "a number" if least == -float("inf") else spans
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be {spans}, got {described(value)}; use {use or spans}")
-    if not least <= value <= most:
+    number = float(value)
+    if not least <= number <= most:
         raise ValueError(f"`{name}` must be {spans}, got {value}; use {use or spans}")
-    return value
+    return number
 
 
 def optional_tolerance(tolerance: float | None) -> float | None:

@@ -38,7 +38,7 @@ def orbit(x: Any, action: Action) -> Any:
         >>> orbit(torch.rand(2, 3, 8, 8), ImageAction(c4())).shape
         torch.Size([4, 2, 3, 8, 8])
     """
-    return require_type("action", action, Action, "how the group acts on x").orbit(x)
+    return require_type("action", action, Action, "an action such as ImageAction(c4())").orbit(x)
 
 
 def reynolds(outputs: Any, action: Action) -> Any:
@@ -82,7 +82,7 @@ def weighted_reynolds(outputs: Any, weights: Tensor | None, action: Action) -> A
         ValueError: If the weights are not of shape (|G|, B).
         TypeError: If the outputs are integers, which have no mean.
     """
-    require_type("action", action, Action, "how the group acts on one output")
+    require_type("action", action, Action, "the action on one output")
     leaves = action.flatten(outputs, "outputs")
     with naming("outputs"):
         copies = [leaf_action.inverse_orbit(y) for leaf_action, y in leaves]

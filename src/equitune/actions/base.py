@@ -96,10 +96,10 @@ class Action(ABC):
             if moved.shape != undone[0].shape:
                 raise ValueError(
                     f"y has entries of shape {tuple(y.shape[1:])}, but undoing element {g} gives "
-                    f"{tuple(moved.shape)}: they are no square images; check the action"
+                    f"{tuple(moved.shape)}: the images are not square; check the action"
                 )
         # Concatenated as in orbit.
-        return torch.cat(undone).unflatten(0, (len(elements), -1))
+        return torch.cat(undone).unflatten(0, (len(elements), undone[0].shape[0]))
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
@@ -153,7 +153,7 @@ class Action(ABC):
     def _elements(self, elements: Elements | None) -> Elements:
         if elements is None:
             return self.group.elements
-        some = require_entries("elements", elements, "some elements of the group", least=1)
+        some = require_entries("elements", elements, "a list of elements of the group", least=1)
         return [self.group.check_element(g, "elements") for g in some]
 
     def _check_stack(self, y: Tensor, elements: Elements) -> None:
@@ -225,7 +225,7 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
-    require_type("embedding", embedding, Embedding, "one of group.subgroup([1])")
+    require_type("embedding", embedding, Embedding, "group.subgroup([1])")
     if embedding.group != action.group:
         raise ValueError(
             f"the embedding is one into a group of order {embedding.group.order}, but the action "

@@ -159,7 +159,7 @@ def audit(
         raise TypeError("batches is a tensor; give batches of images, such as images.split(64)")
     require_type("batches", batches, Iterable, "batches of images, such as images.split(64)")
     require_module("model", model)
-    require_type("action", action, Action, "how the group acts on images")
+    require_type("action", action, Action, "the action on images")
     if wrappers is not None:
         require_type("wrappers", wrappers, Mapping, "further models by name, or None")
     if labels is not None:

@@ -277,7 +277,7 @@ class FiniteGroup:
         return FiniteGroup(table, names)
 
     def _members(self, embedding: Embedding) -> tuple[int, ...]:
-        require_type("embedding", embedding, Embedding, "that of a subgroup, group.subgroup([1])")
+        require_type("embedding", embedding, Embedding, "group.subgroup([1])")
         if embedding.group != self:
             raise ValueError(
                 f"the embedding is one into a group of order {embedding.group.order}, not into "

@@ -59,11 +59,13 @@ class ResolvedWords:
     skipped: tuple[SkippedWords, ...]
 
     def __post_init__(self) -> None:
-        require_type("action", self.action, TokenAction, "how the group acts on token ids")
+        require_type("action", self.action, TokenAction, "the action on token ids")
         require_ints("general", self.general, "the ids of the general words")
         for i, cycle in enumerate(require_entries("cycles", self.cycles, "tuples of token ids")):
             require_ints(f"cycles[{i}]", cycle, "the token ids that are exchanged")
-        for i, entry in enumerate(require_entries("skipped", self.skipped, "what is left out")):
+        for i, entry in enumerate(
+            require_entries("skipped", self.skipped, "a tuple of SkippedWords")
+        ):
             require_type(f"skipped[{i}]", entry, SkippedWords, "SkippedWords(words, tokens)")
         identity = range(self.action.vocabulary_size)
         moved = {i for row in self.action.permutations for i in identity if row[i] != i}
