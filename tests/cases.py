@@ -144,11 +144,15 @@ def images(*shape: int) -> Callable[[torch.dtype], Tensor]:
     return lambda dtype: torch.randn(*shape, dtype=dtype)
 
 
+def turns(n: int) -> list[list[list[float]]]:
+    """The matrices of the rotations of the plane by multiples of 360/n degrees."""
+    angles = [2 * math.pi * k / n for k in range(n)]
+    return [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
+
+
 def rotations(n: int) -> MatrixAction:
     """The rotations of the plane by multiples of 360/n degrees."""
-    angles = [2 * math.pi * k / n for k in range(n)]
-    rows = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
-    return MatrixAction(cyclic(n), torch.tensor(rows, dtype=torch.float64))
+    return MatrixAction(cyclic(n), turns(n))
 
 
 def corners(n: int, dim: int = -1) -> PermutationAction:

@@ -1,6 +1,7 @@
 """Actions: conventions against other ways to compute them, hypothesis, and near-actions refused."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import ORDERS, SHIFTS, corners, rotations
+from cases import ORDERS, SHIFTS, corners, rotations, turns
 from equitune import (
     Drop,
     EquiTune,
@@ -27,6 +28,7 @@ from equitune import (
     d4,
     dihedral,
     symmetric,
+    trivial,
 )
 from equitune.testing import assert_action, assert_equivariant, strategies
 
@@ -241,6 +243,196 @@ def test_right_cosets_are_enough_for_a_model_that_respects_a_subgroup():
     )
 
 
+@pytest.mark.parametrize("n", [3, 4, 12])
+def test_tables_of_rotations_are_taken_however_they_are_given(n):
+    table = torch.tensor(turns(n), dtype=torch.float64)
+    exact = MatrixAction(cyclic(n), table)
+    for rows in (turns(n), tuple(turns(n)), list(table), [list(m) for m in table.numpy()],
+                  table.numpy()):  # fmt: skip
+        assert MatrixAction(cyclic(n), rows) == exact
+    for rows in (table.float(), table.float().numpy(), list(table.float())):
+        action = MatrixAction(cyclic(n), rows)
+        assert action.rounding == torch.finfo(torch.float32).eps
+        # A table of a subgroup is as exact as that of the group.
+        assert action.restrict(cyclic(n).subgroup([n // 2 or 1])).rounding == action.rounding
+        assert pickle.loads(pickle.dumps(action)) == action
+
+
+def test_lists_of_floats_do_not_depend_on_the_default_dtype():
+    try:
+        torch.set_default_dtype(torch.float16)
+        action = MatrixAction(cyclic(3), turns(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert action == rotations(3)
+
+
+# Each is an exact table of its group, in units that differ by a factor of 1e4.
+SCALES = torch.tensor([1.0, 1e4], dtype=torch.float64)
+SCALED = {
+    n: SCALES[:, None] * torch.tensor(turns(n), dtype=torch.float64) / SCALES for n in (3, 4, 6)
+}
+SCALED[2] = torch.tensor([[[1, 0], [0, 1]], [[0, 1e4], [1e-4, 0]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", SCALED)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_what_a_table_may_be_off_goes_by_the_rounding_of_each_entry(n, dtype):
+    table = SCALED[n].to(dtype)
+    MatrixAction(cyclic(n), table)
+    # Far above the rounding of the entry, far below the square of the largest one.
+    off = 1e-6 if dtype == torch.float64 else 1.0
+    near = table.clone()
+    near[1, 0, 1] += off
+    assert near[1, 0, 1] != table[1, 0, 1]
+    with pytest.raises(ValueError, match=r"matrices is no representation: .* give the matrices"):
+        MatrixAction(cyclic(n), near)
+
+
+def test_products_take_tables_by_their_rounding_too():
+    turn, identity = torch.tensor(turns(3), dtype=torch.float64), torch.eye(2).double()
+    sixth = torch.stack([identity, -identity])
+    for dtype in (torch.float64, torch.float32):
+        product = ProductAction(
+            MatrixAction(cyclic(3), turn.to(dtype)), MatrixAction(cyclic(2), sixth.to(dtype))
+        )
+        assert product.rounding == torch.finfo(dtype).eps
+        third = MatrixAction(cyclic(3), turn.to(dtype), dim=-2)
+        assert ProductAction(product, third).group.order == 18
+    # A reflection that commutes with the half turn up to 1e-7 only.
+    skew = torch.tensor([[1 + 1e-7, 2e-7], [-1e-7, 1 - 1e-7]], dtype=torch.float64)
+    half = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    moved = skew @ half @ torch.linalg.inv(skew)
+    with pytest.raises(ValueError, match="do not commute"):
+        ProductAction(
+            MatrixAction(cyclic(2), torch.stack([identity, half])),
+            MatrixAction(cyclic(2), torch.stack([identity, moved])),
+        )
+
+
+IDS = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64,
+       torch.uint64]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", IDS, ids=str)
+def test_ids_of_every_dtype_move_as_int64_or_are_refused(dtype):
+    largest = torch.iinfo(dtype).max
+    for size in (100, 128, 129, 256, 257, 300, 32_768, 32_769, 65_536, 65_537):
+        action = TokenAction.cyclic_swaps(size, [(1, size - 1)])
+        ids = torch.tensor([[0, 1, 50]])
+        if size - 1 > largest:
+            with pytest.raises(TypeError, match=rf"dtype {dtype}.* {size} ids; use x.long\(\)"):
+                action.transform(ids.to(dtype), 1)
+            continue
+        for g in (1, torch.tensor([1])):
+            moved = action.transform(ids.to(dtype), g)
+            assert moved.dtype == dtype
+            assert moved.tolist() == [[0, size - 1, 50]]
+        assert action.orbit(ids.to(dtype)).tolist() == action.orbit(ids).tolist()
+    with pytest.raises(ValueError, match="holds the id 101"):
+        TokenAction.cyclic_swaps(100, [(1, 2)]).transform(torch.tensor([[101]]).to(dtype), 1)
+
+
+@pytest.mark.parametrize("dtype", [d for d in IDS if d.is_signed], ids=str)
+def test_ignored_ids_of_every_dtype_pass(dtype):
+    action = TokenAction.cyclic_swaps(100, [(1, 2)])
+    assert action.transform(torch.tensor([[-100, 1]]).to(dtype), 1).tolist() == [[-100, 2]]
+
+
+FORMATS = {torch.channels_last: (8, 4, 6, 6), torch.channels_last_3d: (8, 4, 3, 6, 6)}
+
+
+def dense_actions(memory_format):
+    """Actions on (B, 4, ..., H, W)."""
+    four = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
+    shape = FORMATS[memory_format]
+    return {
+        "images": ImageAction(d4()),
+        "vectors": VectorFieldAction(d4(), channel_dim=1 - len(shape)),
+        "permutations": PermutationAction(c4(), four, dim=1),
+        "matrices": MatrixAction(c4(), torch.eye(4)[torch.tensor(four)].mT, dim=1),
+        "regular": RegularAction(c4(), dim=1),
+        "regular features": RegularFeatureAction(TrivialAction(c4())),
+        "tokens": TokenAction.cyclic_swaps(9, [(1, 2, 3, 4)]),
+        "products": ProductAction(ImageAction(c4()), PermutationAction(c4(), four, 1 - len(shape))),
+        "trivial": TrivialAction(c4()),
+    }
+
+
+@pytest.mark.parametrize("name", dense_actions(torch.channels_last))
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("square", [True, False])
+def test_memory_formats_are_kept(name, memory_format, square):
+    action, shape = dense_actions(memory_format)[name], list(FORMATS[memory_format])
+    shape[-1] -= 0 if square else 2
+    tokens = torch.randint(0, 9, shape)
+    x = tokens if name == "tokens" else torch.randn(shape)
+    plain, x = x, x.contiguous(memory_format=memory_format)
+    for g in [*action.group.elements, torch.arange(8) % action.group.order]:
+        if not square and name in ("images", "vectors", "products") and not isinstance(g, int):
+            continue
+        moved = action.transform(x, g)
+        assert moved.is_contiguous(memory_format=memory_format)
+        assert torch.equal(moved, action.transform(plain, g))
+    for elements in action.shape_classes(x):
+        stack = action.orbit(x, elements)
+        undone = action.inverse_orbit(stack, elements)
+        for entry in (*stack, *undone):
+            assert entry.is_contiguous(memory_format=memory_format)
+        assert torch.equal(undone, x.expand_as(undone))
+
+
+@pytest.mark.parametrize("name", dense_actions(torch.channels_last))
+def test_empty_batches(name):
+    action = dense_actions(torch.channels_last)[name]
+    x = torch.zeros(0, 4, 6, 6, dtype=torch.int64 if name == "tokens" else torch.float32)
+    stack = action.orbit(x)
+    assert stack.shape == (action.group.order, *x.shape)
+    assert action.inverse_orbit(stack).shape == stack.shape
+
+
+def per_sample(action, x):
+    """The orbit of each sample by itself, under vmap."""
+    return torch.func.vmap(lambda sample: action.orbit(sample[None]).squeeze(1), out_dims=1)(x)
+
+
+@pytest.mark.parametrize("name", dense_actions(torch.channels_last))
+@pytest.mark.parametrize("last", [True, False])
+def test_actions_can_be_mapped_over(name, last):
+    action = dense_actions(torch.channels_last)[name]
+    x = torch.randn(8, 4, 6, 6) if name != "tokens" else torch.randint(0, 9, (8, 4, 6, 6))
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(per_sample(action, x), action.orbit(x))
+    g = torch.arange(8) % action.group.order
+    each = torch.func.vmap(lambda sample, h: action.transform(sample[None], h[None])[0])(x, g)
+    assert torch.equal(each, action.transform(x, g))
+
+
+def test_gradients_of_each_sample_of_a_model_of_tokens():
+    action = TokenAction.cyclic_swaps(10, [(1, 2)])
+    net = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10))
+    model = EquiTune(net, action, action.on_logits()).double()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    ids = torch.randint(0, 10, (3, 5))
+
+    def loss(parameters, ids):
+        return torch.func.functional_call(model, parameters, (ids[None],)).logsumexp(-1).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids)
+    for i, sample in enumerate(ids):
+        for name, gradient in torch.func.grad(loss)(parameters, sample).items():
+            torch.testing.assert_close(found[name][i], gradient)
+
+
+def test_values_are_still_checked_outside_of_vmap():
+    action = TokenAction.cyclic_swaps(10, [(1, 2)])
+    with pytest.raises(ValueError, match="the id 10"):
+        torch.func.grad(lambda w: w * action.transform(torch.tensor([[10]]), 1).sum())(
+            torch.tensor(1.0)
+        )
+
+
 def mirror(normal):
     """The reflection at the plane with a normal vector."""
     n = torch.tensor(normal, dtype=torch.float64)
@@ -267,7 +459,10 @@ NEAR_ACTIONS = {
         "no action: element",
     ),
     "rows": (lambda: PermutationAction(cyclic(3), SHIFTS[:2]), r"shape \(2, 3\)"),
-    "ragged": (lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]), "no table of integers"),
+    "ragged": (
+        lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]),
+        "`permutations` must be a table",
+    ),
     "batch": (lambda: PermutationAction(cyclic(3), SHIFTS, dim=0), "dim is 0, the batch"),
     "regular batch": (lambda: RegularAction(cyclic(3), dim=0), "dim is 0"),
     "matrix batch": (lambda: MatrixAction(cyclic(1), [[[1.0]]], dim=0), "dim is 0"),
@@ -275,11 +470,11 @@ NEAR_ACTIONS = {
         lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
         r"matrices\[1\] @ matrices\[1\]",
     ),
-    "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "no representation"),
+    "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "infinities or NaN"),
     "matrix identity": (lambda: MatrixAction(cyclic(2), [[[2.0]], [[1.0]]]), r"matrices\[0\]"),
     "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
-    "float32 matrices": (
-        lambda: MatrixAction(cyclic(3), rotations(3)._matrices.host.float()),
+    "half-precision matrices": (
+        lambda: MatrixAction(cyclic(3), torch.tensor(turns(3)).half()),
         "give the matrices in float64",
     ),
     "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
@@ -331,8 +526,8 @@ NEAR_ACTIONS = {
         lambda: TreeAction({"a": TrivialAction(c4()), "b": TrivialAction(d4())}),
         "different groups: 'a' has one of order 4",
     ),
-    "empty tree": (lambda: TreeAction({}), "no action is given"),
-    "only drops": (lambda: TreeAction({"a": Drop()}), "no action is given"),
+    "empty tree": (lambda: TreeAction({}), "`actions` has no action"),
+    "only drops": (lambda: TreeAction({"a": Drop()}), "`actions` has no action"),
     "mirrors": (
         # They agree on (0, 1, 2), so that no single vector tells that they do not commute.
         lambda: ProductAction(mirror([1.0, 0.0, 0.0]), mirror([1.0, 2.0, -1.0])),
@@ -367,10 +562,10 @@ BAD_CALLS = {
         "first dimension is the batch",
     ),
     "channels": (lambda: VectorFieldAction(c4()).transform(X[:, [0] * 5], 1), "5 channels"),
-    "element": (lambda: ImageAction(c4()).transform(X, 4), "4 is no element"),
+    "element": (lambda: ImageAction(c4()).transform(X, 4), "`g` must be an element of .* got 4"),
     "elements": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 7])),
-        "7 is no element of a group of order 4",
+        "`g` must be an element of a group of order 4, got 7",
     ),
     "one each": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0])),
@@ -419,11 +614,11 @@ BAD_TYPES = {
     ),
     "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "give integers"),
     "complex matrices": (lambda: MatrixAction(cyclic(1), [[[1j]]]), "complex"),
-    "g": (lambda: ImageAction(c4()).transform(X, "r"), "g is a str"),
+    "g": (lambda: ImageAction(c4()).transform(X, "r"), "`g` must be a tensor"),
     "g dtype": (lambda: ImageAction(c4()).transform(X, torch.zeros(2)), "int64"),
     "x": (lambda: ImageAction(c4()).flatten([X]), "TreeAction"),
     "entry": (lambda: TreeAction({"a": "image"}), r"actions\['a'\] is a str"),
-    "factor": (lambda: ProductAction(ImageAction(c4()), 3), "second is a int"),
+    "factor": (lambda: ProductAction(ImageAction(c4()), 3), "`second` must be an Action, got 3"),
     "tree factor": (
         lambda: ProductAction(ImageAction(c4()), TreeAction([TrivialAction(c4())])),
         "cannot be a factor",
@@ -433,10 +628,12 @@ BAD_TYPES = {
     "permutation": (lambda: PermutationAction(3, SHIFTS), "group is a int"),
     "regular": (lambda: RegularAction(None), "group is a NoneType"),
     "matrix": (lambda: MatrixAction(c4, [[[1.0]]]), r"such as c4\(\)"),
-    "fiber": (lambda: RegularFeatureAction(c4()), "fiber is a FiniteGroup"),
-    "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "dim is 'a'"),
+    "fiber": (lambda: RegularFeatureAction(c4()), "`fiber` must be an Action, got a FiniteGroup"),
+    "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "`dim` must be an int, got 'a'"),
+    "matrix dim": (lambda: MatrixAction(cyclic(1), [[[1.0]]], dim="x"), "`dim` must be an int"),
+    "channel dim": (lambda: VectorFieldAction(c4(), channel_dim="x"), "`channel_dim` must be an"),
     "structure": (lambda: ImageAction(c4()).transform({"x": X}, 1), "TreeAction"),
-    "float elements": (lambda: ImageAction(cyclic(2), [0, 4.7]), "float"),
+    "float elements": (lambda: ImageAction(cyclic(2), [0, 4.7]), "must be an int, got 4.7"),
     "no structure": (lambda: TreeAction([TrivialAction(c4())]).transform(3, 1), "is a int"),
 }
 
@@ -445,6 +642,25 @@ BAD_TYPES = {
 def test_bad_types_are_refused(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+RESTRICTED = [
+    TrivialAction(c4()), ImageAction(c4()), VectorFieldAction(c4()), RegularAction(c4()),
+    RegularFeatureAction(TrivialAction(c4())), RegularFeatureAction(ImageAction(c4())),
+    MatrixAction(c4(), turns(4)), TokenAction.cyclic_swaps(9, [(1, 2, 3, 4)]),
+    ProductAction(TrivialAction(trivial()), ImageAction(c4())),
+    TreeAction({"a": ImageAction(c4()), "b": Drop()}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", RESTRICTED, ids=lambda action: type(action).__name__)
+def test_all_restrictions_refuse_the_same(action):
+    for wrong in (None, 1, "c4", c4(), [0, 1]):
+        with pytest.raises(TypeError, match="`embedding` must be an Embedding, got"):
+            action.restrict(wrong)
+    with pytest.raises(ValueError, match="embedding is one into a group of order 8"):
+        action.restrict(d4().subgroup([1]))
+    assert action.restrict(c4().subgroup([2])).group.order == 2
 
 
 def test_large_vocabularies_are_checked_quickly():

@@ -65,12 +65,12 @@ VALUE_ERRORS = {
         lambda: EquiTune(conv(), {"pixels": C4}),
         r"action for 'pixels', but the backbone's forward takes \['x'\]",
     ),
-    "no action at all": (lambda: EquiTune(conv(), {}), "no action is given"),
-    "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "chunk_size is 0; give 1 or more"),
-    "features chunk": (lambda: RegularFeatures(conv(), C4, chunk_size=-3), "chunk_size is -3"),
+    "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` has no action"),
+    "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "`chunk_size` must be 1 or more"),
+    "features chunk": (lambda: RegularFeatures(conv(), C4, chunk_size=-3), "`chunk_size` .* -3"),
     "gradient": (lambda: zero(gradient="mean"), "gradient is 'mean'; give one of"),
-    "tolerance": (lambda: zero(tie_tolerance=-1.0), "tie_tolerance is -1.0"),
-    "nan tolerance": (lambda: zero(tie_tolerance=float("nan")), "tie_tolerance is nan"),
+    "tolerance": (lambda: zero(tie_tolerance=-1.0), "`tie_tolerance` must be .* -1.0"),
+    "nan tolerance": (lambda: zero(tie_tolerance=float("nan")), "`tie_tolerance` must .* nan"),
     "proxy shape": (
         lambda: zero(proxy_loss=lambda y: y)(X),
         r"proxy_loss returned \(4, 2, 4\) .* one loss per element and sample, \(4, 2\)",
@@ -138,7 +138,7 @@ VALUE_ERRORS = {
         "check that output_action is the action of the output",
     ),
     "weights": (lambda: weighted_mean(X, torch.ones(2)), r"weights has shape \(2,\)"),
-    "minimum": (lambda: select_minimum(torch.zeros(4, 2), -1.0), "tolerance is -1.0"),
+    "minimum": (lambda: select_minimum(torch.zeros(4, 2), -1.0), "`tolerance` must .* -1"),
 }  # fmt: skip
 
 
@@ -154,15 +154,15 @@ def test_value_errors(call, message):
 
 
 TYPE_ERRORS = {
-    "backbone": (lambda: EquiTune(torch.relu, C4), "give a torch.nn.Module"),
+    "backbone": (lambda: EquiTune(torch.relu, C4), "`backbone` must be a torch.nn.Module"),
     "input_action": (lambda: EquiTune(conv(), c4()), "input_action is a FiniteGroup"),
-    "input_action entry": (lambda: EquiTune(conv(), {"x": c4()}), r"input_action\['x'\] is a"),
-    "output_action": (lambda: EquiTune(conv(), C4, "trivial"), "output_action is a str"),
-    "chunk_size": (lambda: EquiTune(conv(), C4, chunk_size=2.0), "chunk_size is 2.0"),
-    "chunk_size bool": (lambda: EquiTune(conv(), C4, chunk_size=True), "chunk_size is True"),
-    "proxy_loss": (lambda: zero(proxy_loss="entropy"), "proxy_loss is a str"),
-    "weight_net": (lambda: learned(weight_net=torch.relu), "weight_net is a builtin"),
-    "weight_input": (lambda: learned(weight_input=nn.Identity()), "weight_input is a Identity"),
+    "input_action entry": (lambda: EquiTune(conv(), {"x": c4()}), r"`input_action\['x'\]` must be"),
+    "output_action": (lambda: EquiTune(conv(), C4, "trivial"), "`output_action` must be an Action"),
+    "chunk_size": (lambda: EquiTune(conv(), C4, chunk_size=2.0), "`chunk_size` must .* got 2.0"),
+    "chunk_size bool": (lambda: EquiTune(conv(), C4, chunk_size=True), "`chunk_size` must .* True"),
+    "proxy_loss": (lambda: zero(proxy_loss="entropy"), "`proxy_loss` must be a function"),
+    "weight_net": (lambda: learned(weight_net=torch.relu), "`weight_net` must be a torch"),
+    "weight_input": (lambda: learned(weight_input=nn.Identity()), "`weight_input` must be a str"),
     "tapped tuple": (
         lambda: LambdaEquiTune(
             nn.Sequential(nn.Flatten(2), nn.LSTM(36, 4), Returns(lambda y: y[0].flatten(1))),

@@ -82,6 +82,15 @@ def test_canonicalize_compiles_in_parts():
         torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), model(x))
 
 
+def test_canonicalize_gives_neither_one_graph_nor_an_export():
+    """As docs/wrappers.md says: the day it does, the page is wrong."""
+    model, x = WRAPPERS["Canonicalize"](ConvNet(3, 4, False), IMAGE).eval(), torch.randn(4, 3, 6, 6)
+    with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+        torch.export.export(model, (x,))
+
+
 def test_two_compiled_wrappers_keep_their_own_tables():
     x = torch.randn(4, 5)
     linear = nn.Linear(5, 5)

@@ -157,15 +157,18 @@ BAD_CALLS = {
     "no permutations": (lambda: FiniteGroup.from_permutations([]), "permutations is empty"),
     "no generators": (lambda: generate_permutations([]), "generators is empty"),
     "generator lengths": (lambda: generate_permutations([(0,), (1, 0)]), "same number"),
-    "size": (lambda: cyclic(0), r"cyclic\(0\)"),
-    "element": (lambda: c4().compose(0, 4), "4 is no element of a group of order 4"),
-    "negative element": (lambda: c4().inverse(-1), "-1 is no element"),
-    "subgroup": (lambda: c4().subgroup([7]), "7 is no element"),
+    "size": (lambda: cyclic(0), "`n` must be 1 or more, got 0"),
+    "element": (lambda: c4().compose(0, 4), "`h` must be an element of a group of order 4, got 4"),
+    "negative element": (lambda: c4().inverse(-1), "`g` must be an element .* got -1"),
+    "subgroup": (lambda: c4().subgroup([7]), r"`generators\[0\]` must be .* got 7"),
     "coset": (lambda: c4().left_cosets(d4().subgroup([1])), "group of order 8"),
     "embedding size": (lambda: Embedding(cyclic(2), c4(), [0]), "elements has 1 entries"),
     "embedding twice": (lambda: Embedding(cyclic(2), c4(), [0, 0]), "twice"),
     "embedding": (lambda: Embedding(cyclic(2), c4(), [0, 1]), "images of 1 and 1"),
-    "embedding range": (lambda: Embedding(cyclic(2), c4(), [0, 9]), "9 is no element"),
+    "embedding range": (
+        lambda: Embedding(cyclic(2), c4(), [0, 9]),
+        r"`elements\[1\]` must be .* got 9",
+    ),
 }
 
 

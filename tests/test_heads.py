@@ -243,7 +243,7 @@ def test_restriction_to_a_subgroup(generators):
     assert not layer.eval().restrict(embedding).training
     with pytest.raises(ValueError, match="one into a group of order 4"):
         layer.restrict(c4().subgroup([1]))
-    with pytest.raises(TypeError, match="embedding is a FiniteGroup; give that of a subgroup"):
+    with pytest.raises(TypeError, match="`embedding` must be an Embedding, got a FiniteGroup"):
         layer.restrict(d4())
 
 

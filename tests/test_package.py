@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,52 @@ def test_the_core_needs_torch_alone():
               "stable_baselines3"}  # fmt: skip
     assert "equitune" in done.stdout
     assert not extras & set(ast.literal_eval(done.stdout))
+
+
+NAMES = re.compile(r"(?<![\w/.-])equitune(?:\.[A-Za-z_]\w*)+")
+# What is looked for in the documentation is what stands in the source.
+PAGES = [p for p in SOURCE.parents[1].glob("docs/*.*") if p.suffix in {".md", ".rst"}]
+
+
+def dotted_names():
+    """Every name with ``equitune.`` in a message, a docstring or a page, and where it stands."""
+    found = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.update(dict.fromkeys(NAMES.findall(node.value), path))
+    for path in [SOURCE.parents[1] / "README.md", *PAGES]:
+        found.update(dict.fromkeys(NAMES.findall(path.read_text()), path))
+    return found
+
+
+def unresolved(names):
+    """Those of some names that nothing more than ``import equitune`` leads to."""
+    program = (
+        "import sys, functools, equitune\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: functools.reduce(getattr, name.split('.')[1:], equitune)\n"
+        "    except AttributeError: print(name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_dotted_names_in_messages_and_docs_can_be_written_as_they_stand():
+    names = dotted_names()
+    assert {"equitune.losses.entropy", "equitune.testing.strategies"} <= set(names)
+    assert not {name: names[name] for name in unresolved(names)}
+    assert unresolved(["equitune.losses.entropie", "equitune.loss"]) == [
+        "equitune.losses.entropie",
+        "equitune.loss",
+    ]
+
+
+def test_other_names_of_the_package_are_attribute_errors():
+    assert not hasattr(equitune, "loss")
+    assert not hasattr(equitune.testing, "strategy")
 
 
 def layer_of(name):

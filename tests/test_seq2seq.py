@@ -1,5 +1,6 @@
 """Encoder-decoders: equivariance of whole sequences, the formulas, the proxies."""
 
+import functools
 import math
 
 import pytest
@@ -435,8 +436,7 @@ def test_copies_that_tie_share(proxy):
     assert torch.equal(told.weights[:, :2], torch.full((3, 2), 1 / 3, dtype=torch.float64))
     assert (told.weights[:, 2] == 1).sum() == 1
     copies = copies_alone(case, decoder, source, length=6)
-    shared = torch.stack([copy.scores for copy in copies]).mean(0)
-    shared = shared.log_softmax(-1)
+    shared = torch.stack([copy.scores.exp() for copy in copies]).mean(0).log()
     torch.testing.assert_close(told.output.scores[:2], shared[:2], **EXACT)
     # What is said is one thing.
     symbols = told.output.scores.argmax(-1)
@@ -445,6 +445,112 @@ def test_copies_that_tie_share(proxy):
         decoder, case.inputs, case.symbols, proxy_loss=proxy, tie_tolerance=1e9
     ).explain(source)
     assert torch.equal(alone.weights, torch.full((3, 3), 1 / 3, dtype=torch.float64))
+
+
+# The elements that leave some sources as they are: all of them, or a subgroup.
+STILL = {
+    "steps, cyclic(3)": [[3, 6, 3, 8, 9], [8, 8, 3, 10, 6]],
+    "runs, symmetric(3)": [[4, 6, 4, 9, 9], [7, 7, 4, 10, 6]],
+    "runs, symmetric(3), reflected": [[5, 6, 4, 9, 5], [7, 3, 4, 3, 6], [8, 8, 8, 9, 9]],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", STILL)
+@torch.no_grad()
+def test_rounding_does_not_decide_for_sources_that_stay_as_they_are(name, wrapper, dtype):
+    case = CASES[name.removesuffix(", reflected")]
+    group, moved = case.symbols.group, case.symbols.permutations
+    tied = 0
+    for seed in range(6):
+        decoder = case.decoder(seed).to(dtype)
+        # Symbols that the group moves come first.
+        decoder.model.scores.bias.data[3:7] += 1.5
+        model = WRAPPERS[wrapper](case, decoder).eval()
+        still = torch.tensor(STILL[name])
+        batch = torch.cat([case.sources(5), still, case.sources(7)])
+        together = model(batch, length=6)
+        for row, source in enumerate(still, start=5):
+            alone = model(source[None], length=6)
+            assert torch.equal(alone.symbols[0], together.symbols[row])
+            stays = [
+                g for g in group.elements
+                if torch.equal(case.source.transform(source[None], g)[0], source)
+            ]  # fmt: skip
+            assert len(stays) > 1
+            for found, place in ((alone, 0), (together, row)):
+                # The first step: to the last bit what the elements that leave the source make it.
+                scores, first = found.scores[place, 0], int(found.symbols[place, 0])
+                for g in stays:
+                    assert torch.equal(scores[list(moved[g])], scores)
+                copies = {moved[g][first] for g in stays}
+                assert first == min(copies)
+                tied += len(copies) > 1
+    assert tied
+
+
+@pytest.mark.parametrize("name", ["steps, cyclic(3)", "runs, symmetric(3)"])
+@torch.no_grad()
+def test_what_equivariance_means_for_sources_that_stay_as_they_are(name):
+    """The answer of a copy is a copy of the answer, moved on by what leaves the source."""
+    case, free = CASES[name], 0
+    group = case.symbols.group
+    sources = torch.tensor(STILL.get(f"{name}, reflected", STILL[name]))
+    for seed in range(6):
+        model = EquiSeq2Seq(case.decoder(seed), case.inputs, case.symbols)
+        answer = model(sources, length=6)
+        for g in group.elements:
+            moved = model(case.source.transform(sources, g), length=6)
+            for row, source in enumerate(sources):
+                stays = [
+                    s for s in group.elements
+                    if torch.equal(case.source.transform(source[None], s)[0], source)
+                ]  # fmt: skip
+                copies = [
+                    case.symbols.transform(answer.symbols[row : row + 1], group.compose(g, s))[0]
+                    for s in stays
+                ]
+                assert any(torch.equal(copy, moved.symbols[row]) for copy in copies)
+                free += not torch.equal(copies[stays.index(0)], moved.symbols[row])
+    # No answer could be its own copy.
+    assert free
+
+
+@torch.no_grad()
+def test_targets_that_tell_equal_copies_apart():
+    # The copies of the source are equal, those of the targets from the second symbol on.
+    for name in ("steps, cyclic(3)", "runs, symmetric(3)"):
+        case = CASES[name]
+        decoder = case.decoder()
+        source, targets = torch.tensor(STILL[name]), torch.tensor([[7, 3, 4, 2], [3, 7, 7, 2]])
+        copies = copies_alone(case, decoder, source, targets)
+        mean = torch.stack([copy.scores.exp() for copy in copies]).mean(0).log()
+        found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, targets).scores
+        torch.testing.assert_close(found, mean, **EXACT)
+        moved = case.symbols.permutations
+        for row, known in enumerate((2, 1)):
+            for step in range(known):
+                for g in case.symbols.group.elements:
+                    scores = found[row, step]
+                    assert torch.equal(scores[list(moved[g])], scores)
+
+
+def test_gradients_of_equal_copies_are_those_of_all_copies():
+    for name in ("steps, cyclic(3)", "runs, symmetric(3)"):
+        case = CASES[name]
+        decoder = case.decoder()
+        source, targets = torch.tensor(STILL[name]), torch.tensor([[7, 3, 4, 2], [3, 7, 7, 2]])
+        parameters = list(decoder.parameters())
+        copies = copies_alone(case, decoder, source, targets)
+        mean = torch.stack([copy.scores.exp() for copy in copies]).mean(0).log()
+        gradients = functools.partial(
+            torch.autograd.grad, inputs=parameters, materialize_grads=True
+        )
+        expected = gradients(mean.square().sum())
+        found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, targets).scores
+        for one, other in zip(gradients(found.square().sum()), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -112,10 +112,10 @@ def test_orientation_is_learned(make, weight_input):
     (lambda: ConvWeightNet(0), "in_channels is 0; give"),
     (lambda: AttentionWeightNet(3, 10, 4), "hidden_features is 10 and heads is 4; give a multiple"),
     (lambda: AttentionWeightNet(3, 8, 0), "heads is 0; give"),
-    (lambda: MlpWeightNet(3)(torch.zeros(2, 4)), "have 4 features each, but in_features is 3"),
+    (lambda: MlpWeightNet(3)(torch.zeros(2, 4)), "4 features each in `copies`"),
     (lambda: AttentionWeightNet(3)(torch.zeros(2, 2, 4)), "have 4 features each"),
     (lambda: ConvWeightNet(3)(torch.zeros(2, 4, 5, 5)), r"takes \(N, 3, H, W\): check in_channels"),
-    (lambda: ConvWeightNet(3)(torch.zeros(2, 3)), r"have shape \(2, 3\)"),
+    (lambda: ConvWeightNet(3)(torch.zeros(2, 3)), r"copies has shape \(2, 3\)"),
 ])  # fmt: skip
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):

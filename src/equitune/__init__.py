@@ -1,5 +1,8 @@
 """Make any pretrained model equivariant to a finite group, without touching its weights."""
 
+import importlib
+from typing import Any
+
 from equitune.actions import (
     Action,
     Drop,
@@ -71,3 +74,13 @@ __all__ = [
     "symmetric",
     "trivial",
 ]
+
+# Imported when they are first asked for: some need an extra.
+_KITS = {"audit", "heads", "losses", "rl", "seq2seq", "testing", "text", "training", "vision",
+         "viz", "weights"}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _KITS:
+        return importlib.import_module(f"equitune.{name}")
+    raise AttributeError(f"module 'equitune' has no attribute {name!r}")

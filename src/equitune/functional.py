@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action
+from equitune.checks import naming, require_number, require_tensor, require_type
 
 __all__ = [
     "can_be_averaged",
@@ -37,7 +38,7 @@ def orbit(x: Any, action: Action) -> Any:
         >>> orbit(torch.rand(2, 3, 8, 8), ImageAction(c4())).shape
         torch.Size([4, 2, 3, 8, 8])
     """
-    return action.orbit(x)
+    return require_type("action", action, Action, "an action such as ImageAction(c4())").orbit(x)
 
 
 def reynolds(outputs: Any, action: Action) -> Any:
@@ -81,9 +82,11 @@ def weighted_reynolds(outputs: Any, weights: Tensor | None, action: Action) -> A
         ValueError: If the weights are not of shape (|G|, B).
         TypeError: If the outputs are integers, which have no mean.
     """
+    require_type("action", action, Action, "the action on one output")
     leaves = action.flatten(outputs, "outputs")
-    means = [weighted_mean(leaf_action.inverse_orbit(y), weights) for leaf_action, y in leaves]
-    return action.unflatten(outputs, means)
+    with naming("outputs"):
+        copies = [leaf_action.inverse_orbit(y) for leaf_action, y in leaves]
+    return action.unflatten(outputs, [weighted_mean(stack, weights) for stack in copies])
 
 
 def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
@@ -97,6 +100,7 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     Returns:
         (B, ...), in the dtype of ``stack``.
     """
+    require_tensor("stack", stack, "(|G|, B, ...)", dims=2)
     if not can_be_averaged(stack):
         raise TypeError(
             f"outputs of dtype {stack.dtype} cannot be averaged over the group; return "
@@ -104,6 +108,7 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
         )
     if weights is None:
         return stack.mean(dim=0)
+    require_tensor("weights", weights, "(|G|, B)")
     if weights.shape != stack.shape[:2]:
         raise ValueError(
             f"weights has shape {tuple(weights.shape)} for a stack of shape {tuple(stack.shape)}; "
@@ -116,11 +121,13 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
 
 def can_be_averaged(outputs: Tensor) -> bool:
     """Whether the mean of outputs of this dtype is one of this dtype."""
+    require_tensor("outputs", outputs, "(|G|, B, ...)")
     return outputs.is_floating_point() or outputs.is_complex()
 
 
 def widened(x: Tensor) -> Tensor:
     """A floating-point tensor in float32 or higher, for scores that shall not lose digits."""
+    require_tensor("x", x, "(...)")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -146,8 +153,8 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
         >>> select_minimum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
         [[0.5, 0.0], [0.5, 1.0]]
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; give 0 or more")
+    require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
+    require_number("tolerance", tolerance, 0)
     minimum = scores.amin(dim=0, keepdim=True)
     # The first condition is for minima that are infinite or zero.
     ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())

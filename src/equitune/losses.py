@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from equitune.checks import require_int, require_tensor
+
 __all__ = ["entropy", "negative_max_probability", "negative_max_q_value", "negative_similarity"]
 
 
@@ -36,6 +38,7 @@ def negative_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
         >>> bool(losses[1] < losses[0])
         True
     """
+    _check("logits", logits, dim)
     return _mean_of_rest(_shifted(logits, dim)[1].squeeze(dim))
 
 
@@ -58,6 +61,7 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
         >>> torch.allclose(entropy(torch.zeros(4, 2, 10)), torch.tensor(math.log(10)))
         True
     """
+    _check("logits", logits, dim)
     shifted, surprise = _shifted(logits, dim)
     log_probabilities = shifted - surprise
     # 0 log 0 is 0; masked before the product, so that its gradient is finite too.
@@ -84,7 +88,8 @@ def negative_similarity(similarities: Tensor, dim: int = -1) -> Tensor:
         >>> negative_similarity(torch.tensor([[[0.1, 0.3]], [[0.2, 0.25]]])).tolist()
         [[-0.30000001192092896], [-0.25]]
     """
-    return _mean_of_rest(-similarities.amax(_checked(similarities, dim)))
+    _check("similarities", similarities, dim)
+    return _mean_of_rest(-similarities.amax(dim))
 
 
 def negative_max_q_value(q_values: Tensor, dim: int = -1) -> Tensor:
@@ -106,26 +111,28 @@ def negative_max_q_value(q_values: Tensor, dim: int = -1) -> Tensor:
         >>> negative_max_q_value(torch.tensor([[[1.0, 3.0]], [[2.0, 2.5]]])).tolist()
         [[-3.0], [-2.5]]
     """
-    return _mean_of_rest(-q_values.amax(_checked(q_values, dim)))
+    _check("q_values", q_values, dim)
+    return _mean_of_rest(-q_values.amax(dim))
 
 
 def _shifted(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Y - y_max, and -log of the largest probability, exact also where that is close to 1."""
-    peak, place = logits.max(_checked(logits, dim), keepdim=True)
+    peak, place = logits.max(dim, keepdim=True)
     shifted = logits - peak
     # Without the largest term, which is 1 and would swallow small ones.
     others = shifted.scatter(dim, place, -float("inf"))
     return shifted, others.exp().sum(dim, keepdim=True).log1p()
 
 
-def _checked(stack: Tensor, dim: int) -> int:
+def _check(name: str, stack: Tensor, dim: int) -> None:
+    require_tensor(name, stack, "(|G|, B, ..., C, ...)", dims=3, floating=True)
+    dim = require_int("dim", dim, "the dimension of the classes, in the stack")
     position = dim if dim >= 0 else stack.dim() + dim
     if not 2 <= position < stack.dim():
         raise ValueError(
             f"dim is {dim} for a stack of shape {tuple(stack.shape)}, (|G|, B, ...); give a "
             "dimension behind these two, in the stack; for outputs (B, C, H, W) it is 2 or -3"
         )
-    return dim
 
 
 def _mean_of_rest(losses: Tensor) -> Tensor:

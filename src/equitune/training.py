@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equitune.actions import Action, TreeAction
+from equitune.checks import readable, require_strings
 from equitune.cut import find_submodule
 from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
 from equitune.wrappers import Canonicalize, LambdaEquiTune
@@ -146,6 +147,7 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
     _require_wrapper(model)
     if isinstance(submodules, str):
         raise TypeError(f"submodules is {submodules!r}; give a list of names, [{submodules!r}]")
+    submodules = require_strings("submodules", submodules, "a list of dotted names")
     modules = [find_submodule(model.backbone, name, "submodules") for name in submodules]
     probed = list(dict.fromkeys(p for module in modules for p in module.parameters()))
     if not probed:
@@ -202,8 +204,7 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
             f"elements has shape {tuple(elements.shape)} for scores of shape "
             f"{tuple(scores.shape)}; give one element per sample, ({batch},)"
         )
-    # Looking at values costs a synchronisation on accelerators and cannot be traced.
-    if elements.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(elements):
         outside = elements[(elements < 0) | (elements >= order)]
         if len(outside):
             raise ValueError(

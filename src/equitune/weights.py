@@ -8,7 +8,13 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from equitune.checks import require_counts
+from equitune.checks import (
+    require_counts,
+    require_module,
+    require_number,
+    require_tensor,
+    require_type,
+)
 from equitune.wrappers.lambda_equitune import OrbitWeightNet
 from equitune.wrappers.tap import Tap
 
@@ -63,8 +69,8 @@ class MlpWeightNet(nn.Module):
         )
 
     def forward(self, copies: Tensor) -> Tensor:
-        features = copies.flatten(1)
-        _check_features(features, self.in_features)
+        features = require_tensor("copies", copies, "(N, ...)", 2, floating=True).flatten(1)
+        _check_features("copies", features, self.in_features)
         logits: Tensor = self.layers(features)
         return logits
 
@@ -91,6 +97,7 @@ class ConvWeightNet(nn.Module):
     def __init__(self, in_channels: int, hidden_channels: int = 64, dropout: float = 0.3) -> None:
         super().__init__()
         require_counts(in_channels=in_channels, hidden_channels=hidden_channels)
+        require_number("dropout", dropout, 0, 1)
         self.in_channels = in_channels
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, hidden_channels, 3, stride=2, padding=1),
@@ -106,9 +113,10 @@ class ConvWeightNet(nn.Module):
         )
 
     def forward(self, copies: Tensor) -> Tensor:
+        require_tensor("copies", copies, f"(N, {self.in_channels}, H, W)", floating=True)
         if copies.dim() != 4 or copies.shape[1] != self.in_channels:
             raise ValueError(
-                f"the copies have shape {tuple(copies.shape)}; this weight network takes "
+                f"copies has shape {tuple(copies.shape)}; this weight network takes "
                 f"(N, {self.in_channels}, H, W): check in_channels and weight_input"
             )
         logits: Tensor = self.layers(copies)
@@ -153,8 +161,8 @@ class AttentionWeightNet(OrbitWeightNet):
         )
 
     def forward(self, stack: Tensor) -> Tensor:
-        features = stack.flatten(2)
-        _check_features(features, self.in_features)
+        features = require_tensor("stack", stack, "(|G|, B, ...)", 2, floating=True).flatten(2)
+        _check_features("stack", features, self.in_features)
         tokens = self.embed(features)
         seen, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         logits: Tensor = self.score(self.norm(tokens + seen)).squeeze(-1)
@@ -195,8 +203,8 @@ class FrozenFeatures(nn.Module):
         self, network: nn.Module, submodule: str = "output", *, chunk_size: int | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
+        require_module("network", network)
+        require_type("submodule", submodule, str, "the dotted name of a submodule, or 'output'")
         if chunk_size is not None:
             require_counts(chunk_size=chunk_size)
         self.submodule = submodule
@@ -213,6 +221,7 @@ class FrozenFeatures(nn.Module):
         return self
 
     def forward(self, copies: Tensor) -> Tensor:
+        require_tensor("copies", copies, "(N, ...)", dims=1)
         size = self.chunk_size
         if size is None or len(copies) <= size:
             return self._read(copies)
@@ -247,6 +256,7 @@ class OnFeatures(OrbitWeightNet):
 
     def __init__(self, extractor: nn.Module, weight_net: OrbitWeightNet) -> None:
         super().__init__()
+        require_module("extractor", extractor)
         if not isinstance(weight_net, OrbitWeightNet):
             raise TypeError(
                 f"weight_net is a {type(weight_net).__name__}, which sees single copies; give "
@@ -256,14 +266,15 @@ class OnFeatures(OrbitWeightNet):
         self.weight_net = weight_net
 
     def forward(self, stack: Tensor) -> Tensor:
+        require_tensor("stack", stack, "(|G|, B, ...)", dims=2)
         features: Tensor = self.extractor(stack.flatten(0, 1))
         logits: Tensor = self.weight_net(features.unflatten(0, stack.shape[:2]))
         return logits
 
 
-def _check_features(features: Tensor, expected: int) -> None:
+def _check_features(name: str, features: Tensor, expected: int) -> None:
     if features.shape[-1] != expected:
         raise ValueError(
-            f"the copies have {features.shape[-1]} features each, but in_features is {expected}; "
-            "check in_features and weight_input"
+            f"the copies have {features.shape[-1]} features each in `{name}`, but in_features is "
+            f"{expected}; check in_features and weight_input"
         )

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 
 from equitune.actions.table import Table
+from equitune.checks import (
+    naming,
+    readable,
+    require_entries,
+    require_int,
+    require_tensor,
+    require_type,
+)
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Action", "TrivialAction"]
@@ -23,14 +31,18 @@ class Action(ABC):
     """How a finite group acts on a batch of shape (B, ...): a left action, (gh)x = g(hx).
 
     An action is a value: it is immutable, compares, hashes and pickles, and belongs to no device.
-    It changes neither the dtype, the device nor the memory format of what it acts on, and
-    is differentiable. Subclasses say what one element does; the rest follows.
+    It changes neither the dtype nor the device of what it acts on, and is differentiable. What is
+    in the memory format ``channels_last`` or ``channels_last_3d`` stays in it, entry by entry in
+    stacks; of other strides nothing is promised. Subclasses say what one element does; the rest
+    follows.
 
     Attributes:
         group: The group that acts.
+        rounding: The relative rounding of the numbers that it was given, if it was given any.
     """
 
     group: FiniteGroup
+    rounding: float = torch.finfo(torch.float64).eps
 
     @abstractmethod
     def transform(self, x: Any, g: int | Tensor) -> Any:
@@ -78,14 +90,16 @@ class Action(ABC):
         """
         elements = self._elements(elements)
         self._check_stack(y, elements)
-        undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
+        with naming("y"):
+            undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
         for g, moved in zip(elements, undone, strict=True):
             if moved.shape != undone[0].shape:
                 raise ValueError(
                     f"y has entries of shape {tuple(y.shape[1:])}, but undoing element {g} gives "
-                    f"{tuple(moved.shape)}: they are no square images; check the action"
+                    f"{tuple(moved.shape)}: the images are not square; check the action"
                 )
-        return torch.stack(undone)
+        # Concatenated as in orbit.
+        return torch.cat(undone).unflatten(0, (len(elements), undone[0].shape[0]))
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
@@ -106,10 +120,7 @@ class Action(ABC):
         if isinstance(g, int):
             self.group.check_element(g)
             return
-        if not isinstance(g, Tensor):
-            raise TypeError(
-                f"g is a {type(g).__name__}; give an int or an int64 tensor of shape (B,)"
-            )
+        require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
         if g.dtype != torch.int64:
             raise TypeError(f"g has dtype {g.dtype}; give int64 elements, g.long()")
         if g.shape != x.shape[:1]:
@@ -117,8 +128,7 @@ class Action(ABC):
                 f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
                 "give one element per sample"
             )
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        if g.device.type == "cpu" and not torch.compiler.is_compiling() and g.numel():
+        if readable(g):
             self.group.check_element(int(g.min()))
             self.group.check_element(int(g.max()))
 
@@ -151,11 +161,11 @@ class Action(ABC):
     def _elements(self, elements: Elements | None) -> Elements:
         if elements is None:
             return self.group.elements
-        for g in elements:
-            self.group.check_element(g)
-        return elements
+        some = require_entries("elements", elements, "a list of elements of the group", least=1)
+        return [self.group.check_element(g, "elements") for g in some]
 
     def _check_stack(self, y: Tensor, elements: Elements) -> None:
+        require_tensor("y", y, "(|G|, B, ...)", dims=2)
         if y.shape[0] != len(elements):
             raise ValueError(
                 f"y has shape {tuple(y.shape)}; its first dimension must be the {len(elements)} "
@@ -223,11 +233,7 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
-    if not isinstance(embedding, Embedding):
-        raise TypeError(
-            f"embedding is a {type(embedding).__name__}; give that of a subgroup, such as "
-            "action.group.subgroup([1])"
-        )
+    require_type("embedding", embedding, Embedding, "group.subgroup([1])")
     if embedding.group != action.group:
         raise ValueError(
             f"the embedding is one into a group of order {embedding.group.order}, but the action "
@@ -238,6 +244,7 @@ def require_embedding(action: Action, embedding: Embedding) -> None:
 
 def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> int:
     """The dimension ``dim`` of a batch counted from the front; refuses what cannot be acted on."""
+    _require_tensor(x, "x", action)
     position = dim if dim >= 0 else x.dim() + dim
     if not 1 <= position < x.dim():
         raise ValueError(
@@ -259,6 +266,22 @@ def advice(x: object) -> str:
     if x and all(isinstance(entry, dict) for entry in x):
         return "; for a list of one dict per image use equitune.vision.PaddedDetections"
     return "; for a list of any length use TreeAction(others=action)"
+
+
+def require_dim(name: str, dim: int, use: str) -> int:
+    """The dimension as an int; refuses the batch."""
+    dim = require_int(name, dim, use)
+    if dim == 0:
+        raise ValueError(f"{name} is 0, the batch; use {use}")
+    return dim
+
+
+def in_format_of(x: Tensor, moved: Tensor) -> Tensor:
+    """``moved`` in channels_last or channels_last_3d if ``x`` is, for a model's fast path."""
+    if x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1:
+        # Not by name: under vmap formats have none.
+        return moved.movedim(1, -1).contiguous().movedim(-1, 1)
+    return moved
 
 
 def _require_tensor(x: object, name: str, action: Action) -> Tensor:

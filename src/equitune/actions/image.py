@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, dimension, require_embedding, require_group
+from equitune.actions.base import (
+    Action,
+    dimension,
+    in_format_of,
+    require_dim,
+    require_embedding,
+    require_group,
+)
 from equitune.actions.permutation import PermutationAction
 from equitune.actions.table import Table
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_int, require_ints
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
 
 __all__ = ["ImageAction", "VectorFieldAction"]
@@ -94,13 +100,12 @@ class ImageAction(Action):
             (0, 3, 1, 4, 2)
         """
         require_counts(height=height, width=width)
-        if not isinstance(prefix, int) or prefix < 0:
-            raise ValueError(f"prefix is {prefix}; give the number of tokens before the patches")
+        prefix = require_int("prefix", prefix, "the number of tokens before the patches", least=0)
         grid = torch.arange(height * width, device="cpu").view(1, height, width)
         pixels = ImageAction(self.group, self.elements)
         if len(pixels.shape_classes(grid)) > 1:
             raise ValueError(
-                f"the grid of patches is {height} x {width}, and the group exchanges rows and "
+                f"height is {height} and width is {width}, and the group exchanges rows and "
                 "columns; use square images, or restrict the group to flips and half turns"
             )
         # What comes to a place from where, turned round: where a token goes.
@@ -117,7 +122,7 @@ class ImageAction(Action):
             moved = moved.flip(width) if reflected else moved
         else:
             moved = self._transform_each(x, self._d4.on(x.device)[g], height, width)
-        return _in_format_of(x, moved)
+        return in_format_of(x, moved)
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         height, width = self._axes(x)
@@ -217,17 +222,17 @@ class VectorFieldAction(Action):
     ) -> None:
         self._pixels = ImageAction(group, elements, dims)
         self.group = group
-        self.channel_dim = channel_dim
-        self.components = tuple(components)
+        self.channel_dim = require_dim(
+            "channel_dim", channel_dim, "that of the vectors' components"
+        )
+        self.components = require_ints("components", components, "the two dims")
         if sorted(self.components) != sorted(dims):
             raise ValueError(
                 f"components is {components}; give the two dims {tuple(dims)}, in the order in "
                 "which a vector's components are stored"
             )
-        if channel_dim in (0, *dims):
-            raise ValueError(
-                f"channel_dim is {channel_dim}, which is the batch or one of the dims {dims}"
-            )
+        if channel_dim in dims:
+            raise ValueError(f"channel_dim is {channel_dim}, which is one of the dims {dims}")
         swaps, signs = zip(*(self._linear_part(e) for e in self._pixels.elements), strict=True)
         self._swaps = Table(torch.tensor(swaps, device="cpu"))
         self._signs = Table(torch.tensor(signs, dtype=torch.int8, device="cpu"))
@@ -259,9 +264,9 @@ class VectorFieldAction(Action):
         shape[channels + 1] = size
         if not isinstance(g, int):
             shape[0] = x.shape[0]
-        picked = vectors.gather(channels + 1, swaps.reshape(shape).expand_as(vectors))
-        return _in_format_of(
-            x, (picked * signs.reshape(shape).to(x.dtype)).flatten(channels, channels + 1)
+        picked = vectors.gather(channels + 1, swaps.view(shape).expand_as(vectors))
+        return in_format_of(
+            x, (picked * signs.view(shape).to(x.dtype)).flatten(channels, channels + 1)
         )
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
@@ -302,23 +307,14 @@ def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((x[0], -x[1]), y) if reflected else (x, y)
 
 
-def _in_format_of(x: Tensor, moved: Tensor) -> Tensor:
-    """``moved`` in the memory format of ``x``, so that a model keeps its fast path."""
-    if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1:
-        return moved.contiguous(memory_format=torch.channels_last)
-    return moved
-
-
 def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
-    if len(dims) != 2:
-        raise ValueError(f"dims is {dims}; give the dimensions of height and width")
-    height, width = dims
-    if 0 in dims or height == width or (height < 0) != (width < 0):
+    given = require_ints("dims", dims, "the dimensions of height and width")
+    if len(given) != 2 or len({*given, 0}) != 3 or (given[0] < 0) != (given[1] < 0):
         raise ValueError(
             f"dims is {dims}; give two different dimensions, height first, both counted from the "
             "front or both from the end, neither of them the batch (0)"
         )
-    return height, width
+    return given[0], given[1]
 
 
 def _check_d4_elements(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
@@ -331,7 +327,7 @@ def _check_d4_elements(group: FiniteGroup, elements: Sequence[int] | None) -> tu
                 "d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
             )
         return tuple(group.elements)
-    performed = tuple(map(operator.index, elements))
+    performed = require_ints("elements", elements, "what each element performs, 0 to 7")
     if len(performed) != group.order:
         raise ValueError(
             f"elements has {len(performed)} entries for a group of order {group.order}; give the "

@@ -7,14 +7,22 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, dimension, require_embedding, require_group
+from equitune.actions.base import (
+    Action,
+    dimension,
+    in_format_of,
+    require_dim,
+    require_embedding,
+    require_group,
+)
 from equitune.actions.table import Table
+from equitune.checks import require_numbers
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["MatrixAction"]
 
-TOLERANCE = 1e-9
-"""How far, relative to their size, the matrices may be from an exact representation."""
+SLACK = 32
+"""How many roundings the entries may be from those of an exact representation."""
 
 
 @final
@@ -27,7 +35,9 @@ class MatrixAction(Action):
 
     Args:
         group: The group that acts.
-        matrices: (|G|, n, n) real numbers; (g x)_i = sum_j matrices[g][i][j] x_j.
+        matrices: (|G|, n, n) real numbers; (g x)_i = sum_j matrices[g][i][j] x_j. Floats of
+            Python are float64. A table that is given in float32 may be off by the rounding of
+            float32, and the action with it.
         dim: The dimension of size n that is multiplied, not the batch (0).
 
     Raises:
@@ -43,11 +53,14 @@ class MatrixAction(Action):
     """
 
     def __init__(self, group: FiniteGroup, matrices: Any, dim: int = -1) -> None:
-        if dim == 0:
-            raise ValueError("dim is 0, the batch; give the dimension that the matrices multiply")
-        self.group = group
-        self.dim = dim
-        self._matrices = Table(_check_matrices(group, matrices))
+        self.group = require_group(group)
+        self.dim = require_dim("dim", dim, "the dimension that the matrices multiply")
+        table = require_numbers("matrices", matrices, "(|G|, n, n) real numbers in float64")
+        # Those of half precision would be far off: they have to be as exact as integers are.
+        self.rounding = torch.finfo(
+            torch.float32 if table.dtype == torch.float32 else torch.float64
+        ).eps
+        self._matrices = Table(_check_matrices(group, table, self.rounding))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self.check(x, g)
@@ -64,13 +77,14 @@ class MatrixAction(Action):
                 # One matrix per sample: broadcast over all dimensions between batch and vector.
                 matrix = matrix.view(-1, *[1] * (x.dim() - 2), *matrix.shape[1:])
             moved = (matrix @ vectors.unsqueeze(-1)).squeeze(-1)
-        return moved.movedim(-1, dim).to(x.dtype)
+        return in_format_of(x, moved.movedim(-1, dim).to(x.dtype))
 
     def restrict(self, embedding: Embedding) -> MatrixAction:
         require_embedding(self, embedding)
-        return MatrixAction(
-            embedding.subgroup, self._matrices.rows(embedding.elements).host, self.dim
-        )
+        restricted = object.__new__(MatrixAction)
+        rows = self._matrices.rows(embedding.elements)
+        vars(restricted).update(vars(self), group=embedding.subgroup, _matrices=rows)
+        return restricted
 
     def _extent(self) -> dict[int, int | None]:
         return {self.dim: self._matrices.host.shape[1]}
@@ -79,24 +93,22 @@ class MatrixAction(Action):
         return (self.group, self._matrices, self.dim)
 
 
-def _check_matrices(group: FiniteGroup, matrices: Any) -> Tensor:
-    require_group(group)
-    try:
-        table = torch.as_tensor(matrices, device="cpu").detach()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"matrices is no table of numbers: {error}") from error
-    if table.dim() != 3 or table.shape[0] != group.order or table.shape[1] != table.shape[2]:
+def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tensor:
+    if given.dim() != 3 or given.shape[0] != group.order or given.shape[1] != given.shape[2]:
         raise ValueError(
-            f"matrices has shape {tuple(table.shape)}; give (|G|, n, n), one square matrix for "
+            f"matrices has shape {tuple(given.shape)}; give (|G|, n, n), one square matrix for "
             f"each of the {group.order} elements of the group"
         )
-    if table.is_complex():
+    if given.is_complex():
         raise TypeError("matrices are complex; give real ones")
-    table = table.double()
-    tolerance = TOLERANCE * max(1.0, float(table.abs().max()) ** 2)
+    table = given.double()
+    # The size of each entry over the group: what is 0 in exact numbers was rounded at that size.
+    size = table.abs().amax(dim=0)
+    tolerance = SLACK * table.shape[1] * rounding * (size @ size + size)
     identity = torch.eye(table.shape[1], dtype=torch.float64, device="cpu")
-    # Written so that NaN fails.
-    if not (table[0] - identity).abs().max() <= tolerance:
+    if not table.isfinite().all():
+        raise ValueError("matrices holds infinities or NaN; give finite numbers")
+    if ((table[0] - identity).abs() > tolerance).any():
         raise ValueError(
             f"matrices[0] is {table[0].tolist()}, but element 0 is the identity; "
             "give it the identity matrix"
@@ -104,11 +116,11 @@ def _check_matrices(group: FiniteGroup, matrices: Any) -> Tensor:
     for g in group.generators:
         for h in group.elements:
             product = group.compose(g, h)
-            gap = (table[g] @ table[h] - table[product]).abs().max()
-            if not gap <= tolerance:
+            gap = (table[g] @ table[h] - table[product]).abs()
+            if (gap > tolerance).any():
                 raise ValueError(
                     f"matrices is no representation: matrices[{g}] @ matrices[{h}] differs from "
-                    f"matrices[{product}], the matrix of their product, by {float(gap):.3g}; "
+                    f"matrices[{product}], the matrix of their product, by {float(gap.max()):.3g}; "
                     "give the matrices in float64"
                 )
     return table

@@ -9,8 +9,23 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from equitune.actions.base import Action, dimension, require_embedding, require_group
+from equitune.actions.base import (
+    Action,
+    dimension,
+    in_format_of,
+    require_dim,
+    require_embedding,
+    require_group,
+)
 from equitune.actions.table import Table
+from equitune.checks import (
+    readable,
+    require_entries,
+    require_int,
+    require_ints,
+    require_numbers,
+    require_type,
+)
 from equitune.groups import Embedding, FiniteGroup, cyclic
 
 __all__ = ["PermutationAction", "RegularAction", "RegularFeatureAction", "TokenAction"]
@@ -25,12 +40,8 @@ class IndexAction(Action):
     dim: int
 
     def _set(self, group: FiniteGroup, permutations: Tensor, dim: int) -> None:
-        if not isinstance(dim, int):
-            raise TypeError(f"dim is {dim!r}; give an int")
-        if dim == 0:
-            raise ValueError("dim is 0, the batch; give the dimension that the group permutes")
         self.group = group
-        self.dim = dim
+        self.dim = require_dim("dim", dim, "the dimension that the group permutes")
         # (g x)[p[i]] = x[i] reads x at the inverse permutation.
         self._sources = Table(permutations.argsort(dim=1))
 
@@ -49,10 +60,10 @@ class IndexAction(Action):
         dim = dimension(x, self.dim, self, self.size)
         sources = self._sources.on(x.device)
         if isinstance(g, int):
-            return x.index_select(dim, sources[g])
+            return in_format_of(x, x.index_select(dim, sources[g]))
         shape = [1] * x.dim()
         shape[0], shape[dim] = x.shape[0], x.shape[dim]
-        return x.gather(dim, sources[g].view(shape).expand_as(x))
+        return in_format_of(x, x.gather(dim, sources[g].view(shape).expand_as(x)))
 
     def restrict(self, embedding: Embedding) -> PermutationAction:
         require_embedding(self, embedding)
@@ -80,6 +91,7 @@ class PermutationAction(IndexAction):
         dim: The dimension that is permuted, not the batch (0).
 
     Raises:
+        TypeError: If ``permutations`` are not integers.
         ValueError: If a row is no permutation, the identity moves something, or the rows are no
             homomorphism, g(hx) = (gh)x; the message names the pair of elements.
 
@@ -133,11 +145,7 @@ class RegularFeatureAction(Action):
     """
 
     def __init__(self, fiber: Action) -> None:
-        if not isinstance(fiber, Action):
-            raise TypeError(
-                f"fiber is a {type(fiber).__name__}; give the action on one entry, such as "
-                "TrivialAction(group)"
-            )
+        require_type("fiber", fiber, Action, "one such as TrivialAction(group)")
         self.group = fiber.group
         self.fiber = fiber
         inverses = fiber.group.inverses
@@ -158,18 +166,17 @@ class RegularFeatureAction(Action):
         moved = self._places.transform(x, g)
         each = g if isinstance(g, int) else g.repeat_interleave(moved.shape[1])
         result: Tensor = self.fiber.transform(moved.flatten(0, 1), each)
-        stack: Tensor = result.unflatten(0, moved.shape[:2])
-        return stack
+        return in_format_of(x, result.unflatten(0, moved.shape[:2]))
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         dimension(x, 1, self, self._places.size)
         return self.fiber.shape_classes(x[:, 0])
 
     def restrict(self, embedding: Embedding) -> RegularFeatureAction:
+        require_embedding(self, embedding)
         restricted = object.__new__(RegularFeatureAction)
-        restricted.group = embedding.subgroup
-        restricted.fiber = self.fiber.restrict(embedding)
-        restricted._places = self._places.restrict(embedding)
+        fiber, places = self.fiber.restrict(embedding), self._places.restrict(embedding)
+        vars(restricted).update(group=embedding.subgroup, fiber=fiber, _places=places)
         return restricted
 
     def _state(self) -> tuple[object, ...]:
@@ -187,8 +194,10 @@ class TokenAction(Action):
             labels; None for none.
 
     Raises:
-        ValueError: As for :class:`PermutationAction`; when acting in eager mode on the CPU, also
-            for an id outside the vocabulary.
+        TypeError: As for :class:`PermutationAction`; when acting, for an integer dtype that does
+            not hold the whole vocabulary, such as uint8 for 300 ids.
+        ValueError: As for :class:`PermutationAction`; when acting in eager mode on the CPU and
+            outside of ``vmap``, also for an id outside the vocabulary.
 
     Example:
         >>> import torch
@@ -202,6 +211,8 @@ class TokenAction(Action):
         self, group: FiniteGroup, permutations: Permutations, ignore_index: int | None = -100
     ) -> None:
         self._targets = Table(check_permutations(group, permutations))
+        if ignore_index is not None:
+            ignore_index = require_int("ignore_index", ignore_index, "an id, or None")
         if ignore_index is not None and 0 <= ignore_index < self.vocabulary_size:
             raise ValueError(
                 f"ignore_index is {ignore_index}, which is a token of the vocabulary of "
@@ -230,6 +241,11 @@ class TokenAction(Action):
         Raises:
             ValueError: If the cycles differ in length, share a token or leave the vocabulary.
         """
+        vocabulary_size = require_int("vocabulary_size", vocabulary_size, "the number of ids", 1)
+        given = require_entries("cycles", cycles, "lists of ids, such as [(1, 2)]")
+        cycles = [
+            require_ints(f"cycles[{i}]", c, "the ids of a cycle") for i, c in enumerate(given)
+        ]
         lengths = {len(cycle) for cycle in cycles}
         if len(lengths) != 1:
             raise ValueError(
@@ -266,8 +282,8 @@ class TokenAction(Action):
         return PermutationAction(self.group, self._targets.host, dim)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self._check_ids(x)
         self.check(x, g)
+        self._check_ids(x)
         targets = self._targets.on(x.device)
         ids = x.long()
         kept = None if self.ignore_index is None else ids == self.ignore_index
@@ -276,7 +292,7 @@ class TokenAction(Action):
             moved = targets[g][ids]
         else:
             moved = targets[g.view(-1, *[1] * (x.dim() - 1)), ids]
-        moved = moved.to(x.dtype)
+        moved = in_format_of(x, moved.to(x.dtype))
         return moved if kept is None else torch.where(kept, x, moved)
 
     def restrict(self, embedding: Embedding) -> TokenAction:
@@ -290,17 +306,23 @@ class TokenAction(Action):
                 f"x has dtype {x.dtype}, but TokenAction acts on integer ids; "
                 "for scores over the vocabulary use on_logits()"
             )
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        outside = (x < 0) | (x >= self.vocabulary_size)
-        if self.ignore_index is not None:
-            outside &= x != self.ignore_index
-        if outside.any():
-            raise ValueError(
-                f"x holds the id {int(x[outside][0])}, but the vocabulary of this TokenAction has "
-                f"{self.vocabulary_size} ids and ignore_index is {self.ignore_index}"
+        # An id that the dtype cannot hold would come back as another one.
+        if torch.iinfo(x.dtype).max < self.vocabulary_size - 1:
+            raise TypeError(
+                f"x has dtype {x.dtype}, which ends at {torch.iinfo(x.dtype).max}, but the "
+                f"vocabulary of this TokenAction has {self.vocabulary_size} ids; use x.long()"
             )
+        if readable(x):
+            # Not every dtype of integers can be compared.
+            ids = x.long()
+            outside = (ids < 0) | (ids >= self.vocabulary_size)
+            if self.ignore_index is not None:
+                outside &= ids != self.ignore_index
+            if outside.any():
+                raise ValueError(
+                    f"x holds the id {int(x[outside][0])}, but the vocabulary of this TokenAction "
+                    f"has {self.vocabulary_size} ids and ignore_index is {self.ignore_index}"
+                )
 
     def _extent(self) -> dict[int, int | None]:
         return {}
@@ -312,10 +334,7 @@ class TokenAction(Action):
 def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor:
     """The (|G|, n) table of permutations; refuses one that is no action of the group."""
     require_group(group)
-    try:
-        table = torch.as_tensor(permutations, device="cpu")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"permutations is no table of integers: {error}") from error
+    table = require_numbers("permutations", permutations, "(|G|, n) ints")
     if table.dim() != 2 or table.shape[0] != group.order:
         raise ValueError(
             f"permutations has shape {tuple(table.shape)}; give (|G|, n), one row for each of the "

@@ -11,6 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune.actions.base import Action, advice
+from equitune.checks import require_entries
 from equitune.groups import Embedding, FiniteGroup
 
 __all__ = ["Drop", "OneOf", "TreeAction"]
@@ -83,13 +84,13 @@ class TreeAction(Structured):
         *,
         others: Action | Drop | None = None,
     ) -> None:
-        if not isinstance(actions, Mapping | Iterable):
-            raise TypeError(
-                f"`actions` must be a mapping or a list of actions, got a {type(actions).__name__}"
-                "; use TreeAction(others=action) for one action on every field"
-            )
         entries: dict[Key, Action | Drop] = {}
-        entries.update(actions if isinstance(actions, Mapping) else enumerate(actions))
+        use = "an action for each field, or others=action for one on every field"
+        entries.update(
+            actions
+            if isinstance(actions, Mapping)
+            else enumerate(require_entries("actions", actions, use))
+        )
         named = {f"actions[{key!r}]": action for key, action in entries.items()}
         for name, action in (named if others is None else {**named, "others": others}).items():
             if not isinstance(action, Action | Drop):
@@ -199,9 +200,7 @@ class OneOf(Structured):
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        if not isinstance(actions, Iterable):
-            raise TypeError(f"`actions` must be a list of actions, got a {type(actions).__name__}")
-        self._actions = tuple(actions)
+        self._actions = tuple(require_entries("actions", actions, "a list of actions"))
         named = {f"actions[{i}]": action for i, action in enumerate(self._actions)}
         for name, action in named.items():
             if not isinstance(action, Action):
@@ -240,16 +239,16 @@ class OneOf(Structured):
         return (self._actions,)
 
 
-def common_group(actions: Mapping[str, Action]) -> FiniteGroup:
+def common_group(actions: Mapping[str, Action], name: str = "actions") -> FiniteGroup:
     """The group of some actions; refuses none at all, or actions of different groups."""
     if not actions:
-        raise ValueError("no action is given; give at least one, such as TrivialAction(group)")
+        raise ValueError(f"`{name}` has no action; use at least one, such as TrivialAction(group)")
     (first_name, first), *others = actions.items()
-    for name, action in others:
+    for other, action in others:
         if action.group != first.group:
             raise ValueError(
                 f"the actions are of different groups: {first_name!r} has one of order "
-                f"{first.group.order} {first.group.names}, {name!r} one of order "
+                f"{first.group.order} {first.group.names}, {other!r} one of order "
                 f"{action.group.order} {action.group.names}; lift them to one group with "
                 "ProductAction and TrivialAction, or restrict(...) them to one"
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from equitune.actions import Action, ImageAction
+from equitune.checks import require_strings
 from equitune.groups import FiniteGroup, c4, d4
 from equitune.losses import negative_max_probability
 from equitune.wrappers import EquiTune, EquiZero, Symmetrizer
@@ -58,6 +59,7 @@ def wrap(
     Raises:
         ValueError: If there is no wrapper of such a name.
     """
+    names = require_strings("names", names, f"names of {', '.join(WRAPPERS)}")
     unknown = [name for name in names if name not in WRAPPERS]
     if unknown:
         raise ValueError(f"wrappers has {unknown[0]!r}; give names of {', '.join(WRAPPERS)}")

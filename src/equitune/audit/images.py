@@ -13,6 +13,7 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor
 
+from equitune.checks import require_counts, require_entries, require_type
 from equitune.extras import require
 
 __all__ = [
@@ -86,6 +87,7 @@ def find_images(folder: Path) -> list[Path]:
         ValueError: If there are no images in it, or if some cannot be found: a folder cannot be
             read, a link leads nowhere, or what has the name of an image is not a file.
     """
+    require_type("folder", folder, Path, "a pathlib.Path")
     if not folder.is_dir():
         raise FileNotFoundError(f"images is {str(folder)!r}, but there is no such folder")
     found = sorted(walk_images(folder))
@@ -233,6 +235,10 @@ def read_batches(
     Raises:
         ValueError: If an image cannot be read, or those of a batch have different sizes.
     """
+    for place, path in enumerate(require_entries("paths", paths, "the paths of images")):
+        require_type(f"paths[{place}]", path, Path, "a pathlib.Path")
+    require_type("preprocessing", preprocessing, Preprocessing, "that of a Classifier")
+    require_counts(batch_size=batch_size)
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
         images = [read_image(path, preprocessing) for path in some]

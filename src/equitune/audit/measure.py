@@ -11,6 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.checks import (
+    require_function,
+    require_module,
+    require_strings,
+    require_tensor,
+    require_type,
+)
 
 __all__ = ["Audit", "ModelAudit", "audit", "count_classes"]
 
@@ -150,6 +157,17 @@ def audit(
     """
     if isinstance(batches, Tensor):
         raise TypeError("batches is a tensor; give batches of images, such as images.split(64)")
+    require_type("batches", batches, Iterable, "batches of images, such as images.split(64)")
+    require_module("model", model)
+    require_type("action", action, Action, "the action on images")
+    if wrappers is not None:
+        require_type("wrappers", wrappers, Mapping, "further models by name, or None")
+    if labels is not None:
+        require_tensor("labels", labels, "(N,)")
+    if names is not None:
+        names = require_strings("names", names, "one name per image")
+    if progress is not None:
+        require_function("progress", progress, "one that takes a number of images, or None")
     if wrappers is not None and "plain" in wrappers:
         raise ValueError("wrappers has a model 'plain', the name of the model itself; rename it")
     models = {"plain": model, **(wrappers or {})}
@@ -157,6 +175,7 @@ def audit(
     seen = 0
     with _evaluating(list(models.values())):
         for batch in batches:
+            require_tensor("batches", batch, "(B, C, H, W)", dims=1)
             for name, module in models.items():
                 logits = []
                 for g in action.group.elements:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from equitune.audit.checkpoints import build_fitting, is_checkpoint, load_checkpoint
 from equitune.audit.images import Preprocessing, plain_preprocessing
 from equitune.audit.local import call_for_module
+from equitune.checks import require_counts, require_type
 from equitune.extras import require
 
 __all__ = ["FAMILIES", "Classifier", "Request", "load_classifier"]
@@ -86,10 +87,15 @@ def load_classifier(
         ValueError: If there is no such model, the weights do not fit it, or there are none.
         ImportError: If the family's package is not installed; the message says what to install.
     """
+    require_type("spec", spec, str, "FAMILY:NAME, or path/to/file.py:callable")
+    if weights is not None:
+        require_type("weights", weights, str, "DEFAULT, the name of an entry or a file, or None")
+    if size is not None:
+        require_counts(size=size)
     family, colon, name = spec.partition(":")
     if not colon or not name:
         raise ValueError(
-            f"model is {spec!r}; give torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, "
+            f"spec is {spec!r}; give torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, "
             "package.module:callable or path/to/file.py:callable"
         )
     load = FAMILIES.get(family)

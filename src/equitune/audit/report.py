@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equitune.audit.measure import Audit
 from equitune.audit.table import Table, elements_table, models_table
+from equitune.checks import require_function, require_int, require_strings, require_type
 from equitune.extras import require
 
 __all__ = ["render_report"]
@@ -59,6 +60,19 @@ def render_report(
     Raises:
         ImportError: If pillow is not installed.
     """
+    require_type("audit", audit, Audit, "what equitune.audit.audit returns")
+    require_function("picture", picture, "one from the index of an image to its pixels")
+    if facts is not None:
+        require_type("facts", facts, Mapping, "what to say, by name, or None")
+    if class_names is not None:
+        class_names = require_strings("class_names", class_names, "the names of all classes")
+        highest = max(int(model.predictions.max()) for model in audit.models)
+        if len(class_names) <= highest:
+            raise ValueError(
+                f"`class_names` has {len(class_names)} names, but class {highest} is predicted; "
+                "use one name for each class"
+            )
+    require_int("worst", worst, "the most images to show", least=0)
     shown = audit.worst(worst)
     figures = [_figure(audit, i, picture(i), class_names) for i in shown]
     changed = round(audit.plain.changed * len(audit.names))

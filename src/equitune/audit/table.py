@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from equitune.audit.measure import Audit
+from equitune.checks import require_type
 
 __all__ = ["Table", "elements_table", "models_table"]
 
@@ -40,6 +41,7 @@ class Table:
 
 def elements_table(audit: Audit) -> Table:
     """One row per model and element."""
+    require_type("audit", audit, Audit, "what equitune.audit.audit returns")
     head: tuple[str, ...] = ("model", "element", "agreement", "logit change")
     if audit.labels is not None:
         head = (*head, "accuracy")
@@ -57,6 +59,7 @@ def elements_table(audit: Audit) -> Table:
 
 def models_table(audit: Audit) -> Table:
     """One row per model."""
+    require_type("audit", audit, Audit, "what equitune.audit.audit returns")
     head = ("model", "changed", "largest disagreement", "at")
     body = [
         (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import operator
 
+from equitune.checks import require_int
 from equitune.groups.group import FiniteGroup
 
 __all__ = ["c4", "cyclic", "d4", "dihedral", "symmetric", "trivial"]
@@ -17,7 +17,7 @@ def trivial() -> FiniteGroup:
 
 def cyclic(n: int) -> FiniteGroup:
     """The cyclic group of order ``n``: element ``k`` is the k-th power of the generator 1."""
-    _check_size("cyclic", n)
+    n = require_int("n", n, "the order of the group", least=1)
     table = [[(g + h) % n for h in range(n)] for g in range(n)]
     return FiniteGroup(table, [_power("r", k) for k in range(n)])
 
@@ -28,7 +28,7 @@ def dihedral(n: int) -> FiniteGroup:
     Elements ``0 .. n-1`` are the rotations ``r^k``, elements ``n .. 2n-1`` the reflections
     ``s r^k``: first the rotation, then the reflection ``s``; ``s r s = r^-1``.
     """
-    _check_size("dihedral", n)
+    n = require_int("n", n, "the number of corners", least=1)
 
     def product(g: int, h: int) -> int:
         # (s^a r^k)(s^b r^m) = s^(a+b) r^(m + k), with k negated when it passes an s.
@@ -42,7 +42,7 @@ def dihedral(n: int) -> FiniteGroup:
 
 def symmetric(n: int) -> FiniteGroup:
     """The group of all permutations of ``n`` things, in lexicographic order (order ``n!``)."""
-    _check_size("symmetric", n)
+    n = require_int("n", n, "the number of things", least=1)
     permutations = list(itertools.permutations(range(n)))
     return FiniteGroup.from_permutations(permutations, ["".join(map(str, p)) for p in permutations])
 
@@ -63,8 +63,3 @@ def d4() -> FiniteGroup:
 
 def _power(symbol: str, k: int) -> str:
     return "e" if k == 0 else symbol if k == 1 else f"{symbol}^{k}"
-
-
-def _check_size(name: str, n: int) -> None:
-    if operator.index(n) < 1:
-        raise ValueError(f"{name}({n}): n must be at least 1")

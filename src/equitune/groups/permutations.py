@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
+
+from equitune.checks import require_entries, require_ints
 
 __all__ = ["Permutation", "as_permutation", "generate_permutations", "multiply"]
 
@@ -26,7 +27,8 @@ def generate_permutations(generators: Iterable[Sequence[int]]) -> tuple[Permutat
         >>> generate_permutations([(1, 2, 0)])
         ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     """
-    perms = [as_permutation(p, f"generators[{k}]") for k, p in enumerate(generators)]
+    given = require_entries("generators", generators, "permutations, such as [(1, 2, 0)]")
+    perms = [as_permutation(p, f"generators[{k}]") for k, p in enumerate(given)]
     if not perms:
         raise ValueError("generators is empty; give at least one permutation")
     if len({len(p) for p in perms}) > 1:
@@ -46,7 +48,7 @@ def generate_permutations(generators: Iterable[Sequence[int]]) -> tuple[Permutat
 
 def as_permutation(values: Sequence[int], name: str) -> Permutation:
     """The values as a tuple; refuses what is no permutation."""
-    permutation = tuple(map(operator.index, values))
+    permutation = require_ints(name, values, "where each index is sent, such as (1, 2, 0)")
     if sorted(permutation) != list(range(len(permutation))):
         raise ValueError(
             f"{name} is {permutation}, which is no permutation of 0 to {len(permutation) - 1}"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from equitune.actions import Action, TrivialAction
 from equitune.actions.base import require_embedding
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_flag, require_tensor
 from equitune.groups import Embedding
 from equitune.heads.points import Points, orbits_of
 from equitune.heads.ties import Dense, Held, Ties
@@ -81,6 +81,7 @@ class EquivariantLinear(nn.Module):
                 f"a group of order {out_action.group.order}; give two actions of one group"
             )
         require_counts(in_channels=in_channels, out_channels=out_channels)
+        require_flag("bias", bias)
         self.in_action, self.out_action = in_action, out_action
         self.in_channels, self.out_channels = in_channels, out_channels
         # The pair (i, j) of an output and an input point is number i n + j.
@@ -135,6 +136,7 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = (*self.in_shape, self.in_channels)
+        require_tensor("x", x, f"(B, {', '.join(map(str, own))})", floating=True)
         if x.shape[1:] != own:
             raise ValueError(f"x has shape {tuple(x.shape)}; give (B, {', '.join(map(str, own))})")
         y = F.linear(x.flatten(1), *self._held_dense())

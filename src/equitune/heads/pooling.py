@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.table import Table
+from equitune.checks import require_tensor
 from equitune.functional import widened
 from equitune.heads.points import Points, orbits_of
 
@@ -39,6 +40,7 @@ class GroupPool(nn.Module, ABC):
         self._orbits = Table(orbits)
 
     def forward(self, x: Tensor) -> Tensor:
+        require_tensor("x", x, "(B, points, channels)")
         if x.dim() != 2 + len(self.shape) or x.shape[1:-1] != self.shape:
             dims = "".join(f"{n}, " for n in self.shape)
             raise ValueError(f"x has shape {tuple(x.shape)}; give (B, {dims}channels)")

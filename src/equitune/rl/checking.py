@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from equitune.actions import Action, PermutationAction, RegularAction
-from equitune.checks import require_counts
+from equitune.checks import (
+    require_counts,
+    require_function,
+    require_int,
+    require_number,
+    require_strings,
+    require_type,
+)
 from equitune.extras import require
 from equitune.rl.comparing import errors
 from equitune.rl.report import Mismatch, SymmetryReport, shown
@@ -102,6 +109,9 @@ def check_symmetry(
     _check_environment(env)
     symmetry.check_spaces(env.observation_space, env.action_space)
     _check_settings(env, symmetry, samples, tolerance)
+    require_int("seed", seed, "a number of 0 or more", least=0)
+    if set_state is not None:
+        require_function("set_state", set_state, "set_state(env, observation), or None")
     put = set_state or _known_setter(env)
     drawn: list[Taken] = []
     if states is None:
@@ -147,15 +157,19 @@ def _unseen(taken: Sequence[Taken], near: bool) -> tuple[str, ...]:
 def _symmetry(
     observation: Action | Symmetry, action: Action | None, names: Sequence[str] | None
 ) -> Symmetry:
+    if names is not None:
+        names = require_strings("names", names, "one name for each entry of an observation")
     if not isinstance(observation, Symmetry):
         if action is None:
             raise TypeError("action_action is missing; give how the group acts on actions too")
-        return Symmetry(observation, action, None if names is None else tuple(names))
+        require_type("observation_action", observation, Action, "symmetry.observation")
+        require_type("action_action", action, Action, "symmetry.action")
+        return Symmetry(observation, action, names)
     if action is not None:
         raise TypeError("a Symmetry says how the group acts on actions; leave action_action out")
     if names is None:
         return observation
-    return Symmetry(observation.observation, observation.action, tuple(names))
+    return Symmetry(observation.observation, observation.action, names)
 
 
 def _check_environment(env: Any) -> None:
@@ -179,6 +193,7 @@ def _check_environment(env: Any) -> None:
 
 def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
     require_counts(samples=samples)
+    require_number("tolerance", tolerance)
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; give a number above 0")
     shape = env.observation_space.shape

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.checks import naming, require_counts, require_module, require_type
 from equitune.losses import negative_max_probability
 from equitune.rl.linear import matrices
 from equitune.weights import MlpWeightNet
@@ -46,6 +47,7 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
         >>> torch.allclose(q_network(-observations), q_network(observations).flip(1))
         True
     """
+    _check_network(network, observation_action, action_action)
     return EquiZero(
         network,
         observation_action,
@@ -68,7 +70,7 @@ def lambda_equitune(
         network: Maps observations (B, ...) to (B, A), with a linear layer first, on all entries.
         observation_action: How the group acts on observations.
         action_action: How it acts on what the network returns.
-        hidden_features: The width of the weight network, :class:`equitune.MlpWeightNet`.
+        hidden_features: The width of the weight network, :class:`equitune.weights.MlpWeightNet`.
 
     Returns:
         The wrapped network, in which all parameters learn.
@@ -76,6 +78,8 @@ def lambda_equitune(
     Raises:
         ValueError: If the network has no linear layer, or begins with another one.
     """
+    _check_network(network, observation_action, action_action)
+    require_counts(hidden_features=hidden_features)
     first = next((m for m in network.modules() if [*m.parameters(recurse=False)]), None)
     if not isinstance(first, nn.Linear):
         begins = f"begins with a {type(first).__name__}"
@@ -87,6 +91,12 @@ def lambda_equitune(
         )
     weight_net = MlpWeightNet(first.in_features, hidden_features).to(first.weight)
     return LambdaEquiTune(network, observation_action, action_action, weight_net=weight_net)
+
+
+def _check_network(network: object, observation_action: object, action_action: object) -> None:
+    require_module("network", network)
+    require_type("observation_action", observation_action, Action, "symmetry.observation")
+    require_type("action_action", action_action, Action, "symmetry.action")
 
 
 @final
@@ -130,6 +140,7 @@ class VectorSymmetrizer(nn.Module):
 
     def __init__(self, wrapper: Symmetrizer, in_features: int, out_features: int) -> None:
         super().__init__()
+        require_counts(in_features=in_features, out_features=out_features)
         if not isinstance(wrapper, Symmetrizer):
             raise TypeError(
                 f"wrapper is a {type(wrapper).__name__}; give EquiTune, EquiZero or LambdaEquiTune"
@@ -142,8 +153,10 @@ class VectorSymmetrizer(nn.Module):
         self.wrapper = wrapper
         self.in_features, self.out_features = in_features, out_features
         group = wrapper.group
-        copies = matrices(wrapper.input_action, in_features)
-        undone = matrices(wrapper.output_action, out_features)[list(group.inverses)]
+        with naming("in_features"):
+            copies = matrices(wrapper.input_action, in_features)
+        with naming("out_features"):
+            undone = matrices(wrapper.output_action, out_features)[list(group.inverses)]
         # x @ copies holds gx for all g, one behind the other; row y @ undone holds all g^-1 y_g.
         self._copies = copies.permute(2, 0, 1).flatten(1)
         self._undone = torch.block_diag(*undone.mT)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from equitune.checks import described, naming
 from equitune.extras import require
 from equitune.rl.gridworld import Gridworld
 
@@ -40,6 +41,8 @@ def set_state(env: Any, observation: Any) -> None:
         >>> env.unwrapped.state.tolist()
         [0.5, 0.0, 0.1, 0.0]
     """
+    if not hasattr(env, "unwrapped"):
+        raise TypeError(f"`env` must be an environment, got {described(env)}; use gymnasium.make()")
     setter = state_setter(env)
     if setter is None:
         raise ValueError(
@@ -119,7 +122,8 @@ def _check_circle(cos: float, sin: float) -> None:
 
 
 def _vector(observation: Any, size: int) -> Any:
-    values = np.asarray(observation, dtype=np.float64)
+    with naming("observation"):
+        values = np.asarray(observation, dtype=np.float64)
     if values.shape != (size,):
         raise ValueError(f"observation has shape {values.shape}; give ({size},)")
     return values

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action, ImageAction, MatrixAction, PermutationAction
+from equitune.checks import require_entries, require_strings, require_type
 from equitune.groups import Embedding, FiniteGroup, c4
 from equitune.groups.permutations import Permutation, multiply
 from equitune.rl.spaces import check_action_space, check_observation_space
@@ -61,6 +62,8 @@ class Symmetry:
                 raise TypeError(
                     f"{name} is a {type(given).__name__}; give an action such as MatrixAction"
                 )
+        if self.names is not None:
+            require_strings("names", self.names, "what each entry of an observation is called")
         if self.observation.group != self.action.group:
             raise ValueError(
                 f"observation is one of a group of order {self.observation.group.order}, action "
@@ -127,6 +130,7 @@ class Move:
     name: str = ""
 
     def __post_init__(self) -> None:
+        require_type("name", self.name, str, "what the element is called in reports")
         for kind in ("observation", "action"):
             given = getattr(self, kind)
             if not isinstance(given, Mapping):
@@ -276,13 +280,11 @@ def gridworld_pixel_rotations() -> Symmetry:
 
 
 def _checked_moves(moves: Iterable[Move]) -> list[Move]:
-    if not isinstance(moves, Iterable):
-        raise TypeError(f"moves is a {type(moves).__name__}; give a list of Moves")
-    found = list(moves)
+    found = require_entries("moves", moves, "a list of Moves")
     for move in found:
         if not isinstance(move, Move):
             raise TypeError(
-                f"a move is a {type(move).__name__}; give Move(observation={{...}}, action={{...}})"
+                f"moves has a {type(move).__name__}; give Move(observation={{...}}, action={{...}})"
             )
     if not found:
         raise ValueError("moves is empty; give at least one Move")
@@ -341,6 +343,8 @@ def _spelled(word: Sequence[str]) -> str:
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
+    if not isinstance(names, str):
+        names = require_entries(kind, names, "the names of its entries, in order")
     if isinstance(names, str) or not names:
         raise ValueError(f"{kind} is {names!r}; give the names of its entries, in order")
     for name in names:

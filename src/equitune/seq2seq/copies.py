@@ -24,7 +24,7 @@ from equitune.seq2seq.decoding import (
 )
 from equitune.wrappers.stacks import in_group_order
 
-__all__ = ["CopySearch", "Feedback", "Independent", "Lockstep", "StepFunctions"]
+__all__ = ["CopySearch", "Feedback", "Independent", "Lockstep", "StepFunctions", "first_equal"]
 
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
@@ -83,13 +83,19 @@ class StepFunctions:
 class CopySearch:
     """The encoded copies of B sequences, from which they can be decoded.
 
+    Copies of one source that are equal, and were fed the same, have the same scores to the last
+    bit: those of the first of them. So rounding does not decide between symbols that a source
+    with a symmetry of its own leaves equally probable.
+
     Attributes:
         decoder: What decodes.
         action: How the group acts on symbols.
         score_action: How it acts on their scores.
         classes: The elements, by the shape of their copies.
-        search: What the decoder goes on from, for all |G| B copies, group-major; its state is
-            that of each class.
+        search: What the decoder goes on from, for all |G| B copies, group-major. Its state is
+            what was equal so far, and the state of each class.
+        same: (|G|, B) int64, the first element with an equal copy of the source; None where no
+            two copies are equal.
         elements: (|G| B,) int64, the element of each copy.
         inverses: (|G| B,) int64, the inverse of each of them.
     """
@@ -99,6 +105,7 @@ class CopySearch:
     score_action: Action
     classes: tuple[tuple[int, ...], ...]
     search: Search
+    same: Tensor | None
     elements: Tensor
     inverses: Tensor
 
@@ -110,12 +117,18 @@ class CopySearch:
         score_action: Action,
         classes: tuple[tuple[int, ...], ...],
         searches: list[Search],
+        same: list[Tensor],
         inverses: Table,
     ) -> CopySearch:
         """Joins what the copies of each class are decoded from."""
         parts = [search.targets for search in searches if search.targets is not None]
+        firsts = in_group_order(same, classes, "the source")
+        own = torch.arange(action.group.order, device=firsts.device)
+        # To ask costs a synchronisation, once, and cannot be traced.
+        repeated = torch.compiler.is_compiling() or bool((firsts != own[:, None]).any())
+        equal = firsts if repeated else None
         joined = Search(
-            tuple(search.state for search in searches),
+            (equal, tuple(search.state for search in searches)),
             torch.cat([search.first for search in searches]),
             _joined(parts, classes) if parts else None,
             searches[0].length,
@@ -124,7 +137,7 @@ class CopySearch:
         elements = torch.arange(order, device=device)
         elements = elements.repeat_interleave(len(joined.first) // order)
         undoing = inverses.on(device)[elements]
-        return cls(decoder, action, score_action, classes, joined, elements, undoing)
+        return cls(decoder, action, score_action, classes, joined, equal, elements, undoing)
 
     def alone(self) -> Tensor:
         """The raw scores (|G| B, L, V) of each copy decoded by itself, in its own frame."""
@@ -163,6 +176,29 @@ class CopySearch:
 
         return StepFunctions(mixed, mixed)
 
+    def shared(self, weights: Tensor | None) -> Tensor | None:
+        """The weights (|G|, B), where equal copies of a source have equal ones."""
+        if self.same is None or weights is None:
+            return weights
+        return weights.gather(0, self.same)
+
+    def mixture(self, stack: Tensor, logs: Tensor | None) -> Tensor:
+        """The log of the mean of probabilities, from their logs (|G|, B, ..., V).
+
+        Args:
+            stack: The log-probabilities of all copies, in the frame of the source.
+            logs: (|G|, B), the logs of the weights; None for equal ones.
+        """
+        if stack.requires_grad:
+            # What is impossible for all copies would have no gradient but NaN.
+            stack = stack.clamp(min=torch.finfo(stack.dtype).min / 4)
+        if logs is not None:
+            stack = stack + logs.view(*logs.shape, *[1] * (stack.dim() - 2))
+        if self.same is not None:
+            # A sum goes by its order: symbols whose copies change places get the same one.
+            stack = stack.sort(dim=0).values
+        return stack.logsumexp(dim=0) - (math.log(len(stack)) if logs is None else 0.0)
+
     def decode(self, model: StepFunctions, state: Any) -> Decoded:
         """Decodes one sequence for each source, with steps of an average."""
         first = self._stack(self.search.first)[0]
@@ -177,22 +213,33 @@ class CopySearch:
 
     def _mixture(self, scores: Tensor, weights: Tensor | None) -> Tensor:
         """The log of the mean of the probabilities, each moved back to the frame of the source."""
-        back = self.score_action.transform(scores, self.inverses)
-        stack = self._stack(log_probabilities(back))
-        least = torch.finfo(stack.dtype)
-        if stack.requires_grad:
-            # What is impossible for all copies would have no gradient but NaN.
-            stack = stack.clamp(min=least.min / 4)
+        # Normalised in the frame of the copy, where equal copies are equal entry by entry.
+        back = self.score_action.transform(log_probabilities(scores), self.inverses)
+        stack = self._stack(back)
         if weights is None:
-            return stack.logsumexp(dim=0) - math.log(len(stack))
-        logs = widened(weights).clamp(min=least.tiny).log()
-        return (stack + logs.view(*logs.shape, *[1] * (stack.dim() - 2))).logsumexp(dim=0)
+            return self.mixture(stack, None)
+        logs = widened(weights).clamp(min=torch.finfo(stack.dtype).tiny).log()
+        return self.mixture(stack, logs)
 
-    def _step(self, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
-        return self._run(self.decoder.model.step, symbols, states)
+    def _step(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+        same, states = state
+        scores, states = self._run(self.decoder.model.step, symbols, states)
+        if same is not None:
+            same = first_equal(same, self._stack(symbols))
+            scores = scores[_rows(same)]
+        return scores, (same, states)
 
-    def _steps(self, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
-        return self._run(functools.partial(every_step, self.decoder.model), symbols, states)
+    def _steps(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+        same, states = state
+        every = functools.partial(every_step, self.decoder.model)
+        scores, states = self._run(every, symbols, states)
+        if same is not None:
+            rows = []
+            for column in symbols.unbind(dim=1):
+                same = first_equal(same, self._stack(column))
+                rows.append(_rows(same))
+            scores = scores.gather(0, torch.stack(rows, dim=1)[..., None].expand_as(scores))
+        return scores, (same, states)
 
     def _run(self, run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
         """Goes on with all copies: one batch per class."""
@@ -210,6 +257,24 @@ class CopySearch:
     def _stack(self, rows: Tensor) -> Tensor:
         stack: Tensor = rows.unflatten(0, (self.action.group.order, -1))
         return stack
+
+
+def first_equal(*stacks: Tensor) -> Tensor:
+    """(E, B) int64: the first place that is equal in all of some stacks (E, B, ...)."""
+    count, batch = stacks[0].shape[:2]
+    first = torch.arange(count, device=stacks[0].device)[:, None].expand(count, batch)
+    for place in reversed(range(count)):
+        equal = torch.ones_like(first, dtype=torch.bool)
+        for stack in stacks:
+            equal = equal & (stack == stack[place]).view(count, batch, -1).all(dim=2)
+        first = torch.where(equal, place, first)
+    return first
+
+
+def _rows(same: Tensor) -> Tensor:
+    """Which of the |G| B rows have the scores of each copy."""
+    batch = torch.arange(same.shape[1], device=same.device)
+    return (same * same.shape[1] + batch).flatten()
 
 
 def _joined(parts: list[Tensor], classes: tuple[tuple[int, ...], ...]) -> Tensor:

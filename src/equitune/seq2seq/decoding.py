@@ -8,7 +8,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from equitune.checks import require_counts
+from equitune.checks import readable, require_counts
 from equitune.functional import widened
 
 __all__ = ["Decoded", "GreedyDecoder", "Search", "Steps", "every_step", "log_probabilities"]
@@ -221,9 +221,7 @@ class GreedyDecoder(nn.Module):
                 f"targets has {targets.shape[1]} symbols a sequence, but the decoder's limit is "
                 f"{self.limit}; give GreedyDecoder a larger limit"
             )
-        # Looking at values costs a synchronisation on accelerators and cannot be traced.
-        visible = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-        if visible and (targets < 0).any():
+        if readable(targets) and (targets < 0).any():
             raise ValueError(
                 f"targets holds {int(targets.min())}, but targets are fed to the model; pad them "
                 f"with the decoder's pad, {self.pad}"

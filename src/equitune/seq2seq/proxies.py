@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equitune import losses
+from equitune.checks import require_type
 from equitune.seq2seq.decoding import Decoded
 
 __all__ = [
@@ -87,6 +88,6 @@ def negative_least_probability(decoded: Decoded) -> Tensor:
 
 def _per_step(decoded: Decoded, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """(|G|, B, L), the loss of each step; 0 behind the end of a sequence."""
-    scores = decoded.scores
+    scores = require_type("decoded", decoded, Decoded, "the decoded copies, as stacks").scores
     steps = loss(scores.flatten(1, 2)).unflatten(1, scores.shape[1:3])
     return torch.where(decoded.mask, steps, 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action, TokenAction, TreeAction, TrivialAction
 from equitune.actions.table import Table
-from equitune.seq2seq.copies import CopySearch, Feedback, Lockstep
+from equitune.seq2seq.copies import CopySearch, Feedback, Lockstep, first_equal
 from equitune.seq2seq.decoding import Decoded, GreedyDecoder, Search
 from equitune.wrappers import Symmetrizer
 from equitune.wrappers.calls import MovedCall
@@ -79,8 +79,10 @@ class OrbitSeq2Seq(Symmetrizer):
         """Encodes all copies: one batch per shape."""
         searches: list[Search] = []
         passes: list[OrbitPass] = []
+        same: list[Tensor] = []
         for elements in call.shape_classes():
             stacks = call.orbits(elements)
+            same.append(_equal_copies(call, elements, stacks))
             # The model may work in place on what it gets.
             inputs = [stack.clone() for stack in stacks] if self.reads_inputs else []
             flat, tapped = [stack.flatten(0, 1) for stack in stacks], None
@@ -94,7 +96,13 @@ class OrbitSeq2Seq(Symmetrizer):
             passes.append(OrbitPass(elements, inputs, None, [], tapped))
         classes = tuple(orbit.elements for orbit in passes)
         copies = CopySearch.of(
-            self.backbone, self.symbol_action, self._score_action, classes, searches, self._inverses
+            self.backbone,
+            self.symbol_action,
+            self._score_action,
+            classes,
+            searches,
+            same,
+            self._inverses,
         )
         return copies, passes
 
@@ -128,7 +136,7 @@ class AveragingSeq2Seq(OrbitSeq2Seq):
             The state to go on from, opaque.
         """
         copies, passes = self._begin(self._bind(source, (), options))
-        return copies.together(self.weigh(passes)[0]), copies.search.state
+        return copies.together(copies.shared(self.weigh(passes)[0])), copies.search.state
 
     def step(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The averaged log-probabilities (B, V) of what follows symbols (B,); the next state."""
@@ -145,6 +153,7 @@ class AveragingSeq2Seq(OrbitSeq2Seq):
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
         copies, passes = self._begin(call)
         weights, scores = self.weigh(passes)
+        weights = copies.shared(weights)
         return self.feedback.average(copies, weights), weights, scores
 
 
@@ -225,7 +234,7 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
         input_action: As for :class:`EquiSeq2Seq`.
         symbol_action: As for :class:`EquiSeq2Seq`.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
-            logit each, (N,) or (N, 1); or an :class:`equitune.OrbitWeightNet`.
+            logit each, (N,) or (N, 1); or an :class:`equitune.weights.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
             name of a submodule of the backbone that runs once while a source is encoded, such as
             ``"model.encoder"``, and returns a tensor (N, ...).
@@ -312,17 +321,28 @@ class EquiZeroSeq2Seq(OrbitSeq2Seq, SelectingSymmetrizer):
         raw, elements = copies.read(scores), tuple(self.group.elements)
         orbit = OrbitPass(elements, [], raw, [(self._score_action, scores)], None)
         weights, losses = self.weigh([orbit])
-        chosen = self.combine(self._score_action.inverse_orbit(raw.scores), weights)
-        # Copies that tie share their probabilities, whose sum is 1 again and which are read again.
-        chosen = chosen - chosen.detach().logsumexp(dim=-1, keepdim=True)
+        stack = self._score_action.inverse_orbit(raw.scores)
+        # Copies that tie share their probabilities, which are read again. A copy that does not
+        # count is impossible, and not nearly so.
+        logs = weights.log()
+        chosen = self.combine(stack, weights, lambda scores, _: copies.mixture(scores, logs))
         return self.backbone.read(chosen, copies.targets), weights, losses
 
-    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
+    def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor, Tensor]:
         (orbit,) = passes
         # The choice is piecewise constant.
         with torch.no_grad():
             losses = self._losses(orbit.template, orbit.template.scores.shape)
             return self._weights(losses, [scores.dtype for _, scores in orbit.outputs]), losses
+
+
+def _equal_copies(call: MovedCall, elements: tuple[int, ...], stacks: list[Tensor]) -> Tensor:
+    """(E, B) int64, the first element whose copy of the source, options included, is equal."""
+    # Targets are compared where they are fed, symbol by symbol. The first tensor is the source.
+    targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
+    leaves = [leaf for _, leaf in call.leaves]
+    sources = [s for i, s in enumerate(stacks) if i == 0 or leaves[i] is not targets]
+    return torch.tensor(elements, device=sources[0].device)[first_equal(*sources)]
 
 
 def _checked_feedback(feedback: object) -> Feedback:

@@ -3,6 +3,9 @@
 ``equitune.testing.strategies`` has the hypothesis strategies, and needs hypothesis.
 """
 
+import importlib
+from typing import Any
+
 from equitune.testing.assertions import assert_equivariant, assert_invariant, equivariance_report
 from equitune.testing.axioms import assert_action, assert_group
 from equitune.testing.comparison import RELATIVE_TOLERANCES
@@ -34,3 +37,10 @@ __all__ = [
     "assert_matches_formula",
     "equivariance_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It needs hypothesis, and is imported when it is first asked for.
+    if name == "strategies":
+        return importlib.import_module("equitune.testing.strategies")
+    raise AttributeError(f"module 'equitune.testing' has no attribute {name!r}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
+from equitune.checks import optional_tolerance, require_function, require_module, require_type
 from equitune.groups import FiniteGroup
 from equitune.testing.batches import copied
 from equitune.wrappers import OrbitWeightNet
@@ -47,10 +48,11 @@ class Formula(ABC):
         *,
         at: str | None = None,
     ) -> None:
-        self.backbone = backbone
-        self.input_action = input_action
-        self.output_action = output_action or TrivialAction(input_action.group)
-        self.at = at
+        self.backbone = require_module("backbone", backbone)
+        self.input_action: Action = require_type("input_action", input_action, Action, "an action")
+        out = TrivialAction(input_action.group) if output_action is None else output_action
+        self.output_action: Action = require_type("output_action", out, Action, "an action")
+        self.at = at if at is None else require_type("at", at, str, "the name of a submodule")
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
@@ -152,8 +154,8 @@ class EquiZeroFormula(Formula):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, at=at)
-        self.proxy_loss = proxy_loss
-        self.tie_tolerance = tie_tolerance
+        self.proxy_loss = require_function("proxy_loss", proxy_loss, "a proxy loss")
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
@@ -193,8 +195,10 @@ class LambdaEquiTuneFormula(Formula):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, at=at)
-        self.weight_net = weight_net
-        self.weight_input = weight_input
+        self.weight_net = require_module("weight_net", weight_net)
+        self.weight_input = require_type(
+            "weight_input", weight_input, str, "the name of a submodule"
+        )
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]
@@ -235,8 +239,8 @@ class CanonicalizeFormula(Formula):
         at: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, at=at)
-        self.weight_net = weight_net
-        self.tie_tolerance = tie_tolerance
+        self.weight_net = require_module("weight_net", weight_net)
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         seen = [self.input_action.flatten(x)[0][1] for x in inputs]
@@ -272,13 +276,11 @@ def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
 def _samples(action: Action, x: Any) -> list[Any]:
     """The samples of a batch, as batches of one."""
     leaves = [leaf for _, leaf in action.flatten(x)]
-    return [
-        action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in range(len(leaves[0]))
-    ]
+    places = range(len(leaves[0]))
+    return [action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in places]
 
 
 def _widened(leaf: Tensor) -> Tensor:
     """At least float32, as wrappers compute proxy losses."""
-    if not leaf.is_floating_point():
-        return leaf
-    return leaf.to(torch.promote_types(leaf.dtype, torch.float32))
+    wide = torch.promote_types(leaf.dtype, torch.float32)
+    return leaf.to(wide) if leaf.is_floating_point() else leaf

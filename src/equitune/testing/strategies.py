@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
 from equitune.actions.base import require_group
+from equitune.checks import require_flag, require_int, require_ints, require_type
 from equitune.groups import (
     FiniteGroup,
     cyclic,
@@ -94,6 +95,8 @@ def finite_groups(draw: st.DrawFn, *, min_order: int = 1, max_order: int = 12) -
         ...     assert_group(group)
         >>> test()
     """
+    require_int("min_order", min_order, "the smallest order")
+    require_int("max_order", max_order, "the largest order")
     orders = sorted({group.order for group in _known_groups()})
     known = [group for group in _known_groups() if min_order <= group.order <= max_order]
     if not known or max_order > LARGEST_ORDER:
@@ -134,6 +137,7 @@ def elements(group: FiniteGroup) -> st.SearchStrategy[int]:
 
 def element_batches(group: FiniteGroup, size: int) -> st.SearchStrategy[Tensor]:
     """An element for each of ``size`` samples, (size,) int64."""
+    size = require_int("size", size, "the number of samples", least=0)
     return st.lists(elements(group), min_size=size, max_size=size).map(
         lambda drawn: torch.tensor(drawn, dtype=torch.int64)
     )
@@ -162,7 +166,8 @@ def arrays(
         ...     torch.testing.assert_close(x.T.T, x)
         >>> test()
     """
-    size = tuple(draw(shape) if isinstance(shape, st.SearchStrategy) else shape)
+    given = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
+    size = require_ints("shape", given, "the size of each dimension, or a strategy of them")
     kind = draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype
     if not isinstance(kind, torch.dtype):
         raise TypeError(f"dtype is {kind!r}; give a torch.dtype, such as torch.float32")
@@ -211,6 +216,13 @@ def images(
             choice, or if ``max_batch`` or ``channels`` is below 1.
     """
     action = group if isinstance(group, ImageAction) else ImageAction(group)
+    require_int("min_side", min_side, "the smallest height and width")
+    require_int("max_side", max_side, "the largest height and width")
+    require_int("max_batch", max_batch, "the largest number of samples")
+    if channels is not None:
+        require_int("channels", channels, "the number of channels, or None")
+    if square is not None:
+        require_flag("square", square)
     if not 2 <= min_side <= max_side - (square is False):
         raise ValueError(
             f"min_side is {min_side} and max_side is {max_side}; give 2 <= min_side <= max_side, "
@@ -254,6 +266,11 @@ def token_batches(
     Raises:
         ValueError: If there are no ids, no samples, or no tokens that could move.
     """
+    if not isinstance(vocab, int):
+        require_type("vocab", vocab, TokenAction, "the number of ids, or an action on them")
+    if not isinstance(length, int):
+        require_type("length", length, st.SearchStrategy, "a number of tokens, or a strategy")
+    require_int("max_batch", max_batch, "the largest number of samples")
     size = vocab if isinstance(vocab, int) else vocab.vocabulary_size
     steps = length if isinstance(length, int) else draw(length)
     moving: list[int] = []
@@ -287,6 +304,7 @@ def permutation_actions(
         dim: The dimension that it permutes.
         max_orbits: The largest number of orbits.
     """
+    require_int("max_orbits", max_orbits, "the largest number of orbits", least=1)
     kinds = _coset_actions(require_group(group))
     # As shares of the list, so that what was drawn for one group still fits a smaller one.
     drawn = draw(st.lists(st.integers(0, SHARES - 1), min_size=1, max_size=max_orbits))
@@ -358,6 +376,9 @@ def small_models(
         ...     assert_equivariant(EquiTune(model.double(), action, action), x, action, action)
         >>> test()
     """
+    require_type("input_action", input_action, Action, "the action on what the models take")
+    if output_action is not None:
+        require_type("output_action", output_action, Action, "an action, or None for scores")
     build = model_family(input_action, output_action)
     architecture = Architecture(
         width=draw(st.integers(2, 6)),

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitune.checks import require_counts
+from equitune.checks import (
+    require_counts,
+    require_entries,
+    require_int,
+    require_module,
+    require_tensor,
+    require_type,
+)
 from equitune.extras import require
 from equitune.text.checks import context_length, positions_of
 from equitune.text.words import ResolvedWords
@@ -61,6 +68,11 @@ def sequence_log_prob(
         >>> log_p.shape, bool(log_p < 0)
         (torch.Size([1]), True)
     """
+    require_module("model", model)
+    require_tensor("context", context, "(B, L1)")
+    require_tensor("continuation", continuation, "(B, L2)")
+    if attention_mask is not None:
+        require_tensor("attention_mask", attention_mask, "(B, L1 + L2)")
     if context.dim() != 2 or continuation.dim() != 2 or context.shape[0] != continuation.shape[0]:
         raise ValueError(
             f"context has shape {tuple(context.shape)} and continuation "
@@ -126,6 +138,7 @@ def fairness_gap(
         >>> bool(fairness_gap(EquiLM(model, words), words, *text) < 1e-5)
         True
     """
+    require_type("words", words, ResolvedWords, "those of EqualityWords(...).resolve(tokenizer)")
     plain = sequence_log_prob(model, context, continuation, attention_mask)
     gaps = [torch.zeros_like(plain)]
     for g in words.group.elements[1:]:
@@ -164,6 +177,10 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
         True
     """
     require_counts(window=window, stride=stride)
+    require_module("model", model)
+    require_tensor("tokens", tokens, "(T,)")
+    window = require_int("window", window, "how many tokens are read at a time")
+    stride = require_int("stride", stride, "how many tokens the window moves on")
     if tokens.dim() != 1 or tokens.shape[0] < 2:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; give (T,), T at least 2")
     limit = context_length(model)
@@ -210,6 +227,8 @@ def regard_distribution(
         >>> regard_distribution(["good", "bad", "good", "good"], ["bad", "good"])
         {'bad': 0.25, 'good': 0.75}
     """
+    labels = require_entries("labels", labels, "one label for each text")
+    categories = require_entries("categories", categories, "all labels that there are")
     if not labels:
         raise ValueError("labels is empty; give the label of at least one sentence")
     counts = Counter(labels)
@@ -237,6 +256,7 @@ def regard_gap(distributions: Mapping[Hashable, Mapping[Hashable, float]]) -> fl
         >>> regard_gap({"he": {"bad": 0.25, "good": 0.75}, "she": {"bad": 0.5, "good": 0.5}})
         0.25
     """
+    require_type("distributions", distributions, Mapping, "a distribution for each group")
     if len(distributions) < 2:
         raise ValueError(f"distributions has {len(distributions)} groups; give two or more")
     categories = {frozenset(distribution) for distribution in distributions.values()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import TokenAction
+from equitune.checks import require_entries
 from equitune.extras import require
 
 __all__ = ["GumbelNoise"]
@@ -52,7 +53,8 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, action: TokenAction, seeds: Iterable[int]) -> None:
         if not isinstance(action, TokenAction):
             raise TypeError(f"action is a {type(action).__name__}; give words.action")
-        self.seeds = tuple(map(_whole, seeds))
+        given = require_entries("seeds", seeds, "one whole number for each sequence")
+        self.seeds = tuple(map(_whole, given))
         self.action = action
         self.elements: tuple[int, ...] = (0,) * len(self.seeds)
         self._on_scores = action.on_logits()

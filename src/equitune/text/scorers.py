@@ -9,6 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from equitune.checks import require_counts, require_type
+
 __all__ = ["ClassificationScorer", "checked_scores"]
 
 Scorer = Callable[[list[str]], Any]
@@ -45,6 +47,8 @@ class ClassificationScorer:
                 f"pipeline is a {type(pipeline).__name__}; give "
                 'transformers.pipeline("text-classification", ...)'
             )
+        require_type("values", values, Mapping, "a number for each label")
+        require_counts(batch_size=batch_size)
         if not values or not all(math.isfinite(value) for value in values.values()):
             raise ValueError(f"values is {dict(values)}; give each label a finite number")
         self.pipeline = pipeline

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from equitune.actions import TokenAction
+from equitune.checks import (
+    require_entries,
+    require_flag,
+    require_int,
+    require_ints,
+    require_strings,
+    require_type,
+)
 from equitune.groups import FiniteGroup
 from equitune.text.variants import forms, token_ids
 
@@ -51,6 +59,14 @@ class ResolvedWords:
     skipped: tuple[SkippedWords, ...]
 
     def __post_init__(self) -> None:
+        require_type("action", self.action, TokenAction, "the action on token ids")
+        require_ints("general", self.general, "the ids of the general words")
+        for i, cycle in enumerate(require_entries("cycles", self.cycles, "tuples of token ids")):
+            require_ints(f"cycles[{i}]", cycle, "the token ids that are exchanged")
+        for i, entry in enumerate(
+            require_entries("skipped", self.skipped, "a tuple of SkippedWords")
+        ):
+            require_type(f"skipped[{i}]", entry, SkippedWords, "SkippedWords(words, tokens)")
         identity = range(self.action.vocabulary_size)
         moved = {i for row in self.action.permutations for i in identity if row[i] != i}
         if moved != self.equality:
@@ -172,6 +188,7 @@ class EqualityWords:
             ValueError: If a word is unknown or has several tokens, if a token would have to be
                 exchanged for two others, or if the model knows fewer tokens than the tokenizer.
         """
+        require_flag("skip_split", skip_split)
         size = _vocabulary(tokenizer, vocabulary_size)
         unknown = getattr(tokenizer, "unk_token_id", None)
         cycles: dict[tuple[int, ...], tuple[str, ...]] = {}
@@ -210,9 +227,10 @@ class EqualityWords:
 
 def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     checked: list[tuple[str, ...]] = []
-    for words in lists:
+    for words in require_entries("lists", lists, "lists such as [('man', 'woman')]"):
         if isinstance(words, str):
             raise TypeError(f"lists has the string {words!r}; give lists such as ('man', 'woman')")
+        require_entries("lists", words, "lists such as ('man', 'woman')")
         if not all(isinstance(word, str) and word.strip() == word and word for word in words):
             raise TypeError(f"lists has {list(words)}; give words without spaces around them")
         checked.append(tuple(words))
@@ -237,7 +255,7 @@ def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
 def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     if isinstance(general, str):
         raise TypeError(f"general is the string {general!r}; give a list, [{general!r}]")
-    words = tuple(general)
+    words = require_strings("general", general, "a list of words")
     both = sorted(set(words) & set(itertools.chain.from_iterable(lists)))
     if both:
         raise ValueError(f"{both} are general and equality words; a word can be one of them")
@@ -250,6 +268,7 @@ def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
     own = len(tokenizer)
     if vocabulary_size is None:
         return own
+    require_int("vocabulary_size", vocabulary_size, "model.config.vocab_size, or None")
     if vocabulary_size < own:
         raise ValueError(
             f"vocabulary_size is {vocabulary_size}, but the tokenizer has {own} tokens; give the "

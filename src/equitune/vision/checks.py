@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from torch import Tensor
 
-from torch import Tensor, nn
+from equitune.checks import described
 
-__all__ = ["check_embeddings", "described", "require_images", "require_module", "require_names"]
-
-
-def require_module(name: str, module: nn.Module) -> nn.Module:
-    """The module itself; refuses what is none."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} is a {type(module).__name__}; give a torch.nn.Module")
-    return module
+__all__ = ["check_embeddings", "require_images"]
 
 
 def check_embeddings(
@@ -33,11 +26,6 @@ def check_embeddings(
     return embeddings
 
 
-def described(x: object) -> str:
-    """What it is, for a message."""
-    return f"a tensor of dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-
-
 def require_images(images: object) -> None:
     """Refuses what is no batch of images.
 
@@ -49,17 +37,3 @@ def require_images(images: object) -> None:
         raise TypeError(f"images is a {type(images).__name__}; give a tensor (B, C, H, W)")
     if images.dim() != 4:
         raise ValueError(f"images has shape {tuple(images.shape)}; give (B, C, H, W)")
-
-
-def require_names(argument: str, names: object) -> tuple[str, ...]:
-    """Names of fields as a tuple.
-
-    Raises:
-        TypeError: If it is one string, or no list of strings.
-    """
-    if isinstance(names, str):
-        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; use [{names!r}]")
-    given = tuple(names) if isinstance(names, Iterable) and not isinstance(names, Tensor) else None
-    if given is None or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"`{argument}` must be a list of names, got {names!r}; use ['boxes']")
-    return given

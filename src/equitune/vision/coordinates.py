@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -14,7 +14,7 @@ from equitune.actions import Action, ImageAction, PermutationAction
 from equitune.actions.base import dimension
 from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_entries
 from equitune.groups import Embedding
 from equitune.vision.plausibility import Size, unit_doubts
 
@@ -187,9 +187,8 @@ def label_swaps(
     """
     _require_image_action(images)
     require_counts(count=count)
-    _require_list("swaps", swaps)
     exchanged = list(range(count))
-    for pair in swaps:
+    for pair in require_entries("swaps", swaps, "pairs of numbers, such as [(1, 2)]"):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"swaps has {pair!r}; give pairs of numbers, such as (1, 2)")
         left, right = pair
@@ -211,11 +210,6 @@ def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int
     sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
     offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
     return sources, signs, offsets
-
-
-def _require_list(argument: str, pairs: object) -> None:
-    if isinstance(pairs, Tensor) or not isinstance(pairs, Iterable):
-        raise TypeError(f"`{argument}` must be a list of pairs, got {pairs!r}; use [(1, 2)] or ()")
 
 
 def _require_image_action(images: object) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equitune.actions.tree import rebuilt
-from equitune.checks import require_counts
-from equitune.vision.checks import require_images, require_module, require_names
+from equitune.checks import require_counts, require_module, require_strings
+from equitune.vision.checks import require_images
 
 __all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
 
@@ -42,7 +42,9 @@ class Scaled(nn.Module, ABC):
         super().__init__()
         require_module("model", model)
         self.model = model
-        self.fields = None if fields is None else require_names("fields", fields)
+        self.fields: tuple[str, ...] | None = None
+        if fields is not None:
+            self.fields = require_strings("fields", fields, "a list of names, ['boxes']")
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         require_images(images)
@@ -207,7 +209,7 @@ class PaddedDetections(nn.Module):
                 f"`inputs` must be a function of a batch, got a {type(inputs).__name__}; use list "
                 "for a list of images, or torch.clone for the batch itself"
             )
-        self.drop = require_names("drop", drop)
+        self.drop = require_strings("drop", drop, "a list of names, ['masks']")
         needed = [name for name in NEEDED if name in self.drop]
         if needed:
             raise ValueError(f"`drop` must not name {needed}, got {list(drop)}; use other fields")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitune.checks import described, require_module
 from equitune.functional import widened
 from equitune.losses import negative_similarity
-from equitune.vision.checks import check_embeddings, described, require_module
+from equitune.vision.checks import check_embeddings
 from equitune.vision.prompts import unit_rows
 
 __all__ = ["ImageTextLoss", "UnitEmbeddings"]

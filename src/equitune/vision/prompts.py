@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_function
 from equitune.functional import widened
 from equitune.vision.checks import check_embeddings
 
@@ -30,8 +30,6 @@ Template = str | Callable[[str], str]
 
 Progress = Callable[[Sequence[list[str]]], Iterable[list[str]]]
 """Passes batches of prompts on and shows how far it is, as ``tqdm.tqdm`` does."""
-
-FUNCTIONS = {"embed": "one of a list of prompts", "progress": "tqdm.tqdm, or None"}
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -126,11 +124,9 @@ def embed_classes(
         >>> embeddings.shape, float(embeddings[0].norm())
         (torch.Size([2, 3]), 1.0)
     """
-    for argument, function in (("embed", embed), ("progress", progress)):
-        if not callable(function) and (function is not None or argument == "embed"):
-            raise TypeError(
-                f"`{argument}` must be a function, got {function!r}; use {FUNCTIONS[argument]}"
-            )
+    require_function("embed", embed, "the text encoder, from N prompts to (N, D)")
+    if progress is not None:
+        require_function("progress", progress, "one such as tqdm.tqdm, or None")
     names = check_names("class_names", class_names)
     forms = check_templates(templates)
     require_counts(batch_size=batch_size)

@@ -8,8 +8,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from equitune.checks import described, require_module
 from equitune.modes import evaluating
-from equitune.vision.checks import check_embeddings, described, require_module
+from equitune.vision.checks import check_embeddings
 from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
 from equitune.vision.prompts import (
     DEFAULT_TEMPLATES,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING
 
+from equitune.checks import require_type
 from equitune.viz.canvas import new_figure
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def draw_bars(results: Results, *, ylabel: str = "") -> Figure:
         ['0.820', '0.710', '0.855', '0.855']
     """
     _check_results(results)
+    require_type("ylabel", ylabel, str, "what the values are, with their unit")
     series = list(dict.fromkeys(name for bars in results.values() for name in bars))
     width = WIDTH / len(series)
     drawn = sum(len(bars) for bars in results.values())

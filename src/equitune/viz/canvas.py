@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.checks import require_entries, require_number
 from equitune.extras import require
 from equitune.modes import evaluating
 from equitune.wrappers import Symmetrizer
@@ -105,7 +106,11 @@ def check_normalisation(
         given, missing = ("mean", "std") if std is None else ("std", "mean")
         raise ValueError(f"{given} is given and {missing} is not; give both, or neither")
     for name, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != channels:
+        if values is None:
+            continue
+        for i, value in enumerate(require_entries(name, values, "one number per channel")):
+            require_number(f"{name}[{i}]", value)
+        if len(values) != channels:
             raise ValueError(
                 f"{name} has {len(values)} entries for an image with {channels} channels; "
                 "give one per channel"

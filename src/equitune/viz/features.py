@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.checks import require_int, require_type
 from equitune.cut import find_submodule
 from equitune.functional import weighted_mean
 from equitune.viz.canvas import (
@@ -80,6 +81,9 @@ def draw_feature_maps(
         12
     """
     wrapper = require_wrapper(model)
+    if module is not None:
+        require_type("module", module, str, "the dotted name of a submodule, or None")
+    channel = require_int("channel", channel, "the number of a channel", least=0)
     image = check_image(image)
     check_normalisation(mean, std, len(image))
     action = picture_action(wrapper)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from equitune.checks import require_strings
 from equitune.viz.canvas import (
     as_picture,
     check_image,
@@ -75,6 +76,8 @@ def draw_orbit(
         5
     """
     wrapper = require_wrapper(model)
+    if classes is not None:
+        classes = require_strings("classes", classes, "the names of the classes")
     if plain is not None and not isinstance(plain, nn.Module):
         raise TypeError(
             f"plain is a {type(plain).__name__}; give a torch.nn.Module, such as model.backbone"

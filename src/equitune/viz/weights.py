@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_strings
 from equitune.viz.canvas import new_figure
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def draw_weights(weights: Tensor, *, names: Sequence[str] | None = None, bins: i
     require_counts(bins=bins)
     _check_weights(weights)
     order, batch_size = weights.shape
+    if names is not None:
+        names = require_strings("names", names, "one name for each element")
     if names is not None and len(names) != order:
         raise ValueError(
             f"names has {len(names)} entries for the weights of {order} elements; give one each"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.tree import Key, common_classes, common_group, holds_tensor
+from equitune.checks import require_type
 from equitune.groups import FiniteGroup
 from equitune.wrappers.subclasses import Annotations, plain
 
@@ -77,16 +78,13 @@ class InputActions:
         elif isinstance(input_action, Mapping):
             self._by_name = dict(input_action)
             for name, action in self._by_name.items():
-                if not isinstance(action, Action):
-                    raise TypeError(
-                        f"input_action[{name!r}] is a {type(action).__name__}; give an action"
-                    )
+                require_type(f"input_action[{name!r}]", action, Action, "an action")
                 if name not in names and not open_ended:
                     raise ValueError(
                         f"input_action has an action for {name!r}, but the backbone's forward "
                         f"takes {list(names)}"
                     )
-            self.group = common_group(self._by_name)
+            self.group = common_group(self._by_name, "input_action")
         else:
             raise TypeError(
                 f"input_action is a {type(input_action).__name__}; give an action such as "

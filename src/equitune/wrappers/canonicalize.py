@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.actions.table import Table
+from equitune.checks import optional_tolerance
 from equitune.functional import can_be_averaged, select_minimum
 from equitune.modes import evaluating
 from equitune.wrappers.calls import MovedCall
@@ -76,9 +77,7 @@ class Canonicalize(Symmetrizer):
     ) -> None:
         super().__init__(backbone, input_action, output_action, chunk_size=chunk_size, at=at)
         check_weight_net(weight_net)
-        if tie_tolerance is not None and not tie_tolerance >= 0:
-            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
-        self.tie_tolerance = tie_tolerance
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
         self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
         self.weight_net = weight_net
 

@@ -9,6 +9,7 @@ from typing import Self, final
 from torch import Tensor, nn
 
 from equitune.actions import Action
+from equitune.checks import require_type
 from equitune.functional import widened
 from equitune.wrappers.orbit import OrbitPass, Symmetrizer
 from equitune.wrappers.stacks import in_group_order
@@ -86,11 +87,8 @@ class LambdaSymmetrizer(Symmetrizer):
         """Takes the network and what it reads: one of some fixed names, or a submodule."""
         check_weight_net(weight_net)
         choices = ", ".join(map(repr, fixed))
-        if not isinstance(weight_input, str):
-            raise TypeError(
-                f"weight_input is a {type(weight_input).__name__}; give {choices} or the dotted "
-                "name of a submodule of the backbone"
-            )
+        use = f"{choices} or the dotted name of a submodule of the backbone"
+        require_type("weight_input", weight_input, str, use)
         self.weight_net = weight_net
         self.weight_input = weight_input
         self.reads_inputs = weight_input == "input"
@@ -158,8 +156,12 @@ class LambdaEquiTune(LambdaSymmetrizer):
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
         seen = [self._seen(p) for p in passes]
-        name = f"weight_input {self.weight_input!r}"
-        logits = orbit_logits(self.weight_net, seen, [p.elements for p in passes], name)
+        logits = orbit_logits(
+            self.weight_net,
+            seen,
+            [p.elements for p in passes],
+            f"weight_input {self.weight_input!r}",
+        )
         return logits.softmax(dim=0), logits
 
     def _seen(self, orbit: OrbitPass) -> Tensor:
@@ -189,11 +191,7 @@ def orbit_logits(
 
 def check_weight_net(weight_net: object) -> None:
     """Refuses what is no module."""
-    if not isinstance(weight_net, nn.Module):
-        raise TypeError(
-            f"weight_net is a {type(weight_net).__name__}; give a torch.nn.Module that returns "
-            "one logit per copy"
-        )
+    require_type("weight_net", weight_net, nn.Module, "one that returns one logit per copy")
 
 
 def _score(weight_net: nn.Module, stack: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
+from equitune.checks import require_int, require_module, require_type
 from equitune.cut import Cut
 from equitune.functional import can_be_averaged, weighted_mean
 from equitune.wrappers.attributes import Around
@@ -95,13 +96,15 @@ class OrbitModule(Around, ABC):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise TypeError(f"backbone is a {type(backbone).__name__}; give a torch.nn.Module")
-        self._inputs = InputActions(backbone, input_action)
+        self._inputs = InputActions(require_module("backbone", backbone), input_action)
         self.group = self._inputs.group
         self.input_action = input_action
         self.output_action = _check_output_action(output_action, self._inputs)
-        self.chunk_size = _check_chunk_size(chunk_size)
+        if chunk_size is not None:
+            chunk_size = require_int(
+                "chunk_size", chunk_size, "the most copies in one pass, or None", least=1
+            )
+        self.chunk_size = chunk_size
         self.backbone = backbone
         self._tap: Tap | None = None
         self._cut: Cut | None = None
@@ -372,11 +375,7 @@ def _unflat(y: Tensor, rows: int, batch_size: int) -> Tensor:
 def _check_output_action(action: Action | None, inputs: InputActions) -> Action:
     if action is None:
         return TrivialAction(inputs.group)
-    if not isinstance(action, Action):
-        raise TypeError(
-            f"output_action is a {type(action).__name__}; give an action, or None for one "
-            "invariant tensor"
-        )
+    require_type("output_action", action, Action, "an action, or None for one invariant tensor")
     if action.group != inputs.group:
         raise ValueError(
             f"output_action is one of a group of order {action.group.order} {action.group.names}, "
@@ -384,13 +383,3 @@ def _check_output_action(action: Action | None, inputs: InputActions) -> Action:
             f"{inputs.group.names}; give two actions of one group"
         )
     return action
-
-
-def _check_chunk_size(chunk_size: int | None) -> int | None:
-    if chunk_size is None:
-        return None
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(f"chunk_size is {chunk_size!r}; give a whole number, or None")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; give 1 or more, or None for no limit")
-    return chunk_size

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from equitune.checks import optional_tolerance, require_function
 from equitune.functional import can_be_averaged, select_minimum, weighted_mean, widened
 from equitune.wrappers.orbit import Symmetrizer
 
@@ -39,12 +40,17 @@ class SelectingSymmetrizer(Symmetrizer):
         self._hold_scorer()
         return self
 
-    def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
+    def combine(
+        self,
+        stack: Tensor,
+        weights: Tensor | None,
+        mean: Callable[[Tensor, Tensor | None], Tensor] = weighted_mean,
+    ) -> Tensor:
         if weights is not None and not can_be_averaged(stack):
             # Decisions, such as the labels of detections, cannot be shared: the first one counts.
             first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
             return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
-        selected = weighted_mean(stack, weights)
+        selected = mean(stack, weights)
         if self.gradient == "selected":
             return selected
         if self.gradient is None or not (torch.is_grad_enabled() and stack.requires_grad):
@@ -60,18 +66,12 @@ class SelectingSymmetrizer(Symmetrizer):
         example: str,
     ) -> None:
         """Takes what says how to choose; ``example`` is a proxy loss that could be given."""
-        if not callable(proxy_loss):
-            raise TypeError(
-                f"proxy_loss is a {type(proxy_loss).__name__}; give a function of the raw outputs, "
-                f"such as {example}"
-            )
+        require_function("proxy_loss", proxy_loss, f"one of the raw outputs, such as {example}")
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}; give one of {GRADIENTS}")
-        if tie_tolerance is not None and not tie_tolerance >= 0:
-            raise ValueError(f"tie_tolerance is {tie_tolerance}; give 0 or more, or None")
         self.proxy_loss = proxy_loss
         self.gradient = gradient
-        self.tie_tolerance = tie_tolerance
+        self.tie_tolerance = optional_tolerance(tie_tolerance)
         self._hold_scorer()
 
     def _hold_scorer(self) -> None:
