@@ -142,12 +142,22 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for layer in self.layers:
-            if not hasattr(layer, "batch_select_indices"):
-                raise TypeError(
-                    f"the cache of this model has a {type(layer).__name__}, whose state cannot be "
-                    "split between copies; call the model, or generate, with use_cache=False"
-                )
+        self._begin()
+
+    @classmethod
+    def adopt(cls, empty: Any) -> Self:
+        """Makes an empty ``DynamicCache`` one of copies.
+
+        It stays the same object, with its layers and what they were told, because the loops of
+        ``generate`` keep the one that they have made.
+        """
+        empty.__class__ = cls
+        cache: Self = empty
+        cache._begin()
+        return cache
+
+    def _begin(self) -> None:
+        _check_layers(self.layers)
         self.rows: Tensor | None = None
         self.elements: Tensor | None = None
         self.held = 0
@@ -186,20 +196,31 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
             self.batch_select_indices(sequences.repeat_interleave(repeats))
 
 
-def orbit_cache(given: Any, wanted: bool, config: Any) -> OrbitCache | None:
+def orbit_cache(given: Any, config: Any) -> OrbitCache:
     """The cache to go on with; an empty one of transformers is replaced by one of copies."""
     if isinstance(given, OrbitCache):
         return given
-    if given is None and not wanted:
-        return None
-    if given is not None and type(given) is not DynamicCache:
+    if given is None:
+        return OrbitCache(config=config)
+    if type(given) is not DynamicCache:
         raise TypeError(
-            f"past_key_values is a {type(given).__name__}, but the number of copies changes "
-            "while tokens are generated; leave it and cache_implementation out"
+            f"the cache is a {type(given).__name__}, but the number of copies changes while tokens "
+            "are generated; leave it and cache_implementation out"
         )
-    if given is not None and any(layer.get_seq_length() for layer in given.layers[:1]):
+    _check_layers(given.layers)
+    if any(layer.get_seq_length() for layer in given.layers[:1]):
         raise ValueError(
-            "past_key_values is a DynamicCache that is not empty, of a model without copies; "
-            "give the cache that a call of this model returned"
+            "the cache is a DynamicCache that is not empty, of a model without copies; give the "
+            "cache that a call of this model returned"
         )
-    return OrbitCache(config=config, offloading=getattr(given, "offloading", False))
+    return OrbitCache.adopt(given)
+
+
+def _check_layers(layers: Any) -> None:
+    for layer in layers:
+        # Some have keys and values, which can be split, and a state besides.
+        if not hasattr(layer, "batch_select_indices") or hasattr(layer, "update_conv_state"):
+            raise TypeError(
+                f"the cache of this model has a {type(layer).__name__}, whose state cannot be "
+                "split between copies; call the model, or generate, with use_cache=False"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, final
 
@@ -13,12 +14,20 @@ from equitune.text.averages import CopyAverage, MeanOfProbabilities, TokenAverag
 from equitune.text.checks import (
     check_length,
     check_model,
-    keeps_logits,
+    checkpoints_gradients,
+    splits_cache,
     split_options,
     text_config,
 )
 from equitune.text.copies import Branches, TokenCall, branch, orbit_cache, split_points
 from equitune.text.few_rows import few_rows
+from equitune.text.interfaces import (
+    CACHE_ARGUMENTS,
+    GENERATE_CACHE,
+    Interface,
+    language_model_output,
+)
+from equitune.text.phrases import check_phrases
 from equitune.text.settings import check_settings, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords
 
@@ -26,9 +35,6 @@ __all__ = ["AveragingLM", "EquiLM", "OrbitLM", "REquiLM"]
 
 _transformers: Any = require("transformers", '"equitune[text]"')
 GenerationMixin: Any = _transformers.GenerationMixin
-CausalLMOutputWithPast: Any = require(
-    "transformers.modeling_outputs", '"equitune[text]"'
-).CausalLMOutputWithPast
 
 
 class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
@@ -89,7 +95,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         self.group = words.group
         self.backbone = model
         self._combine = CopyAverage(words.action, words.general if self.relaxed else (), mean)
-        self._keeps = keeps_logits(model)
+        self._interface = Interface(model)
 
     @property
     @abstractmethod
@@ -130,16 +136,59 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         """Generates as transformers do: greedy, sampling, beams, with everything they take.
 
         Raises:
-            ValueError: If a prompt, or a prompt with what shall be generated, is longer than the
-                context of the model; if sentences end with an equality word; or if tokens are drawn
-                where there is a :class:`GumbelNoise` already.
+            TypeError: If a cache is asked for that the model does not have, or that cannot hold a
+                changing number of copies.
+            ValueError: If a prompt, or a prompt with the tokens to be generated, is longer than the
+                context of the model; if a setting names an equality word and not those that the
+                group exchanges it for, or reads activations; or if tokens are drawn where there is
+                a :class:`GumbelNoise` already.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
-        settings, _ = merged_settings(self, generation_config, kwargs)
-        check_settings(settings, kwargs.get("logits_processor"), self.words)
+        settings, options = merged_settings(self, generation_config, kwargs)
+        check_settings(settings, options, self.words)
         if isinstance(prompt, Tensor):
             check_length(self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1]))
+        elif prompt is None:
+            check_phrases("bos_token_id", settings.bos_token_id, self.words)
+        if settings.use_cache is not False:
+            self._check_cache()
+        for name in CACHE_ARGUMENTS:
+            if name in kwargs:
+                kwargs[GENERATE_CACHE] = kwargs.pop(name)
         return super().generate(inputs, generation_config=generation_config, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching has a cache of a fixed number of copies.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no continuous batching, whose cache cannot hold a changing "
+            "number of copies; use generate"
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone is given in a step of ``generate``, for all sequences.
+
+        Raises:
+            TypeError: If the backbone needs tensors of its own, on which the group does not act.
+        """
+        prepared = self.backbone.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        known = inspect.signature(self.forward).parameters
+        own = {name for name, value in prepared.items() if isinstance(value, Tensor)}
+        added = sorted(own - {*known, *kwargs, "cache_position"})
+        if added:
+            raise TypeError(
+                f"{type(self.backbone).__name__} generates from {', '.join(added)} as well, and "
+                "the group does not act on tensors other than token ids; use a model that "
+                "generates from input_ids alone"
+            )
+        if not self._interface.takes("position_ids"):
+            prepared.pop("position_ids", None)
+        if "elements" in kwargs:
+            prepared["elements"] = kwargs["elements"]
+        return prepared
 
     def forward(
         self,
@@ -152,38 +201,51 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         logits_to_keep: int | Tensor = 0,
         elements: Tensor | None = None,
         return_dict: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The log-probabilities of the next tokens.
+        """The scores of the next tokens.
 
         Args:
             input_ids: (B, T) integers, the tokens that are not in the cache yet.
             attention_mask: (B, past + T), 0 at padding.
             position_ids: (B, T).
-            past_key_values: What the last call returned.
+            past_key_values: The cache that the last call returned; also as ``cache``, its name in
+                newer releases of transformers.
             labels: (B, T), for the loss, as transformers take them: not shifted, -100 for none.
-            use_cache: Whether a cache is returned. Default that of the configuration.
+            use_cache: Whether a cache is returned. Default that of the configuration, where the
+                model has a cache that can be split, and is not training with gradient checkpoints.
             logits_to_keep: The number of last positions to compute, 0 for all, or their indices.
             elements: (B,), for models that take one copy of each sequence: whose.
             return_dict: False for a tuple, as in transformers.
+            cache: The same as ``past_key_values``.
             **kwargs: Passed on to the backbone, if no tensors.
 
         Returns:
-            transformers' ``CausalLMOutputWithPast``; ``logits`` are log-probabilities in float32
-            (float64 for models in float64), and ``past_key_values`` is an
-            :class:`equitune.text.OrbitCache`.
+            transformers' ``CausalLMOutputWithPast``: the loss, if labels are given; ``logits``,
+            (B, T, V), in float32 (float64 for models in float64), whose softmax are the
+            probabilities; and the cache, an :class:`equitune.text.OrbitCache`. The logits have the
+            scale of the model's: their log-sum-exp is the mean of that of the copies, and where
+            all copies of a text agree, those of tokens that do not move are the model's own.
 
         Raises:
-            TypeError: If the cache is one that cannot hold a changing number of copies.
+            TypeError: If a cache is asked for that the model does not have, or that cannot hold a
+                changing number of copies.
             ValueError: If an argument cannot be symmetrised, or the sequence is too long.
         """
         if input_ids is None or input_ids.dim() != 2:
             given = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"input_ids has the shape {given}; give token ids of shape (B, T)")
         loss_options, passed = split_options(kwargs)
-        if use_cache is None:
-            use_cache = getattr(self.config, "use_cache", True)
-        cache = orbit_cache(past_key_values, use_cache, text_config(self))
+        if position_ids is not None and not self._interface.takes("position_ids"):
+            raise ValueError(
+                f"position_ids is given, but {type(self.backbone).__name__} takes none; leave it out"
+            )
+        if cache is None:
+            cache = past_key_values
+        elif past_key_values is not None:
+            raise ValueError("cache and past_key_values are the same; give one of them")
+        cache = self._cache(cache, use_cache)
         past = 0 if cache is None else cache.get_seq_length()
         check_length(self, past + input_ids.shape[1])
         call = TokenCall(input_ids, attention_mask, position_ids, past)
@@ -196,8 +258,33 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         if labels is not None:
             size = self.words.action.vocabulary_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        result = language_model_output(loss, logits, cache)
         return result.to_tuple() if return_dict is False else result
+
+    def _cache(self, given: Any, wanted: bool | None) -> Any:
+        """The cache to go on with, if any."""
+        if given is None:
+            if wanted is None:
+                usable = self._interface.cache is not None and splits_cache(self.backbone)
+                wanted = usable and getattr(self.config, "use_cache", True)
+            if not wanted or checkpoints_gradients(self.backbone):
+                return None
+        self._check_cache()
+        return orbit_cache(given, text_config(self))
+
+    def _check_cache(self) -> None:
+        """Refuses to keep a cache for models that have none, or none that copies can share."""
+        name = type(self.backbone).__name__
+        if self._interface.cache is None or not splits_cache(self.backbone):
+            raise TypeError(
+                f"{name} has no cache of keys and values alone, and any other state cannot be "
+                "split between copies; call it, or generate, with use_cache=False"
+            )
+        if checkpoints_gradients(self.backbone):
+            raise TypeError(
+                f"{name} keeps no cache while it trains with gradient checkpoints; call eval() "
+                "first, or generate with use_cache=False"
+            )
 
     def _logits(
         self,
@@ -237,9 +324,8 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             logits = self._run(call, moved, branches, (start, stop), cache, max(wanted, 1), passed)
             if cache is not None and cache.get_seq_length() != call.past + stop:
                 raise TypeError(
-                    f"{type(self.backbone).__name__} did not fill the cache that it was given, as "
-                    "some models do not, nor others with gradient checkpointing; call it, or "
-                    "generate, with use_cache=False"
+                    f"{type(self.backbone).__name__} did not fill the cache that it was given; call "
+                    "it, or generate, with use_cache=False"
                 )
             rows = branches.rows
             if wanted > 0:
@@ -266,17 +352,12 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             options["attention_mask"] = call.mask[sequences, : call.past + stop]
         if call.positions is not None:
             options["position_ids"] = call.positions[sequences, start:stop]
-        if self._keeps:
+        if self._interface.keeps_logits:
             options["logits_to_keep"] = wanted
+        options.update(self._interface.with_cache(cache))
         tokens = moved[branches.examples, start:stop]
         with few_rows(tokens):
-            output = self.backbone(
-                tokens,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                return_dict=True,
-                **options,
-            )
+            output = self.backbone(tokens, return_dict=True, **options)
         logits: Tensor = output.logits
         return logits[:, -wanted:]
 
@@ -329,7 +410,7 @@ class EquiLM(AveragingLM):
         >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
         >>> model = EquiLM(GPT2LMHeadModel(config).eval(), ResolvedWords(swap, (), ((3, 4),), ()))
         >>> he, she = torch.tensor([[1, 3, 7]]), torch.tensor([[1, 4, 7]])
-        >>> p, q = model(he).logits[0, -1].exp(), model(she).logits[0, -1].exp()
+        >>> p, q = (model(x).logits[0, -1].softmax(-1) for x in (he, she))
         >>> torch.allclose(p[[3, 4, 5]], q[[4, 3, 5]], atol=1e-6)
         True
     """
@@ -342,8 +423,7 @@ class REquiLM(AveragingLM):
     """EquiLM, relaxed: general words keep the probabilities of the plain model.
 
     Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
-    (first paper, section 5.3). The scores do not sum to 1 and are normalised; after that only the
-    ratios within equality and neutral words are equivariant, and a sentence with general words has
+    (first paper, section 5.3). These do not sum to 1 and are normalised; after that only the ratios within equality and neutral words are equivariant, and a sentence with general words has
     no guarantee.
 
     Args:
@@ -364,7 +444,7 @@ class REquiLM(AveragingLM):
         >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
         >>> words = ResolvedWords(swap, (7,), ((3, 4),), ())
         >>> model = REquiLM(GPT2LMHeadModel(config).eval(), words)
-        >>> p = model(torch.tensor([[1, 5, 9]])).logits[0, -1].exp()
+        >>> p = model(torch.tensor([[1, 5, 9]])).logits[0, -1].softmax(-1)
         >>> bool((p[3] - p[4]).abs() < 1e-7), bool((p.sum() - 1).abs() < 1e-5)
         (True, True)
     """
