@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class TokenAverage(ABC):
 
     What is added to all of them, a scale that the copies share, must be added to the mean.
     """
+
+    normalised: ClassVar[bool]
+    """Whether the mean of probabilities that sum to 1 is one again."""
 
     @abstractmethod
     def mean(self, parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -48,6 +51,8 @@ class MeanOfProbabilities(TokenAverage):
         tensor([0.4000, 0.6000])
     """
 
+    normalised = True
+
     def mean(self, parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         total = parts[0] + math.log(weights[0]) if weights[0] != 1 else parts[0]
         for part, weight in zip(parts[1:], weights[1:], strict=True):
@@ -65,6 +70,8 @@ class MeanOfLogits(TokenAverage):
         >>> MeanOfLogits().mean([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 5.0])], [0.5, 0.5])
         tensor([2., 4.])
     """
+
+    normalised = False
 
     def mean(self, parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         total = parts[0] * weights[0]
@@ -136,7 +143,10 @@ class CopyAverage:
         mixed = _put(mixed, self._moved.on(mixed.device), moved)
         general = self._general.on(mixed.device)
         if general.numel():
-            mixed = _put(mixed, general, scores(plain).index_select(-1, general))
+            kept = scores(plain).index_select(-1, general)
+            if not self._mean.normalised:
+                kept = kept + (mixed.logsumexp(dim=-1, keepdim=True) - scale)
+            mixed = _put(mixed, general, kept)
         return mixed
 
     def _mean_of_moved(self, copies: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ __all__ = [
     "context_length",
     "positions_of",
     "split_options",
-    "splits_cache",
     "text_config",
 ]
 
@@ -73,13 +72,6 @@ def checkpoints_gradients(model: Any) -> bool:
     # The newer name first; the older one warns where there are both.
     names = ("is_activation_checkpointing", "is_gradient_checkpointing")
     return next((bool(getattr(model, name)) for name in names if hasattr(model, name)), False)
-
-
-def splits_cache(model: Any) -> bool:
-    """Whether a model's cache are keys and values, and no state of another kind."""
-    standard = getattr(model, "_supports_default_dynamic_cache", None)
-    stateful = getattr(model, "_is_stateful", False)
-    return not stateful and (standard is None or bool(standard()))
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,8 +13,8 @@ from equitune.text.averages import MeanOfProbabilities
 from equitune.text.checks import check_length
 from equitune.text.copies import OrbitCache
 from equitune.text.interfaces import GENERATE_CACHE, Interface
-from equitune.text.language_models import OrbitLM
 from equitune.text.noise import GumbelNoise
+from equitune.text.orbit import OrbitLM
 from equitune.text.scorers import Scorer, checked_scores
 from equitune.text.settings import check_settings, ends, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords

@@ -16,8 +16,17 @@ import torch
 from torch import Tensor
 
 from equitune.extras import require
+from equitune.text.checks import text_config
 
-__all__ = ["Branches", "OrbitCache", "TokenCall", "branch", "orbit_cache", "split_points"]
+__all__ = [
+    "Branches",
+    "OrbitCache",
+    "TokenCall",
+    "branch",
+    "orbit_cache",
+    "split_points",
+    "splits_cache",
+]
 
 DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
 
@@ -135,9 +144,6 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
             first call.
         elements: (S, K) int64, the group element of each copy.
         held: The number of rows, that is of copies, all of them different.
-
-    Raises:
-        TypeError: If a layer of the model keeps a state that cannot be split.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +163,6 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
         return cache
 
     def _begin(self) -> None:
-        _check_layers(self.layers)
         self.rows: Tensor | None = None
         self.elements: Tensor | None = None
         self.held = 0
@@ -198,8 +203,6 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
 
 def orbit_cache(given: Any, config: Any) -> OrbitCache:
     """The cache to go on with; an empty one of transformers is replaced by one of copies."""
-    if isinstance(given, OrbitCache):
-        return given
     if given is None:
         return OrbitCache(config=config)
     if type(given) is not DynamicCache:
@@ -207,7 +210,6 @@ def orbit_cache(given: Any, config: Any) -> OrbitCache:
             f"the cache is a {type(given).__name__}, but the number of copies changes while tokens "
             "are generated; leave it and cache_implementation out"
         )
-    _check_layers(given.layers)
     if any(layer.get_seq_length() for layer in given.layers[:1]):
         raise ValueError(
             "the cache is a DynamicCache that is not empty, of a model without copies; give the "
@@ -216,11 +218,14 @@ def orbit_cache(given: Any, config: Any) -> OrbitCache:
     return OrbitCache.adopt(given)
 
 
-def _check_layers(layers: Any) -> None:
-    for layer in layers:
-        # Some have keys and values, which can be split, and a state besides.
-        if not hasattr(layer, "batch_select_indices") or hasattr(layer, "update_conv_state"):
-            raise TypeError(
-                f"the cache of this model has a {type(layer).__name__}, whose state cannot be "
-                "split between copies; call the model, or generate, with use_cache=False"
-            )
+def splits_cache(model: Any) -> bool:
+    """Whether the cache of a model are keys and values, and no state of another kind."""
+    standard = getattr(model, "_supports_default_dynamic_cache", None)
+    if getattr(model, "_is_stateful", False) or not (standard is None or standard()):
+        return False
+    return all(map(_splits, DynamicCache(config=text_config(model)).layers))
+
+
+def _splits(layer: Any) -> bool:
+    # Some have keys and values, which can be split, and a state besides.
+    return hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
