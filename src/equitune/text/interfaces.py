@@ -81,4 +81,6 @@ class Interface:
     def _cache_name(self) -> str | None:
         if self._known is None:
             return GENERATE_CACHE
-        return next((name for name in CACHE_ARGUMENTS if name in self._known), None)
+        # Where the newer name is not known yet, it means something else, as in XLM.
+        names = (GENERATE_CACHE, "past_key_values")
+        return next((name for name in names if name in self._known), None)

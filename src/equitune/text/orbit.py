@@ -186,9 +186,8 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         """
         backbone: Any = self.backbone
         prepared = backbone.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        known = inspect.signature(self.forward).parameters
         own = {name for name, value in prepared.items() if isinstance(value, Tensor)}
-        added = sorted(own - {*known, *kwargs, "cache_position"})
+        added = sorted(own - ARGUMENTS - kwargs.keys())
         if added:
             raise TypeError(
                 f"{type(self.backbone).__name__} generates from {', '.join(added)} as well, and "
@@ -197,6 +196,9 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             )
         if not self._interface.takes("position_ids"):
             prepared.pop("position_ids", None)
+        if kwargs.get("use_cache") is False:
+            # Some make a cache of their own kind, whatever they are asked for.
+            prepared = {k: v for k, v in prepared.items() if k not in CACHE_ARGUMENTS}
         if "elements" in kwargs:
             prepared["elements"] = kwargs["elements"]
         return prepared
@@ -303,6 +305,12 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             )
         return None
 
+    def _unfilled(self) -> str:
+        return (
+            f"{type(self.backbone).__name__} did not fill the cache that it was given; call it, or "
+            "generate, with use_cache=False"
+        )
+
     def _logits(
         self,
         call: TokenCall,
@@ -340,10 +348,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             wanted = stop - max(start, kept)
             logits = self._run(call, moved, branches, (start, stop), cache, max(wanted, 1), passed)
             if cache is not None and cache.get_seq_length() != call.past + stop:
-                raise TypeError(
-                    f"{type(self.backbone).__name__} did not fill the cache that it was given; "
-                    "call it, or generate, with use_cache=False"
-                )
+                raise TypeError(self._unfilled())
             rows = branches.rows
             if wanted > 0:
                 size = chosen.shape[1]
@@ -375,8 +380,14 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         tokens = moved[branches.examples, start:stop]
         with few_rows(tokens):
             output = self.backbone(tokens, return_dict=True, **options)
+        if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
+            raise TypeError(self._unfilled())
         logits: Tensor = output.logits
         return logits[:, -wanted:]
+
+
+ARGUMENTS = frozenset({*inspect.signature(OrbitLM.forward).parameters, "cache_position"})
+"""What a model may be given in a step of generate; older releases count positions as well."""
 
 
 def _with_plain(elements: Tensor) -> Tensor:
