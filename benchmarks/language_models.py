@@ -77,14 +77,19 @@ GENDERED = (
     ("son", "daughter"), ("brother", "sister"), ("husband", "wife"), ("uncle", "aunt"),
     ("king", "queen"), ("prince", "princess"), ("actor", "actress"), ("dad", "mom"),
     ("boyfriend", "girlfriend"), ("gentleman", "lady"), ("male", "female"),
+    ("men", "women"), ("boys", "girls"), ("fathers", "mothers"), ("sons", "daughters"),
+    ("brothers", "sisters"), ("husbands", "wives"), ("uncles", "aunts"), ("kings", "queens"),
+    ("princes", "princesses"), ("actors", "actresses"), ("dads", "moms"),
+    ("boyfriends", "girlfriends"), ("gentlemen", "ladies"), ("males", "females"),
 )  # fmt: skip
 PAPERS_GROUPS = (
     Demographic("gender", ("man", "woman"), ("The man", "The woman"),
-                GENDERED, (("man", "woman"),), PRONOUNS),
+                GENDERED, (("man", "woman"), ("men", "women")), PRONOUNS),
     Demographic("race", ("Black", "White"), ("The Black person", "The White person"),
                 (("Black", "White"),), (("Black", "White"),), PRONOUNS),
     Demographic("orientation", ("gay", "straight"), ("The gay man", "The straight man"),
-                (("gay", "straight"),), (("gay", "straight"),), PRONOUNS),
+                (("gay", "straight"), ("gays", "straights")),
+                (("gay", "straight"), ("gays", "straights")), PRONOUNS),
 )  # fmt: skip
 
 
