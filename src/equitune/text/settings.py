@@ -11,13 +11,13 @@ from equitune.text.phrases import check_phrases
 from equitune.text.variants import token_ids
 from equitune.text.words import ResolvedWords
 
-__all__ = ["check_settings", "ends", "merged_settings", "new_tokens"]
+__all__ = ["check_settings", "ends", "merged_settings", "new_tokens", "tokens_of"]
+
+NAMES_ONE = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""Where of several tokens one is taken, whatever the model says."""
 
 NAMES_TOKENS = (
-    "pad_token_id",
     "eos_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
@@ -64,8 +64,14 @@ def new_tokens(model: Any, settings: Any, length: int) -> int:
 
 def ends(settings: Any) -> list[int]:
     """The tokens that end a sequence."""
-    eos = settings.eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else [int(token) for token in eos]
+    return tokens_of(settings.eos_token_id)
+
+
+def tokens_of(given: Any) -> list[int]:
+    """The tokens of a setting that is one token, several, or none."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, int) else [int(token) for token in given]
 
 
 def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords) -> None:
@@ -76,6 +82,9 @@ def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords)
         options: Its other arguments.
         words: The equality words.
     """
+    for name in NAMES_ONE:
+        for token in tokens_of(getattr(settings, name, None)):
+            check_phrases(name, token, words)
     for name in NAMES_TOKENS:
         check_phrases(name, getattr(settings, name, None), words)
     if settings.pad_token_id is None and words.equality & set(ends(settings)[:1]):
