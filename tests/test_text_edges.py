@@ -8,12 +8,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import (
-    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     GenerationConfig,
-    Lfm2Config,
-    OpenAIGPTConfig,
 )
 
 from equitune import TokenAction, cyclic
@@ -35,7 +32,6 @@ from lm_cases import (
     equizero,
     language_model,
     liking,
-    mean_of_copies,
     neutral,
     padded,
     pair,
@@ -46,49 +42,6 @@ from lm_cases import (
 )
 
 EXACT = {"rtol": 0, "atol": 1e-12}
-
-
-def built(config):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).double().eval()
-
-
-UNUSUAL = {
-    "no cache at all": OpenAIGPTConfig(
-        vocab_size=V, n_positions=64, n_embd=16, n_layer=2, n_head=2
-    ),
-    "a state that cannot be split": Lfm2Config(
-        vocab_size=V, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, layer_types=["conv", "full_attention"],
-        max_position_embeddings=64,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", UNUSUAL)
-@torch.no_grad()
-def test_models_without_a_cache_to_split(name):
-    model, words = built(UNUSUAL[name]), WORDS["cyclic(3)"]
-    fair = EquiLM(model, words)
-    text = neutral(length=40)
-    text[0, 30] = 4
-    refused(fair, TypeError, "use_cache=False", text, use_cache=True)
-    refused(fair.generate, TypeError, "use_cache=False", text, max_new_tokens=2)
-    assert torch.equal(fair(text).logits, fair(text, use_cache=False).logits)
-    found = fair(text, use_cache=False).logits.softmax(-1)
-    expected = mean_of_copies(model, words, text, use_cache=False)
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
-def test_a_cache_that_is_dropped_on_the_way():
-    model = language_model()
-    model.train()
-    model.gradient_checkpointing_enable()
-    text = neutral(2, 40)
-    text[:, 30] = 4
-    with torch.no_grad():
-        refused(EquiLM(model, WORDS["cyclic(2)"]), TypeError, "did not fill the cache", text)
 
 
 @torch.no_grad()
