@@ -212,8 +212,8 @@ def test_gradient_checkpoints(family):
         torch.testing.assert_close(gradients(output.loss), expected)
     options = {"max_new_tokens": 3, "do_sample": False}
     refused(fair.generate, TypeError, r"gradient checkpoints; call eval\(\)", text, **options)
-    slow = fair.generate(text, use_cache=False, **options)
     fair.eval()
+    slow = fair.generate(text, use_cache=False, **options)
     assert torch.equal(fair.generate(text, **options), slow)
     assert cache_of(fair(text)) is not None
 
