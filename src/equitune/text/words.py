@@ -201,7 +201,8 @@ class EqualityWords:
             )
         if not cycles:
             raise ValueError("no equality word is one token of this tokenizer; give others")
-        skipped = {entry.words: entry for entry in (*found.skipped, *split)}
+        left_out = [entry for words in self.lists for entry in found.skipped.get(words, ())]
+        skipped = {entry.words: entry for entry in (*left_out, *split)}
         return ResolvedWords(
             TokenAction.cyclic_swaps(size, cycles), general, tuple(cycles), tuple(skipped.values())
         )
@@ -214,7 +215,7 @@ class _Cycles:
         self.unknown = unknown
         self.cycles: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
         self.split: list[SkippedWords] = []
-        self.skipped: list[SkippedWords] = []
+        self.skipped: dict[tuple[str, ...], list[SkippedWords]] = {}
         self._taken: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
 
     def add(
@@ -228,8 +229,9 @@ class _Cycles:
         """Takes a form of a list, or reports it; one that was given must not contradict another."""
         cycle = tuple(ids[0] for ids in tokens if len(ids) == 1)
         entry = SkippedWords(form, tokens)
+        skipped = self.skipped.setdefault(words, [])
         if len(cycle) < len(tokens):
-            (self.split if given else self.skipped).append(entry)
+            (self.split if given else skipped).append(entry)
             return
         if self.unknown in cycle:
             if given:
@@ -237,7 +239,7 @@ class _Cycles:
                 raise ValueError(
                     f"the tokenizer does not know the word {word!r}; leave its list out"
                 )
-            self.skipped.append(entry)
+            skipped.append(entry)
             return
         others = [self._taken[token] for token in cycle if token in self._taken]
         if len(set(cycle)) == len(cycle) and not others:
@@ -246,7 +248,7 @@ class _Cycles:
         elif len(others) < len(cycle) or any(other != cycle for other, _ in others):
             if given:
                 _raise_twice(cycle, form, others)
-            self.skipped.append(entry)
+            skipped.append(entry)
 
 
 def _raise_twice(cycle: tuple[int, ...], form: tuple[str, ...], others: list[Any]) -> None:
