@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import record
@@ -149,14 +149,16 @@ def load(name: str) -> Loaded:
     # The whole of WikiText-2 is longer than any context; it is read through a window.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    place = name
+    place, reader = name, AutoTokenizer
     if name == STORIES:
+        # Its configuration names a class that older releases do not have.
+        reader = PreTrainedTokenizerFast
         folder = data_folder()
         if folder is None:
             raise SystemExit(f"Set EQUITUNE_DATA to the folder with weights/{STORIES}.")
         place = str(folder / "weights" / STORIES)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = reader.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise SystemExit(

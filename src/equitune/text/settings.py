@@ -49,6 +49,9 @@ def merged_settings(model: Any, given: Any, options: dict[str, Any]) -> tuple[An
         changes = given.to_diff_dict()
         changes.pop("transformers_version", None)
         settings.update(**{name: value for name, value in changes.items() if value is not None})
+    if options.get("max_length") is None and settings.max_length == type(settings)().max_length:
+        # In older releases a default, for prompts of any length.
+        settings.max_length = None
     return settings, settings.update(**options)
 
 
