@@ -107,6 +107,10 @@ def test_what_was_given_comes_before_what_follows_from_it():
     found = EqualityWords([("i", "we"), ("us", "I")]).resolve(tokenizer)
     assert set(found.cycles) == {(2, 3), (5, 4)}
     assert ("I", "We") in {entry.words for entry in found.skipped}
+    # Nor does a form of a general word take an equality word away.
+    tokenizer = WholeWords("May", "June", "may")
+    found = EqualityWords([("May", "June")], general=["may"]).resolve(tokenizer)
+    assert (found.cycles, found.general) == (((2, 3),), (4,))
     twins = WholeWords("he", "she")
     twins.ids["she"] = twins.ids["he"]
     with pytest.raises(ValueError, match=r"exchanged within \('he', 'she'\)"):

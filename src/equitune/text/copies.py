@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from equitune.extras import require
-from equitune.text.checks import text_config
+from equitune.text.checks import checkpoints_gradients, text_config
+from equitune.text.interfaces import Interface
 
 __all__ = [
     "Branches",
@@ -25,7 +26,7 @@ __all__ = [
     "branch",
     "orbit_cache",
     "split_points",
-    "splits_cache",
+    "why_no_cache",
 ]
 
 DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
@@ -154,8 +155,8 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
     def adopt(cls, empty: Any) -> Self:
         """Makes an empty ``DynamicCache`` one of copies.
 
-        It stays the same object, with its layers and what they were told, because the loops of
-        ``generate`` keep the one that they have made.
+        It stays the same object, with layers of the same kinds, because the loops of ``generate``
+        keep the one that they have made.
         """
         empty.__class__ = cls
         cache: Self = empty
@@ -218,8 +219,23 @@ def orbit_cache(given: Any, config: Any) -> OrbitCache:
     return OrbitCache.adopt(given)
 
 
-def splits_cache(model: Any) -> bool:
-    """Whether the cache of a model are keys and values, and no state of another kind."""
+def why_no_cache(model: Any, interface: Interface) -> str | None:
+    """What to say if a cache is asked for that a model does not have; None if it has one."""
+    name = type(model).__name__
+    if interface.cache is None or not _splits_cache(model):
+        return (
+            f"{name} has no cache of keys and values alone, and any other state cannot be split "
+            "between copies; call it, or generate, with use_cache=False"
+        )
+    if checkpoints_gradients(model):
+        return (
+            f"{name} keeps no cache while it trains with gradient checkpoints; call eval() first, "
+            "or generate with use_cache=False"
+        )
+    return None
+
+
+def _splits_cache(model: Any) -> bool:
     standard = getattr(model, "_supports_default_dynamic_cache", None)
     if getattr(model, "_is_stateful", False) or not (standard is None or standard()):
         return False

@@ -55,7 +55,7 @@ class Interface:
         self.cache = self._cache_name()
         # Asked of the model, because what is around it may hide the signature.
         asked = getattr(model, "_supports_logits_to_keep", None)
-        self.keeps_logits = self.takes("logits_to_keep") if asked is None else bool(asked())
+        self.keeps_logits = "logits_to_keep" in found if asked is None else bool(asked())
 
     def takes(self, name: str) -> bool:
         """Whether an argument is named by the model, or passed on by what is around it."""

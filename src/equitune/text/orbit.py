@@ -25,7 +25,7 @@ from equitune.text.copies import (
     branch,
     orbit_cache,
     split_points,
-    splits_cache,
+    why_no_cache,
 )
 from equitune.text.few_rows import few_rows
 from equitune.text.interfaces import (
@@ -43,6 +43,9 @@ __all__ = ["OrbitLM"]
 
 _transformers: Any = require("transformers", '"equitune[text]"')
 GenerationMixin: Any = _transformers.GenerationMixin
+
+
+TWICE = "cache and past_key_values are two names of one argument; give one of them"
 
 
 class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
@@ -159,12 +162,16 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             check_length(self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1]))
         elif prompt is None:
             check_phrases("bos_token_id", settings.bos_token_id, self.words)
-        why_not = self._why_no_cache()
-        if why_not is not None and settings.use_cache is not False:
+        why_not = (
+            None if settings.use_cache is False else why_no_cache(self.backbone, self._interface)
+        )
+        if why_not is not None:
             raise TypeError(why_not)
-        for name in CACHE_ARGUMENTS:
-            if name in kwargs:
-                kwargs[GENERATE_CACHE] = kwargs.pop(name)
+        given = [kwargs.pop(name) for name in CACHE_ARGUMENTS if name in kwargs]
+        if len(given) > 1:
+            raise ValueError(TWICE)
+        if given:
+            kwargs[GENERATE_CACHE] = given[0]
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +265,7 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         if cache is None:
             cache = past_key_values
         elif past_key_values is not None:
-            raise ValueError("cache and past_key_values are the same; give one of them")
+            raise ValueError(TWICE)
         cache = self._cache(cache, use_cache)
         past = 0 if cache is None else cache.get_seq_length()
         check_length(self, past + input_ids.shape[1])
@@ -279,31 +286,19 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         """The cache to go on with, if any."""
         if isinstance(given, OrbitCache):
             return given
-        why_not = self._why_no_cache()
+        asked = given is not None or wanted is True
         if given is None:
             if wanted is None:
-                wanted = why_not is None and getattr(self.config, "use_cache", True)
+                wanted = getattr(self.config, "use_cache", True)
             # Models that compute layers again return none either, whatever they are asked for.
             if not wanted or checkpoints_gradients(self.backbone):
                 return None
+        why_not = why_no_cache(self.backbone, self._interface)
         if why_not is not None:
-            raise TypeError(why_not)
+            if asked:
+                raise TypeError(why_not)
+            return None
         return orbit_cache(given, text_config(self))
-
-    def _why_no_cache(self) -> str | None:
-        """What to say if a cache is asked for that the model does not have."""
-        name = type(self.backbone).__name__
-        if self._interface.cache is None or not splits_cache(self.backbone):
-            return (
-                f"{name} has no cache of keys and values alone, and any other state cannot be "
-                "split between copies; call it, or generate, with use_cache=False"
-            )
-        if checkpoints_gradients(self.backbone):
-            return (
-                f"{name} keeps no cache while it trains with gradient checkpoints; call eval() "
-                "first, or generate with use_cache=False"
-            )
-        return None
 
     def _unfilled(self) -> str:
         return (

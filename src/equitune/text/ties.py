@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,13 +24,12 @@ def save_ties_once(module: nn.Module) -> None:
 def _ties(module: nn.Module) -> list[list[str]]:
     """The names of each tied parameter or buffer."""
     names: dict[int, list[str]] = {}
-    every = itertools.chain(
+    every: Iterable[tuple[str, Tensor]] = itertools.chain(
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     )
-    found: tuple[str, Tensor]
-    for found in every:
-        names.setdefault(id(found[1]), []).append(found[0])
+    for name, tensor in every:
+        names.setdefault(id(tensor), []).append(name)
     return [tied for tied in names.values() if len(tied) > 1]
 
 

@@ -188,8 +188,9 @@ class EqualityWords:
         for rank, place, words, form, tokens in sorted(candidates, key=lambda c: c[:2]):
             found.add(words, form, tokens, given=rank == place == 0)
         cycles = [cycle for words in self.lists for cycle in found.cycles.get(words, ())]
-        general, whole = _general_ids(tokenizer, self.general, unknown)
-        both = sorted(set(general) & set(itertools.chain.from_iterable(cycles)))
+        equality = frozenset(itertools.chain.from_iterable(cycles))
+        general, whole = _general_ids(tokenizer, self.general, unknown, equality)
+        both = sorted(equality & set(general))
         if both:
             raise ValueError(f"the tokens {both} belong to general and to equality words")
         split = [*found.split, *whole]
@@ -311,7 +312,10 @@ def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
 
 
 def _general_ids(
-    tokenizer: Callable[..., Any], words: tuple[str, ...], unknown: int | None
+    tokenizer: Callable[..., Any],
+    words: tuple[str, ...],
+    unknown: int | None,
+    equality: frozenset[int],
 ) -> tuple[tuple[int, ...], list[SkippedWords]]:
     """The tokens of general words, in all forms; and the words that have several."""
     found: set[int] = set()
@@ -323,7 +327,9 @@ def _general_ids(
                 if given and unknown in ids:
                     raise ValueError(f"the tokenizer does not know the general word {word!r}")
                 if len(ids) == 1 and ids[0] != unknown:
-                    found.add(ids[0])
+                    # Equality words are so in all forms, and not what follows from another word.
+                    if given or ids[0] not in equality:
+                        found.add(ids[0])
                 elif given:
                     split.append(SkippedWords((word,), (ids,)))
     return tuple(sorted(found)), split
