@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import record
@@ -77,14 +77,19 @@ GENDERED = (
     ("son", "daughter"), ("brother", "sister"), ("husband", "wife"), ("uncle", "aunt"),
     ("king", "queen"), ("prince", "princess"), ("actor", "actress"), ("dad", "mom"),
     ("boyfriend", "girlfriend"), ("gentleman", "lady"), ("male", "female"),
+    ("men", "women"), ("boys", "girls"), ("fathers", "mothers"), ("sons", "daughters"),
+    ("brothers", "sisters"), ("husbands", "wives"), ("uncles", "aunts"), ("kings", "queens"),
+    ("princes", "princesses"), ("actors", "actresses"), ("dads", "moms"),
+    ("boyfriends", "girlfriends"), ("gentlemen", "ladies"), ("males", "females"),
 )  # fmt: skip
 PAPERS_GROUPS = (
     Demographic("gender", ("man", "woman"), ("The man", "The woman"),
-                GENDERED, (("man", "woman"),), PRONOUNS),
+                GENDERED, (("man", "woman"), ("men", "women")), PRONOUNS),
     Demographic("race", ("Black", "White"), ("The Black person", "The White person"),
                 (("Black", "White"),), (("Black", "White"),), PRONOUNS),
     Demographic("orientation", ("gay", "straight"), ("The gay man", "The straight man"),
-                (("gay", "straight"),), (("gay", "straight"),), PRONOUNS),
+                (("gay", "straight"), ("gays", "straights")),
+                (("gay", "straight"), ("gays", "straights")), PRONOUNS),
 )  # fmt: skip
 
 
@@ -144,14 +149,16 @@ def load(name: str) -> Loaded:
     # The whole of WikiText-2 is longer than any context; it is read through a window.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    place = name
+    place, reader = name, AutoTokenizer
     if name == STORIES:
+        # Its configuration names a class that older releases do not have.
+        reader = PreTrainedTokenizerFast
         folder = data_folder()
         if folder is None:
             raise SystemExit(f"Set EQUITUNE_DATA to the folder with weights/{STORIES}.")
         place = str(folder / "weights" / STORIES)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = reader.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise SystemExit(

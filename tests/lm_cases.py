@@ -19,6 +19,7 @@ from transformers import (
 
 from equitune import TokenAction, cyclic, symmetric
 from equitune.text import EquiZeroLM, ResolvedWords
+from equitune.text.interfaces import GENERATE_CACHE
 
 V = 24
 EOS, PAD = 1, 0
@@ -148,6 +149,11 @@ def relaxed_mean(model, words, tokens, **options):
     general = list(words.general)
     scores[..., general] = plain[..., general]
     return scores / scores.sum(dim=-1, keepdim=True)
+
+
+def cache_of(output):
+    """The cache in a model's output, whose name depends on the version of transformers."""
+    return getattr(output, GENERATE_CACHE)
 
 
 def tokenizer():

@@ -182,12 +182,12 @@ def test_relaxed_copies():
     for g in words.group.elements:
         elements = torch.full((5,), g)
         scores = model(words.action.transform(tokens, g)).logits.softmax(-1)[..., table(words)[g]]
-        found = equizero(words, model=model)(tokens, elements=elements).logits.exp()
+        found = equizero(words, model=model)(tokens, elements=elements).logits.softmax(-1)
         torch.testing.assert_close(found, scores, rtol=0, atol=1e-12)
         general = list(words.general)
         scores[..., general] = plain[..., general]
         scores /= scores.sum(-1, keepdim=True)
-        found = relaxed(tokens, elements=elements).logits.exp()
+        found = relaxed(tokens, elements=elements).logits.softmax(-1)
         torch.testing.assert_close(found, scores, rtol=0, atol=1e-12)
     words = pair((4, 5), (10, 11), general=[2, *range(13, V)])
     relaxed = equizero(words, kind=REquiZeroLM, model=model)

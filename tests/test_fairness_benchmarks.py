@@ -160,8 +160,8 @@ def test_perplexity(folder, monkeypatch, tmp_path):
         assert row["ratio"] == pytest.approx(row["perplexity"] / plain)
         assert row["settings"]["stride"] == 48
     relaxed = rows["stories, gender, REquiLM"]["settings"]
-    assert relaxed["exchanged"] == ["man/woman"]
-    assert "| man/woman | he, she, his, her, him |" in render.perplexity(
+    assert relaxed["exchanged"] == ["man/woman", "men/women"]
+    assert "| man/woman, men/women | he, she, his, her, him |" in render.perplexity(
         stored(folder, "perplexity", tmp_path)
     )
 

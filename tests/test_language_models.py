@@ -19,11 +19,13 @@ from equitune.text import (
     OrbitCache,
     REquiLM,
 )
+from equitune.text.interfaces import GENERATE_CACHE
 from lm_cases import (
     CONFIGS,
     PAD,
     WORDS,
     V,
+    cache_of,
     language_model,
     mean_of_copies,
     neutral,
@@ -48,7 +50,7 @@ def test_the_formula(family, name):
     tokens = prompts()
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            found = EquiLM(model, words)(tokens).logits.exp()
+            found = EquiLM(model, words)(tokens).logits.softmax(-1)
             torch.testing.assert_close(found, mean_of_copies(model, words, tokens), **EXACT)
     assert not torch.allclose(found, model(tokens).logits.softmax(-1), atol=1e-3)
 
@@ -60,7 +62,7 @@ def test_padding(family, name):
     model, words = language_model(family), WORDS[name]
     tokens, mask, positions = padded()
     options = {"attention_mask": mask, "position_ids": positions}
-    found = EquiLM(model, words)(tokens, **options).logits.exp()
+    found = EquiLM(model, words)(tokens, **options).logits.softmax(-1)
     expected = mean_of_copies(model, words, tokens, **options)
     torch.testing.assert_close(found[:, 3:], expected[:, 3:], **EXACT)
 
@@ -116,7 +118,7 @@ class Probabilities(torch.nn.Module):
 def test_it_is_the_equitune_of_the_core(name):
     model, words = language_model(), WORDS[name]
     core = EquiTune(Probabilities(model), words.action, words.action.on_logits())
-    found = EquiLM(model, words)(prompts()).logits.exp()
+    found = EquiLM(model, words)(prompts()).logits.softmax(-1)
     torch.testing.assert_close(found, core(prompts()), **EXACT)
 
 
@@ -129,7 +131,7 @@ def test_the_mean_of_logits(name):
         model(words.action.transform(tokens, g)).logits[..., table(words)[g]]
         for g in words.group.elements
     ]
-    expected = torch.stack(copies).mean(dim=0).log_softmax(dim=-1)
+    expected = torch.stack(copies).mean(dim=0)
     found = EquiLM(model, words, average=MeanOfLogits())(tokens).logits
     torch.testing.assert_close(found, expected, **EXACT)
     assert MeanOfLogits() == MeanOfLogits() != MeanOfProbabilities()
@@ -143,7 +145,7 @@ def test_relaxed(family, name):
     model, words = language_model(family), WORDS[name]
     tokens = prompts()
     relaxed = REquiLM(model, words)
-    found = relaxed(tokens).logits.exp()
+    found = relaxed(tokens).logits.softmax(-1)
     torch.testing.assert_close(found, relaxed_mean(model, words, tokens), **EXACT)
     torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]), **EXACT)
     # Ratios within equality and neutral words are equivariant, and nothing else is.
@@ -182,8 +184,8 @@ def test_outputs_are_those_of_transformers():
     with torch.no_grad():
         output = fair(prompts())
         assert type(output) is CausalLMOutputWithPast
-        assert isinstance(output.past_key_values, OrbitCache)
-        assert isinstance(output.past_key_values, DynamicCache)
+        assert isinstance(cache_of(output), OrbitCache)
+        assert isinstance(cache_of(output), DynamicCache)
         assert isinstance(fair(prompts(), return_dict=False), tuple)
         # Positions to keep, as generate asks for them.
         for keep in (1, 3):
@@ -201,7 +203,7 @@ def test_outputs_are_those_of_transformers():
     )
     assert result.sequences.shape == (5, 12)
     assert len(result.logits) == 3
-    assert result.past_key_values.held == 10
+    assert cache_of(result).held == 10
     settings = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=PAD)
     assert fair.generate(prompts(), settings).shape == (5, 11)
 
@@ -270,15 +272,15 @@ def test_any_prompts(tokens, name, split):
     fair = EquiLM(model, words)
     expected = mean_of_copies(model, words, text)
     first = fair(text[:, :split])
-    second = fair(text[:, split:], past_key_values=first.past_key_values)
-    found = torch.cat([first.logits, second.logits], dim=1).exp()
+    second = fair(text[:, split:], past_key_values=cache_of(first))
+    found = torch.cat([first.logits, second.logits], dim=1).softmax(-1)
     torch.testing.assert_close(found, expected, **EXACT)
     copies = {
         tuple(words.action.transform(row[None], g)[0].tolist())
         for row in text
         for g in words.group.elements
     }
-    assert second.past_key_values.held == len(copies)
+    assert cache_of(second).held == len(copies)
 
 
 def test_bad_arguments():
@@ -319,9 +321,9 @@ def test_bad_calls():
     )
     refused(fair.generate, ValueError, "60 tokens and 40 new", prompts(1, 60), max_length=100)
     cache = DynamicCache()
-    language_model()(tokens, past_key_values=cache)
+    language_model()(tokens, **{GENERATE_CACHE: cache})
     refused(fair, ValueError, "DynamicCache that is not empty", tokens, past_key_values=cache)
     static = StaticCache(config=fair.config, max_cache_len=20)
-    refused(fair, TypeError, "past_key_values is a StaticCache", tokens, past_key_values=static)
-    mine = fair(tokens).past_key_values
+    refused(fair, TypeError, "the cache is a StaticCache", tokens, past_key_values=static)
+    mine = cache_of(fair(tokens))
     refused(fair, ValueError, "of 5 sequences", tokens[:2], past_key_values=mine)

@@ -56,13 +56,13 @@ def names(tokenizer, ids):
 def test_all_forms_are_paired(tokenizer):
     found = EqualityWords([("man", "woman"), ("he", "she"), ("Tim", "Lily")]).resolve(tokenizer)
     pairs = {names(tokenizer, cycle) for cycle in found.cycles}
-    plain = {("man", "woman"), ("men", "women"), ("Man", "Woman"), ("he", "she"), ("He", "She"),
-             ("Tim", "Lily")}  # fmt: skip
+    plain = {("man", "woman"), ("Man", "Woman"), ("he", "she"), ("He", "She"), ("Tim", "Lily")}
     spaced = {(f" {a}", f" {b}") for a, b in plain} if tokenizer.spaces else set()
     assert pairs == plain | spaced
     assert found.group == cyclic(2)
-    # "Men" is no token here, so that its form is left out, and said so.
-    assert {entry.words for entry in found.skipped} == {("Men", "Women")}
+    # No token is in upper case here, so that these forms are left out, and each is named once.
+    left_out = [entry.words for entry in found.skipped]
+    assert sorted(left_out) == [("HE", "SHE"), ("MAN", "WOMAN"), ("TIM", "LILY")]
     swaps = dict(enumerate(found.action.permutations[1]))
     for a, b in found.cycles:
         assert (swaps[a], swaps[b]) == (b, a)
@@ -70,11 +70,51 @@ def test_all_forms_are_paired(tokenizer):
 
 
 def test_forms():
-    assert forms(("man", "woman")) == [("man", "woman"), ("men", "women"), ("Man", "Woman"),
-                                       ("Men", "Women")]  # fmt: skip
-    assert forms(("he", "she")) == [("he", "she"), ("He", "She")]
-    assert forms(("Tim", "Lily")) == [("Tim", "Lily")]
-    assert forms(("boss", "lady", "boy"))[1] == ("bosses", "ladies", "boys")
+    assert forms(("man", "woman")) == [("man", "woman"), ("Man", "Woman"), ("MAN", "WOMAN")]
+    assert forms(("Tim", "Lily")) == [("Tim", "Lily"), ("TIM", "LILY")]
+    assert forms(("he", "Lily")) == [("he", "Lily"), ("HE", "LILY")]
+    assert forms(("x", "y")) == [("x", "y"), ("X", "Y")]
+    assert forms(("他", "她")) == [("他", "她")]
+
+
+@pytest.mark.parametrize(("given", "others"), [
+    (("mr", "miss"), ("mrs", "misses")),
+    (("hero", "heroine"), ("heros", "heroes", "heroines")),
+    (("german", "french"), ("germen", "germans", "frenches")),
+    (("Black", "White"), ("black", "white", "Blacks", "Whites")),
+    (("person", "child"), ("people", "children", "persons", "childs")),
+])  # fmt: skip
+def test_no_form_is_invented(given, others):
+    tokenizer = WholeWords(*given, *others, *(word.upper() for word in given))
+    found = EqualityWords([given]).resolve(tokenizer)
+    assert found.cycles == ((2, 3), tuple(len(others) + place for place in (4, 5)))
+    told = [entry.words for entry in found.skipped]
+    assert len(told) == len(set(told))
+    assert set(told) <= {tuple(word.capitalize() for word in given)}
+    # Plurals that are given are forms like any other.
+    both = EqualityWords([given, others[:2]]).resolve(tokenizer)
+    assert (4, 5) in both.cycles
+
+
+def test_what_was_given_comes_before_what_follows_from_it():
+    tokenizer = WholeWords("mr", "miss", "MR", "MS", "MISS")
+    for lists in ([("mr", "miss"), ("MR", "MS")], [("MR", "MS"), ("mr", "miss")]):
+        found = EqualityWords(lists).resolve(tokenizer)
+        assert set(found.cycles) == {(2, 3), (4, 5)}
+        assert ("MR", "MISS") in {entry.words for entry in found.skipped}
+    # Of two lists of which one form follows, it is that of the first.
+    tokenizer = WholeWords("i", "we", "I", "us", "US", "WE", "Us", "We")
+    found = EqualityWords([("i", "we"), ("us", "I")]).resolve(tokenizer)
+    assert set(found.cycles) == {(2, 3), (5, 4)}
+    assert ("I", "We") in {entry.words for entry in found.skipped}
+    # Nor does a form of a general word take an equality word away.
+    tokenizer = WholeWords("May", "June", "may")
+    found = EqualityWords([("May", "June")], general=["may"]).resolve(tokenizer)
+    assert (found.cycles, found.general) == (((2, 3),), (4,))
+    twins = WholeWords("he", "she")
+    twins.ids["she"] = twins.ids["he"]
+    with pytest.raises(ValueError, match=r"exchanged within \('he', 'she'\)"):
+        EqualityWords([("he", "she")]).resolve(twins)
 
 
 def test_three_groups_are_shifted_to_the_next_word(tokenizer):
@@ -116,7 +156,8 @@ def test_words_of_several_tokens(tokenizer):
     found = words.resolve(tokenizer, skip_split=True)
     assert found.cycles == EqualityWords([("man", "woman")]).resolve(tokenizer).cycles
     skipped = {entry.words for entry in found.skipped}
-    assert {("boy", "girl"), ("boys", "girls"), ("Boy", "Girl")} <= skipped
+    assert {("boy", "girl"), ("Boy", "Girl"), ("BOY", "GIRL")} <= skipped
+    assert len(skipped) == len(found.skipped)
     assert all(isinstance(entry, SkippedWords) for entry in found.skipped)
 
 
@@ -146,8 +187,6 @@ def test_values():
     (lambda t: EqualityWords([("man", "")]), TypeError, "give words"),
     (lambda t: EqualityWords([("man", "woman")], "his"), TypeError, r"\['his'\]"),
     (lambda t: EqualityWords([("man", "woman")], ["man"]), ValueError, "general and equality"),
-    (lambda t: EqualityWords([("man", "woman"), ("Man", "Lily")]).resolve(t), ValueError,
-     "exchanged for one other only"),
     (lambda t: EqualityWords([("boy", "girl")]).resolve(t, skip_split=True), ValueError,
      "no equality word is one token"),
     (lambda t: EqualityWords([("man", "!")]).resolve(t), ValueError, "does not know the word '!'"),
@@ -183,7 +222,9 @@ DATA = os.environ.get("EQUITUNE_DATA")
 @pytest.mark.skipif(not DATA, reason="EQUITUNE_DATA is not set")
 def test_a_real_tokenizer():
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(DATA) / "weights" / "stories260k")
+    # Its configuration names a class that older releases do not have.
+    kind = transformers.PreTrainedTokenizerFast
+    tokenizer = kind.from_pretrained(Path(DATA) / "weights" / "stories260k")
     words = EqualityWords([("he", "she"), ("Tim", "Lily")], general=["his", "her"])
     found = words.resolve(tokenizer, 512)
     assert isinstance(found, ResolvedWords)
@@ -212,12 +253,12 @@ class WholeWords:
 
 
 def test_forms_that_the_tokenizer_does_not_know_are_skipped():
-    tokenizer = WholeWords("doctor", "nurse", "nurses")
+    tokenizer = WholeWords("doctor", "nurse", "Nurse")
     found = EqualityWords([("doctor", "nurse")]).resolve(tokenizer)
     assert found.cycles == ((2, 3),)
-    assert ("doctors", "nurses") in {entry.words for entry in found.skipped}
-    with pytest.raises(ValueError, match="does not know the word 'doctors'"):
-        EqualityWords([("doctors", "nurses")]).resolve(tokenizer)
+    assert ("Doctor", "Nurse") in {entry.words for entry in found.skipped}
+    with pytest.raises(ValueError, match="does not know the word 'Doctor'"):
+        EqualityWords([("Doctor", "Nurse")]).resolve(tokenizer)
 
 
 def test_general_words_of_several_tokens_are_reported(tokenizer):

@@ -16,6 +16,7 @@ from lm_cases import (
     WORDS,
     Recorder,
     V,
+    cache_of,
     language_model,
     mean_of_copies,
     neutral,
@@ -40,7 +41,7 @@ def test_the_cache_gives_the_same_token_by_token(family, name):
         model = kind(language_model(family), words)
         tokens, mask, positions = padded(length=16)
         whole = model(tokens, attention_mask=mask, position_ids=positions, use_cache=False)
-        assert whole.past_key_values is None
+        assert cache_of(whole) is None
         cache, parts = None, []
         for start, stop in ((0, 5), (5, 6), (6, 7), (7, 12), (12, 16)):
             output = model(
@@ -49,7 +50,7 @@ def test_the_cache_gives_the_same_token_by_token(family, name):
                 position_ids=positions[:, start:stop],
                 past_key_values=cache,
             )
-            cache = output.past_key_values
+            cache = cache_of(output)
             parts.append(output.logits)
         found = torch.cat(parts, dim=1)
         torch.testing.assert_close(found[:, 3:], whole.logits[:, 3:], **EXACT)
@@ -66,7 +67,7 @@ def test_what_is_equal_is_computed_once():
     # Up to the first equality word there is one copy; behind it there are three.
     text[0, 25] = 4
     seen.shapes.clear()
-    cache = fair(text).past_key_values
+    cache = cache_of(fair(text))
     assert seen.shapes == [(1, 25), (3, 15)]
     assert cache.held == 3
     assert cache.layers[0].keys.shape[0] == 3
@@ -89,10 +90,10 @@ def test_a_copy_splits_when_an_equality_word_comes():
     output = fair(neutral(length=6))
     held = []
     for token in (14, 4, 15, 12, 5, 16):
-        output = fair(torch.tensor([[token]]), past_key_values=output.past_key_values)
-        held.append(output.past_key_values.held)
+        output = fair(torch.tensor([[token]]), past_key_values=cache_of(output))
+        held.append(cache_of(output).held)
     assert held == [1, 2, 2, 6, 6, 6]
-    rows = {layer.keys.shape[0] for layer in output.past_key_values.layers}
+    rows = {layer.keys.shape[0] for layer in cache_of(output).layers}
     assert rows == {6}
 
 
@@ -101,16 +102,16 @@ def test_a_cache_holds_no_copy_of_what_was_dropped():
     words = WORDS["cyclic(2)"]
     fair = EquiLM(language_model(), words)
     text = torch.cat([neutral(), prompts(3, 9)])
-    cache = fair(text).past_key_values
+    cache = cache_of(fair(text))
     assert cache.held == 1 + 3 * 2
     cache.reorder_cache(torch.tensor([0, 0, 2, 2]))
-    cache = fair(torch.full((4, 1), 13), past_key_values=cache).past_key_values
+    cache = cache_of(fair(torch.full((4, 1), 13), past_key_values=cache))
     assert cache.held == 1 + 2
     assert cache.layers[0].keys.shape[0] == 3
     cache.batch_select_indices(torch.tensor([0]))
     cache.batch_repeat_interleave(2)
     output = fair(torch.tensor([[13], [14]]), past_key_values=cache)
-    assert output.past_key_values.held == 2
+    assert cache_of(output).held == 2
 
 
 def naive(model, words, tokens, steps, mean=mean_of_copies):
@@ -161,8 +162,7 @@ def test_generate_with_and_without_a_cache(setting):
         assert torch.equal(generated(fair, tokens, setting, attention_mask=mask), greedy)
 
 
-# A penalty reads the scores themselves, which are log-probabilities here.
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "penalty"])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_a_group_that_moves_nothing_leaves_generate_as_it_is(setting):
     model = language_model()
     words = WORDS["cyclic(3)"]

@@ -3,7 +3,7 @@
 from equitune.text.averages import MeanOfLogits, MeanOfProbabilities, TokenAverage
 from equitune.text.copies import OrbitCache
 from equitune.text.equizero import EquiZeroLM, REquiZeroLM
-from equitune.text.language_models import EquiLM, OrbitLM, REquiLM
+from equitune.text.language_models import EquiLM, REquiLM
 from equitune.text.measures import (
     fairness_gap,
     perplexity,
@@ -12,6 +12,7 @@ from equitune.text.measures import (
     sequence_log_prob,
 )
 from equitune.text.noise import GumbelNoise
+from equitune.text.orbit import OrbitLM
 from equitune.text.scorers import ClassificationScorer
 from equitune.text.words import EqualityWords, ResolvedWords, SkippedWords
 

@@ -17,7 +17,10 @@ __all__ = ["CopyAverage", "MeanOfLogits", "MeanOfProbabilities", "TokenAverage"]
 
 
 class TokenAverage(ABC):
-    """A mean of log-probabilities over copies; equal if class and attributes are."""
+    """A mean of log-probabilities over copies; equal if class and attributes are.
+
+    What is added to all of them, a scale that the copies share, must be added to the mean.
+    """
 
     normalised: ClassVar[bool]
     """Whether the mean of probabilities that sum to 1 is one again."""
@@ -99,7 +102,11 @@ class CopyAverage:
         self._mean = mean
 
     def __call__(self, logits: Tensor, rows: Tensor, elements: Tensor, plain: Tensor) -> Tensor:
-        """The log-probabilities of S sequences.
+        """The scores of S sequences: log-probabilities on the scale of the model's logits.
+
+        A constant is added to the log-probabilities of a position: the mean of the copies'
+        log-sum-exp, which no group element changes. It is that of the plain model where all copies
+        agree, so that tokens that do not move have the very logits of the plain model there.
 
         Args:
             logits: (R, t, V), of the distinct rows.
@@ -111,32 +118,43 @@ class CopyAverage:
             (S, t, V), in float32, or in float64 if that is what is given.
         """
         exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        scores = logits.to(exact).log_softmax(dim=-1)
-        if scores.requires_grad:
-            # What is impossible for all copies would have no gradient but NaN.
-            scores = scores.clamp(min=torch.finfo(exact).min / 4)
+        logits = logits.to(exact)
+        norms = logits.logsumexp(dim=-1, keepdim=True)
+        # Sorted, so that moved copies have the very same mean; a mean of equal numbers is exact.
+        each = norms[rows].sort(dim=1).values
+        scale = each[:, 0] + (each - each[:, :1]).mean(dim=1)
+
+        def scores(row: Tensor) -> Tensor:
+            found = _take(logits, row) + (scale - _take(norms, row))
+            if found.requires_grad:
+                # What is impossible for all copies would have no gradient but NaN.
+                found = found.clamp(min=torch.finfo(exact).min / 4)
+            return found
+
         distinct, counts = rows.unique(dim=1, return_counts=True)
         # The copies of a sequence, each with the number of elements that it stands for.
         weights = [count / rows.shape[1] for count in counts.tolist()]
-        mixed = self._mean.mean([_take(scores, row) for row in distinct.unbind(1)], weights)
-        moved = self._mean_of_moved(scores, rows, elements)
-        general = self._general.on(mixed.device)
-        kept = _take(scores, plain).index_select(-1, general) if general.numel() else None
+        mixed = self._mean.mean([scores(row) for row in distinct.unbind(1)], weights)
+        # (g^-1 y)[v] = y[g v], as (S, K, t, moved).
+        targets = self._targets.on(logits.device)[elements]
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        read = logits[rows[:, :, None, None], columns[:, None], targets[:, :, None, :]]
+        moved = self._mean_of_moved(read + (scale[:, None] - norms[rows]))
         mixed = _put(mixed, self._moved.on(mixed.device), moved)
-        if not self._mean.normalised:
-            mixed = mixed.log_softmax(dim=-1)
-        if kept is not None:
-            mixed = _put(mixed, general, kept).log_softmax(dim=-1)
+        general = self._general.on(mixed.device)
+        if general.numel():
+            kept = scores(plain).index_select(-1, general)
+            if not self._mean.normalised:
+                kept = kept + (mixed.logsumexp(dim=-1, keepdim=True) - scale)
+            mixed = _put(mixed, general, kept)
         return mixed
 
-    def _mean_of_moved(self, scores: Tensor, rows: Tensor, elements: Tensor) -> Tensor:
-        # (g^-1 y)[v] = y[g v], as (S, K, t, moved).
-        targets = self._targets.on(scores.device)[elements]
-        columns = torch.arange(scores.shape[1], device=scores.device)
-        read = scores[rows[:, :, None, None], columns[:, None], targets[:, :, None, :]]
+    def _mean_of_moved(self, copies: Tensor) -> Tensor:
+        if copies.requires_grad:
+            copies = copies.clamp(min=torch.finfo(copies.dtype).min / 4)
         # Sorted, so that words whose copies have the same scores get the very same mean.
-        copies = read.sort(dim=1).values
-        return self._mean.mean(copies.unbind(1), [1 / rows.shape[1]] * rows.shape[1])
+        copies = copies.sort(dim=1).values
+        return self._mean.mean(copies.unbind(1), [1 / copies.shape[1]] * copies.shape[1])
 
 
 def _put(scores: Tensor, tokens: Tensor, values: Tensor) -> Tensor:

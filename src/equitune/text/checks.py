@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 __all__ = [
     "check_length",
     "check_model",
+    "checkpoints_gradients",
     "context_length",
-    "keeps_logits",
     "positions_of",
     "split_options",
     "text_config",
@@ -25,11 +24,13 @@ def text_config(model: Any) -> Any:
 
 def context_length(model: Any) -> int | None:
     """The most tokens that a model reads; None where its configuration names no limit."""
-    return getattr(text_config(model), "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    # Models with relative positions only, such as XLNet, say -1.
+    return limit if limit is not None and limit > 0 else None
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """(B, T), the positions of tokens behind padding, as ``generate`` counts them."""
+    """(B, T), the positions of tokens after padding, as ``generate`` counts them."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -64,13 +65,13 @@ def check_length(model: Any, length: int, new: int = 0) -> None:
         )
 
 
-def keeps_logits(model: Any) -> bool:
-    """Whether a model can be told to compute the scores of the last positions only."""
-    # Asked of the model, because what is around it may hide the signature.
-    asked = getattr(model, "_supports_logits_to_keep", None)
-    if asked is not None:
-        return bool(asked())
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def checkpoints_gradients(model: Any) -> bool:
+    """Whether a model computes its layers again for the gradient, and keeps no cache then."""
+    if not model.training:
+        return False
+    # The newer name first; the older one warns where there are both.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    return next((bool(getattr(model, name)) for name in names if hasattr(model, name)), False)
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from equitune.checks import require_counts
 from equitune.extras import require
 from equitune.text.averages import MeanOfProbabilities
-from equitune.text.checks import check_length, positions_of
+from equitune.text.checks import check_length
 from equitune.text.copies import OrbitCache
-from equitune.text.language_models import OrbitLM
+from equitune.text.interfaces import GENERATE_CACHE, Interface
 from equitune.text.noise import GumbelNoise
+from equitune.text.orbit import OrbitLM
 from equitune.text.scorers import Scorer, checked_scores
 from equitune.text.settings import check_settings, ends, merged_settings, new_tokens
 from equitune.text.words import ResolvedWords
@@ -31,6 +32,7 @@ REFUSED = (
     "streamer",
     "stopping_criteria",
     "assistant_model",
+    "cache",
     "past_key_values",
     "stop_strings",
     "max_time",
@@ -117,7 +119,6 @@ class ChoosingLM(OrbitLM):
         if not isinstance(prompts, Tensor) or prompts.dim() != 2:
             raise ValueError("generate needs inputs, token ids of shape (B, T)")
         mask = kwargs.pop("attention_mask", None)
-        processors = list(kwargs.pop("logits_processor", None) or ())
         settings, options = merged_settings(self, generation_config, kwargs)
         for name in REFUSED:
             if getattr(settings, name, None) or options.get(name) is not None:
@@ -125,7 +126,8 @@ class ChoosingLM(OrbitLM):
                     f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
                     "from several copies; leave it out"
                 )
-        check_settings(settings, processors, self.words)
+        check_settings(settings, options, self.words)
+        processors = list(options.pop("logits_processor", None) or ())
         return _Search(self, prompts, mask, processors, settings, options).run()
 
     def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
@@ -152,6 +154,7 @@ class _Search:
         options: dict[str, Any],
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
+        self.interface = Interface(model)
         repeats = settings.num_return_sequences or 1
         self.pad = settings.pad_token_id
         if mask is None:
@@ -218,7 +221,7 @@ class _Search:
             elements=elements,
             generation_config=self.settings,
             logits_processor=self._processors(order),
-            **({} if prefix is None else {"past_key_values": prefix}),
+            **({} if prefix is None else {GENERATE_CACHE: prefix}),
             **self.options,
         )
         new = output.sequences[:, start:]
@@ -240,12 +243,13 @@ class _Search:
         self.cache = self.model(
             tokens[:, new],
             attention_mask=mask[:, :-1],
-            position_ids=positions_of(mask)[:, new],
-            past_key_values=self.cache,
+            **self.interface.positions(mask[:, :-1], past),
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
             elements=elements,
-        ).past_key_values
+            return_dict=False,
+        )[-1]
         taken: OrbitCache = self.cache.snapshot()
         taken.batch_repeat_interleave(self.settings.num_beams or 1)
         return taken
@@ -266,6 +270,7 @@ class _Search:
             output.sequences,
             output.logits,
             getattr(output, "beam_indices", None),
+            normalize_logits=True,
         )
         probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
         sums: Tensor = probabilities.sum(dim=1).double().cpu()

@@ -16,8 +16,18 @@ import torch
 from torch import Tensor
 
 from equitune.extras import require
+from equitune.text.checks import checkpoints_gradients, text_config
+from equitune.text.interfaces import Interface
 
-__all__ = ["Branches", "OrbitCache", "TokenCall", "branch", "orbit_cache", "split_points"]
+__all__ = [
+    "Branches",
+    "OrbitCache",
+    "TokenCall",
+    "branch",
+    "orbit_cache",
+    "split_points",
+    "why_no_cache",
+]
 
 DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
 
@@ -135,19 +145,25 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
             first call.
         elements: (S, K) int64, the group element of each copy.
         held: The number of rows, that is of copies, all of them different.
-
-    Raises:
-        TypeError: If a layer of the model keeps a state that cannot be split.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for layer in self.layers:
-            if not hasattr(layer, "batch_select_indices"):
-                raise TypeError(
-                    f"the cache of this model has a {type(layer).__name__}, whose state cannot be "
-                    "split between copies; call the model, or generate, with use_cache=False"
-                )
+        self._begin()
+
+    @classmethod
+    def adopt(cls, empty: Any) -> Self:
+        """Makes an empty ``DynamicCache`` one of copies.
+
+        It stays the same object, with layers of the same kinds, because the loops of ``generate``
+        keep the one that they have made.
+        """
+        empty.__class__ = cls
+        cache: Self = empty
+        cache._begin()
+        return cache
+
+    def _begin(self) -> None:
         self.rows: Tensor | None = None
         self.elements: Tensor | None = None
         self.held = 0
@@ -186,20 +202,46 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
             self.batch_select_indices(sequences.repeat_interleave(repeats))
 
 
-def orbit_cache(given: Any, wanted: bool, config: Any) -> OrbitCache | None:
+def orbit_cache(given: Any, config: Any) -> OrbitCache:
     """The cache to go on with; an empty one of transformers is replaced by one of copies."""
-    if isinstance(given, OrbitCache):
-        return given
-    if given is None and not wanted:
-        return None
-    if given is not None and type(given) is not DynamicCache:
+    if given is None:
+        return OrbitCache(config=config)
+    if type(given) is not DynamicCache:
         raise TypeError(
-            f"past_key_values is a {type(given).__name__}, but the number of copies changes "
-            "while tokens are generated; leave it and cache_implementation out"
+            f"the cache is a {type(given).__name__}, but the number of copies changes while tokens "
+            "are generated; leave it and cache_implementation out"
         )
-    if given is not None and any(layer.get_seq_length() for layer in given.layers[:1]):
+    if any(layer.get_seq_length() for layer in given.layers[:1]):
         raise ValueError(
-            "past_key_values is a DynamicCache that is not empty, of a model without copies; "
-            "give the cache that a call of this model returned"
+            "the cache is a DynamicCache that is not empty, of a model without copies; give the "
+            "cache that a call of this model returned"
         )
-    return OrbitCache(config=config, offloading=getattr(given, "offloading", False))
+    return OrbitCache.adopt(given)
+
+
+def why_no_cache(model: Any, interface: Interface) -> str | None:
+    """What to say if a cache is asked for that a model does not have; None if it has one."""
+    name = type(model).__name__
+    if interface.cache is None or not _splits_cache(model):
+        return (
+            f"{name} has no cache of keys and values alone, and any other state cannot be split "
+            "between copies; call it, or generate, with use_cache=False"
+        )
+    if checkpoints_gradients(model):
+        return (
+            f"{name} keeps no cache while it trains with gradient checkpoints; call eval() first, "
+            "or generate with use_cache=False"
+        )
+    return None
+
+
+def _splits_cache(model: Any) -> bool:
+    standard = getattr(model, "_supports_default_dynamic_cache", None)
+    if getattr(model, "_is_stateful", False) or not (standard is None or standard()):
+        return False
+    return all(map(_splits, DynamicCache(config=text_config(model)).layers))
+
+
+def _splits(layer: Any) -> bool:
+    # Some have keys and values, which can be split, and a state besides.
+    return hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")

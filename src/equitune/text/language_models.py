@@ -2,283 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from equitune.extras import require
-from equitune.text.averages import CopyAverage, MeanOfProbabilities, TokenAverage
-from equitune.text.checks import (
-    check_length,
-    check_model,
-    keeps_logits,
-    split_options,
-    text_config,
-)
-from equitune.text.copies import Branches, TokenCall, branch, orbit_cache, split_points
-from equitune.text.few_rows import few_rows
-from equitune.text.settings import check_settings, merged_settings, new_tokens
+from equitune.text.averages import MeanOfProbabilities, TokenAverage
+from equitune.text.orbit import OrbitLM
 from equitune.text.words import ResolvedWords
 
-__all__ = ["AveragingLM", "EquiLM", "OrbitLM", "REquiLM"]
-
-_transformers: Any = require("transformers", '"equitune[text]"')
-GenerationMixin: Any = _transformers.GenerationMixin
-CausalLMOutputWithPast: Any = require(
-    "transformers.modeling_outputs", '"equitune[text]"'
-).CausalLMOutputWithPast
-
-
-class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
-    """Runs a causal language model on the copies of its prompts, each distinct one once.
-
-    Copies that are equal so far are one row of the batch and of the key-value cache; a row splits
-    in two when the first equality word is read or generated. Subclasses say which copies there are.
-    Whatever else is asked of it, such as ``config``, ``device`` or ``save_pretrained``, which
-    writes the plain checkpoint, is that of the model.
-
-    Args:
-        model: A causal language model of transformers. It is registered and never modified.
-        words: The equality words, resolved for its vocabulary.
-        mean: How the copies' scores are put together.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If ``words`` are of another vocabulary, or have no general words where the model
-            is relaxed.
-    """
-
-    main_input_name = "input_ids"
-    # Read of the class; the caches of stateful models are refused.
-    _is_stateful = False
-
-    backbone: nn.Module
-
-    def __init__(self, model: nn.Module, words: ResolvedWords, mean: TokenAverage) -> None:
-        super().__init__()
-        if isinstance(model, OrbitLM):
-            raise TypeError(
-                f"model is a {type(model).__name__} already; for several demographics wrap the "
-                "plain model once, with first * second as words"
-            )
-        check_model(model)
-        if not isinstance(words, ResolvedWords):
-            raise TypeError(
-                f"words is a {type(words).__name__}; give EqualityWords(...).resolve(tokenizer)"
-            )
-        size = text_config(model).vocab_size
-        if words.action.vocabulary_size != size:
-            raise ValueError(
-                f"words are of a vocabulary of {words.action.vocabulary_size} tokens, but the "
-                f"model knows {size}; resolve them with the tokenizer of the model and its size: "
-                "words.resolve(tokenizer, model.config.vocab_size)"
-            )
-        if not isinstance(mean, TokenAverage):
-            raise TypeError(
-                f"average is a {type(mean).__name__}; give MeanOfProbabilities() or MeanOfLogits()"
-            )
-        if self.relaxed and not words.general:
-            raise ValueError(
-                f"words has no general words, which {type(self).__name__} leaves to the plain "
-                "model; give them as EqualityWords(lists, general=[...]), or use the model whose "
-                "name has no R"
-            )
-        self.words = words
-        self.group = words.group
-        self.backbone = model
-        self._combine = CopyAverage(words.action, words.general if self.relaxed else (), mean)
-        self._keeps = keeps_logits(model)
-
-    @property
-    @abstractmethod
-    def relaxed(self) -> bool:
-        """Whether general words keep the probabilities of the plain model."""
-
-    @abstractmethod
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        """(S, K), the elements whose copies are averaged for each sequence."""
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is that of the backbone, as ``generate`` and pipelines expect it of a model."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            # While a pickle is read there is no backbone yet.
-            if name == "backbone" or "backbone" not in self.__dict__.get("_modules", {}):
-                raise
-            return getattr(self.backbone, name)
-
-    # Kept by the backbone alone, so that it is saved with it.
-    @property
-    def generation_config(self) -> Any:
-        """The settings of ``generate``, those of the backbone."""
-        return self.backbone.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        self.backbone.generation_config = value
-
-    def unwrap(self) -> nn.Module:
-        """The language model itself; plain checkpoints load into it."""
-        return self.backbone
-
-    def generate(
-        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
-    ) -> Any:
-        """Generates as transformers do: greedy, sampling, beams, with everything they take.
-
-        Raises:
-            ValueError: If a prompt, or a prompt with what shall be generated, is longer than the
-                context of the model; if sentences end with an equality word; or if tokens are drawn
-                where there is a :class:`GumbelNoise` already.
-        """
-        prompt = kwargs.get("input_ids") if inputs is None else inputs
-        settings, _ = merged_settings(self, generation_config, kwargs)
-        check_settings(settings, kwargs.get("logits_processor"), self.words)
-        if isinstance(prompt, Tensor):
-            check_length(self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1]))
-        return super().generate(inputs, generation_config=generation_config, **kwargs)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        elements: Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The log-probabilities of the next tokens.
-
-        Args:
-            input_ids: (B, T) integers, the tokens that are not in the cache yet.
-            attention_mask: (B, past + T), 0 at padding.
-            position_ids: (B, T).
-            past_key_values: What the last call returned.
-            labels: (B, T), for the loss, as transformers take them: not shifted, -100 for none.
-            use_cache: Whether a cache is returned. Default that of the configuration.
-            logits_to_keep: The number of last positions to compute, 0 for all, or their indices.
-            elements: (B,), for models that take one copy of each sequence: whose.
-            return_dict: False for a tuple, as in transformers.
-            **kwargs: Passed on to the backbone, if no tensors.
-
-        Returns:
-            transformers' ``CausalLMOutputWithPast``; ``logits`` are log-probabilities in float32
-            (float64 for models in float64), and ``past_key_values`` is an
-            :class:`equitune.text.OrbitCache`.
-
-        Raises:
-            TypeError: If the cache is one that cannot hold a changing number of copies.
-            ValueError: If an argument cannot be symmetrised, or the sequence is too long.
-        """
-        if input_ids is None or input_ids.dim() != 2:
-            given = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"input_ids has the shape {given}; give token ids of shape (B, T)")
-        loss_options, passed = split_options(kwargs)
-        if use_cache is None:
-            use_cache = getattr(self.config, "use_cache", True)
-        cache = orbit_cache(past_key_values, use_cache, text_config(self))
-        past = 0 if cache is None else cache.get_seq_length()
-        check_length(self, past + input_ids.shape[1])
-        call = TokenCall(input_ids, attention_mask, position_ids, past)
-        chosen = self._copies(elements, input_ids.shape[0], input_ids.device)
-        keep = logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
-        logits = self._logits(call, chosen, cache, keep, passed)
-        if isinstance(logits_to_keep, Tensor):
-            logits = logits[:, logits_to_keep]
-        loss = None
-        if labels is not None:
-            size = self.words.action.vocabulary_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-        return result.to_tuple() if return_dict is False else result
-
-    def _logits(
-        self,
-        call: TokenCall,
-        chosen: Tensor,
-        cache: Any,
-        keep: int,
-        passed: dict[str, Any],
-    ) -> Tensor:
-        """All passes through the backbone: one, or one from each point where copies split."""
-        length = call.tokens.shape[1]
-        copies = _with_plain(chosen) if self.relaxed else chosen
-        moved = self.words.action.transform(
-            call.tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten()
-        )
-        rows = torch.zeros_like(copies)
-        if cache is not None and call.past:
-            rows = cache.rows
-            if not torch.equal(cache.elements, copies):
-                raise ValueError(
-                    f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
-                    f"{copies.shape[0]}, or other copies of them; give the cache that the last "
-                    "call returned"
-                )
-        keys = call.keys(moved, rows)
-        starts = [0]
-        # A gradient would have to pass through the cache.
-        if cache is not None and not torch.is_grad_enabled() and copies.numel() > 1 < length:
-            starts += split_points(rows, keys.flatten(1), length)
-        kept = length - keep if 0 < keep < length else 0
-        parts = []
-        for start, stop in zip(starts, [*starts[1:], length], strict=True):
-            branches = branch(rows, keys[:, start:stop].flatten(1))
-            if cache is not None:
-                cache.go_on(branches, copies)
-            wanted = stop - max(start, kept)
-            logits = self._run(call, moved, branches, (start, stop), cache, max(wanted, 1), passed)
-            if cache is not None and cache.get_seq_length() != call.past + stop:
-                raise TypeError(
-                    f"{type(self.backbone).__name__} did not fill the cache that it was given, as "
-                    "some models do not, nor others with gradient checkpointing; call it, or "
-                    "generate, with use_cache=False"
-                )
-            rows = branches.rows
-            if wanted > 0:
-                size = chosen.shape[1]
-                plain = rows[:, -1] if copies.shape[1] > size else rows[:, 0]
-                parts.append(self._combine(logits, rows[:, :size], chosen, plain))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _run(
-        self,
-        call: TokenCall,
-        moved: Tensor,
-        branches: Branches,
-        columns: tuple[int, int],
-        cache: Any,
-        wanted: int,
-        passed: dict[str, Any],
-    ) -> Tensor:
-        """The scores (R, wanted, V) of the distinct copies of some columns."""
-        start, stop = columns
-        sequences = branches.examples // branches.rows.shape[1]
-        options = dict(passed)
-        if call.mask is not None:
-            options["attention_mask"] = call.mask[sequences, : call.past + stop]
-        if call.positions is not None:
-            options["position_ids"] = call.positions[sequences, start:stop]
-        if self._keeps:
-            options["logits_to_keep"] = wanted
-        tokens = moved[branches.examples, start:stop]
-        with few_rows(tokens):
-            output = self.backbone(
-                tokens,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                return_dict=True,
-                **options,
-            )
-        logits: Tensor = output.logits
-        return logits[:, -wanted:]
+__all__ = ["AveragingLM", "EquiLM", "REquiLM"]
 
 
 class AveragingLM(OrbitLM):
@@ -329,7 +62,7 @@ class EquiLM(AveragingLM):
         >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
         >>> model = EquiLM(GPT2LMHeadModel(config).eval(), ResolvedWords(swap, (), ((3, 4),), ()))
         >>> he, she = torch.tensor([[1, 3, 7]]), torch.tensor([[1, 4, 7]])
-        >>> p, q = model(he).logits[0, -1].exp(), model(she).logits[0, -1].exp()
+        >>> p, q = (model(x).logits[0, -1].softmax(-1) for x in (he, she))
         >>> torch.allclose(p[[3, 4, 5]], q[[4, 3, 5]], atol=1e-6)
         True
     """
@@ -342,9 +75,9 @@ class REquiLM(AveragingLM):
     """EquiLM, relaxed: general words keep the probabilities of the plain model.
 
     Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
-    (first paper, section 5.3). The scores do not sum to 1 and are normalised; after that only the
-    ratios within equality and neutral words are equivariant, and a sentence with general words has
-    no guarantee.
+    (first paper, section 5.3). These do not sum to 1 and are normalised; after that only the ratios
+    within equality and neutral words are equivariant, and a sentence with general words has no
+    guarantee.
 
     Args:
         model: A causal language model of transformers.
@@ -364,16 +97,9 @@ class REquiLM(AveragingLM):
         >>> swap = TokenAction.cyclic_swaps(20, [(3, 4)])
         >>> words = ResolvedWords(swap, (7,), ((3, 4),), ())
         >>> model = REquiLM(GPT2LMHeadModel(config).eval(), words)
-        >>> p = model(torch.tensor([[1, 5, 9]])).logits[0, -1].exp()
+        >>> p = model(torch.tensor([[1, 5, 9]])).logits[0, -1].softmax(-1)
         >>> bool((p[3] - p[4]).abs() < 1e-7), bool((p.sum() - 1).abs() < 1e-5)
         (True, True)
     """
 
     relaxed = True
-
-
-def _with_plain(elements: Tensor) -> Tensor:
-    """The copies with that of the identity at their end; a whole group begins with it."""
-    if elements.shape[1] > 1:
-        return elements
-    return torch.cat([elements, torch.zeros_like(elements)], dim=1)

@@ -19,7 +19,8 @@ from equitune.checks import (
     require_type,
 )
 from equitune.extras import require
-from equitune.text.checks import context_length, positions_of
+from equitune.text.checks import context_length
+from equitune.text.interfaces import Interface
 from equitune.text.words import ResolvedWords
 
 __all__ = [
@@ -94,7 +95,7 @@ def sequence_log_prob(
                 "pad contexts on their left"
             )
         options["attention_mask"] = attention_mask
-        options["position_ids"] = positions_of(attention_mask)
+        options |= Interface(model).positions(attention_mask)
     scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
     found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()

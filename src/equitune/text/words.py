@@ -17,7 +17,7 @@ from equitune.checks import (
     require_type,
 )
 from equitune.groups import FiniteGroup
-from equitune.text.variants import forms, token_ids
+from equitune.text.variants import capitalised, forms, token_ids
 
 __all__ = ["EqualityWords", "ResolvedWords", "SkippedWords"]
 
@@ -47,7 +47,8 @@ class ResolvedWords:
         action: How the group acts on token ids; ``action.on_logits()`` is that on scores.
         general: The ids of the general words, which the group does not act on.
         cycles: The token ids that are exchanged, one tuple for each form of a list.
-        skipped: The forms that are left out, because a word of them has several tokens.
+        skipped: The forms that are left out, each once, because a word of them is unknown or has
+            several tokens, or is exchanged for another one already.
 
     Raises:
         ValueError: If ``cycles`` are not what the action moves, or a general word is moved.
@@ -170,10 +171,10 @@ class EqualityWords:
     ) -> ResolvedWords:
         """Finds the tokens of all words, in all forms that exist as one token each.
 
-        Each word is looked up in the middle of a text and at its beginning; with a small and a
-        capital first letter; and in the plural. A form of which some word is unknown or has several
-        tokens is left out and reported, unless it is the word as it was given, in the middle of a
-        text.
+        Each list is looked up as it was given, capitalised and in upper case, in the middle of a
+        text and at its beginning. Other forms, such as plurals, are lists of their own. A form that
+        was not given is left out and reported if a word of it is unknown or has several tokens, or
+        if a token of it is exchanged for another one already.
 
         Args:
             tokenizer: One of transformers: a text and ``add_special_tokens=False`` to
@@ -191,38 +192,90 @@ class EqualityWords:
         require_flag("skip_split", skip_split)
         size = _vocabulary(tokenizer, vocabulary_size)
         unknown = getattr(tokenizer, "unk_token_id", None)
-        cycles: dict[tuple[int, ...], tuple[str, ...]] = {}
-        skipped: list[SkippedWords] = []
-        split: list[SkippedWords] = []
-        for words in self.lists:
-            for form in forms(words):
-                found = [token_ids(tokenizer, word) for word in form]
-                for place, tokens in enumerate(zip(*found, strict=True)):
-                    given = form == words and place == 0
-                    cycle = tuple(ids[0] for ids in tokens if len(ids) == 1)
-                    if len(cycle) == len(tokens) and (given or unknown not in cycle):
-                        _check_known(cycle, form, unknown)
-                        cycles.setdefault(cycle, form)
-                    else:
-                        (split if given else skipped).append(SkippedWords(form, tuple(tokens)))
-        general, whole = _general_ids(tokenizer, self.general, unknown)
-        both = sorted(set(general) & set(itertools.chain.from_iterable(cycles)))
+        found = _Cycles(unknown)
+        candidates = [
+            (rank, place, words, form, tokens)
+            for words in self.lists
+            for rank, form in enumerate(forms(words))
+            for place, tokens in enumerate(
+                zip(*(token_ids(tokenizer, word) for word in form), strict=True)
+            )
+        ]
+        # What was given comes before the forms of another list.
+        for rank, place, words, form, tokens in sorted(candidates, key=lambda c: c[:2]):
+            found.add(words, form, tokens, given=rank == place == 0)
+        cycles = [cycle for words in self.lists for cycle in found.cycles.get(words, ())]
+        equality = frozenset(itertools.chain.from_iterable(cycles))
+        general, whole = _general_ids(tokenizer, self.general, unknown, equality)
+        both = sorted(equality & set(general))
         if both:
             raise ValueError(f"the tokens {both} belong to general and to equality words")
-        split += whole
+        split = [*found.split, *whole]
         if split and not skip_split:
             raise ValueError(
                 "some words have several tokens: "
                 + ", ".join(_listed(entry) for entry in split)
                 + "; leave them out, or give skip_split=True to have them skipped and reported"
             )
-        skipped += split
         if not cycles:
             raise ValueError("no equality word is one token of this tokenizer; give others")
-        _check_one_to_one(cycles)
+        left_out = [entry for words in self.lists for entry in found.skipped.get(words, ())]
+        skipped = {entry.words: entry for entry in (*left_out, *split)}
         return ResolvedWords(
-            TokenAction.cyclic_swaps(size, list(cycles)), general, tuple(cycles), tuple(skipped)
+            TokenAction.cyclic_swaps(size, cycles), general, tuple(cycles), tuple(skipped.values())
         )
+
+
+class _Cycles:
+    """The tokens that are exchanged, and the forms that are left out."""
+
+    def __init__(self, unknown: int | None) -> None:
+        self.unknown = unknown
+        self.cycles: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+        self.split: list[SkippedWords] = []
+        self.skipped: dict[tuple[str, ...], list[SkippedWords]] = {}
+        self._taken: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+
+    def add(
+        self,
+        words: tuple[str, ...],
+        form: tuple[str, ...],
+        tokens: tuple[tuple[int, ...], ...],
+        *,
+        given: bool,
+    ) -> None:
+        """Takes a form of a list, or reports it; one that was given must not contradict another."""
+        cycle = tuple(ids[0] for ids in tokens if len(ids) == 1)
+        entry = SkippedWords(form, tokens)
+        skipped = self.skipped.setdefault(words, [])
+        if len(cycle) < len(tokens):
+            (self.split if given else skipped).append(entry)
+            return
+        if self.unknown in cycle:
+            if given:
+                word = form[cycle.index(self.unknown)]
+                raise ValueError(
+                    f"the tokenizer does not know the word {word!r}; leave its list out"
+                )
+            skipped.append(entry)
+            return
+        others = [self._taken[token] for token in cycle if token in self._taken]
+        if len(set(cycle)) == len(cycle) and not others:
+            self.cycles.setdefault(words, []).append(cycle)
+            self._taken.update(dict.fromkeys(cycle, (cycle, form)))
+        elif len(others) < len(cycle) or any(other != cycle for other, _ in others):
+            if given:
+                _raise_twice(cycle, form, others)
+            skipped.append(entry)
+
+
+def _raise_twice(cycle: tuple[int, ...], form: tuple[str, ...], others: list[Any]) -> None:
+    other_cycle, other = others[0] if others else (cycle, form)
+    token = next(t for t in cycle if t in other_cycle and (others or cycle.count(t) > 1))
+    raise ValueError(
+        f"the token {token} would have to be exchanged within {other} and within {form}; a token "
+        "can be exchanged for one other only: leave one of them out"
+    )
 
 
 def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -277,39 +330,25 @@ def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
     return vocabulary_size
 
 
-def _check_known(cycle: tuple[int, ...], form: tuple[str, ...], unknown: int | None) -> None:
-    for token, word in zip(cycle, form, strict=True):
-        if token == unknown:
-            raise ValueError(f"the tokenizer does not know the word {word!r}; leave its list out")
-
-
-def _check_one_to_one(cycles: dict[tuple[int, ...], tuple[str, ...]]) -> None:
-    seen: dict[int, tuple[str, ...]] = {}
-    for cycle, form in cycles.items():
-        for token in cycle:
-            if token in seen or cycle.count(token) > 1:
-                other = seen.get(token, form)
-                raise ValueError(
-                    f"the token {token} would have to be exchanged within {other} and within "
-                    f"{form}; a token can be exchanged for one other only: leave one of them out"
-                )
-        seen.update(dict.fromkeys(cycle, form))
-
-
 def _general_ids(
-    tokenizer: Callable[..., Any], words: tuple[str, ...], unknown: int | None
+    tokenizer: Callable[..., Any],
+    words: tuple[str, ...],
+    unknown: int | None,
+    equality: frozenset[int],
 ) -> tuple[tuple[int, ...], list[SkippedWords]]:
-    """The tokens of general words, as given and with a capital letter; and those of several."""
+    """The tokens of general words, in all forms; and the words that have several."""
     found: set[int] = set()
     split: list[SkippedWords] = []
     for word in words:
-        for form in dict.fromkeys((word, word[:1].upper() + word[1:])):
+        for form in dict.fromkeys((word, capitalised(word), word.upper())):
             for place, ids in enumerate(token_ids(tokenizer, form)):
                 given = form == word and place == 0
                 if given and unknown in ids:
                     raise ValueError(f"the tokenizer does not know the general word {word!r}")
                 if len(ids) == 1 and ids[0] != unknown:
-                    found.add(ids[0])
+                    # Equality words are so in all forms, and not what follows from another word.
+                    if given or ids[0] not in equality:
+                        found.add(ids[0])
                 elif given:
                     split.append(SkippedWords((word,), (ids,)))
     return tuple(sorted(found)), split
