@@ -400,7 +400,7 @@ def test_keypoints_of_several_colours():
     (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "swaps names 3"),
     (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "which names one twice"),
     (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "which names one twice"),
-    (lambda: KeypointAction(D4, 0), ValueError, "count is 0"),
+    (lambda: KeypointAction(D4, 0), ValueError, "keypoints is 0"),
     (lambda: KeypointAction(D4, 3).transform(torch.zeros(2, 4, 2), 1), ValueError, "3 entries"),
     (lambda: KeypointAction(D4, 3).transform(torch.zeros(2, 3, 4), 1), ValueError, "2 or 3"),
     (lambda: label_swaps(d4(), 3, []), TypeError, "ImageAction"),
