@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from equitune import (
@@ -29,6 +30,7 @@ from equitune import (
     ImageAction,
     LambdaEquiTune,
     MatrixAction,
+    OneOf,
     PermutationAction,
     ProductAction,
     RegularAction,
@@ -185,7 +187,9 @@ CORE = {
     "actions.ProductAction.simultaneous": call(
         ProductAction.simultaneous, first=IMAGES, second=PermutationAction(C4, TURN, dim=-3)
     ),
-    "actions.TreeAction": call(TreeAction, actions={"x": IMAGES}),
+    "actions.OneOf": call(OneOf, actions=[IMAGES]),
+    "actions.OneOf.transform": call(OneOf([IMAGES]).transform, x=X, g=1),
+    "actions.TreeAction": call(TreeAction, actions={"x": IMAGES}, others=IMAGES),
     "actions.TreeAction.transform": call(TreeAction({"x": IMAGES}).transform, x={"x": X}, g=1),
     "actions.TrivialAction": call(TrivialAction, group=C4),
     "actions.TrivialAction.transform": call(TrivialAction(C4).transform, x=X, g=1),
@@ -393,6 +397,23 @@ VISION = {
     ),
     "vision.BoxAction.transform": call(BOXES.transform, x=torch.rand(2, 4).sort().values, g=1),
     "vision.BoxAction.restrict": call(BOXES.restrict, embedding=C4.subgroup([2])),
+    "vision.GridBoxAction": call(
+        vision.GridBoxAction, images=IMAGES, grids=[(2, 2)], box_format="xyxy", image_size=(4, 4),
+        anchor_shapes=[(1.0, 1.0)],
+    ),
+    "vision.GridBoxAction.transform": call(
+        vision.GridBoxAction(IMAGES, [(2, 2)]).transform, x=torch.rand(2, 4, 4), g=1
+    ),
+    "vision.BoxMapAction": call(
+        vision.BoxMapAction, images=IMAGES, box_format="xyxy", image_size=(4, 4),
+        anchor_shapes=[(1.0, 1.0)],
+    ),
+    "vision.BoxMapAction.transform": call(
+        vision.BoxMapAction(IMAGES).transform, x=torch.rand(2, 4, 3, 3), g=1
+    ),
+    "vision.check_coordinates": call(
+        vision.check_coordinates, coordinates=torch.tensor([[0.1, 0.2, 0.4, 0.6]]), action=BOXES
+    ),
     "vision.KeypointAction": call(
         vision.KeypointAction, images=IMAGES, keypoints=3, swaps=[(1, 2)], image_size=(4, 4)
     ),
@@ -400,17 +421,19 @@ VISION = {
         vision.label_swaps, images=IMAGES, count=3, swaps=[(1, 2)], dim=-1
     ),
     "vision.PaddedDetections": Call(
-        vision.PaddedDetections, lambda: given(model=Detector(), most=3)
+        vision.PaddedDetections,
+        lambda: given(model=Detector(), most=3, inputs=list, drop=["masks"]),
     ),
     "vision.ImageTextLoss": call(vision.ImageTextLoss, class_embeddings=CLASSES),
     "vision.UnitEmbeddings": Call(vision.UnitEmbeddings, lambda: given(encoder=net())),
     "vision.ZeroShotClassifier": Call(
         vision.ZeroShotClassifier,
         lambda: given(
-            encoder=net(), class_embeddings=CLASSES, class_names=["a", "b", "c"], logit_scale=10.0
+            encoder=net(), class_embeddings=CLASSES, class_names=["a", "b", "c"], logit_scale=10.0,
+            logit_bias=0.0,
         ),
         # Of a model it is a tensor.
-        free=("logit_scale",),
+        free=("logit_scale", "logit_bias"),
     ),
     "vision.embed_classes": call(
         vision.embed_classes, embed=lambda texts: torch.ones(len(texts), 3), class_names=["a", "b"],
@@ -700,7 +723,7 @@ RL = {
         rl.check_symmetry,
         lambda: given(
             env=cartpole(), observation_action=MIRROR.observation, action_action=MIRROR.action,
-            set_state=None, states=None, samples=2, seed=0, tolerance=1e-4, names=list("abcd"),
+            set_state=None, states=None, samples=40, seed=0, tolerance=1e-4, names=list("abcd"),
         ),
     ),
     "rl.discrete_symmetry": call(
@@ -725,6 +748,10 @@ RL = {
         ),
     ),
     "rl.set_state": Call(rl.set_state, lambda: given(env=cartpole(), observation=[0.0] * 4)),
+    "rl.SymmetricMeanStd": Call(
+        rl.SymmetricMeanStd,
+        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.observation),
+    ),
     "rl.symmetrize": Call(
         rl.symmetrize, lambda: given(model=agent(), symmetry=MIRROR, method=EquiTune)
     ),
@@ -755,6 +782,9 @@ NOT_CALLED = {
         "text.MeanOfProbabilities",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
+    **dict.fromkeys(
+        ["rl.SymmetricA2C", "rl.SymmetricDQN", "rl.SymmetricPPO"], "Stable-Baselines3's arguments"
+    ),
     "rl.SymmetricActorCriticPolicy": "Stable-Baselines3 calls it",
     "rl.SymmetricDQNPolicy": "Stable-Baselines3 calls it",
 }  # fmt: skip

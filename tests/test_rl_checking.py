@@ -320,7 +320,7 @@ TYPE_ERRORS = {
     ),
     "no action": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, [(0, 1), (1, 0)]),
-        "action is a list",
+        "`action_action` must be an Action",
     ),
     "continuous for discrete": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, NEGATED),

@@ -245,9 +245,9 @@ VALUE_ERRORS = {
 
 TYPE_ERRORS = {
     "a dict for a move": (
-        lambda: discrete_symmetry(THREE, ["l"], [{"a": "b"}]), "a move is a dict"),
+        lambda: discrete_symmetry(THREE, ["l"], [{"a": "b"}]), "moves has a dict"),
     "a move for a list": (
-        lambda: discrete_symmetry(THREE, ["l", "r"], MIRROR), "give a list of Moves"),
+        lambda: discrete_symmetry(THREE, ["l", "r"], MIRROR), "use a list of Moves"),
     "a list of pairs": (lambda: Move([("a", "b")]), "observation is a list"),
     "text": (lambda: Move({}, "left"), "action is a str"),
     "numbers": (lambda: Move({0: 1}), "observation moves 0; give the names"),

@@ -290,7 +290,7 @@ def test_groups_from_a_product_are_drawn_too():
     (lambda: finite_groups(min_order=13, max_order=13), ValueError, "the orders are"),
     (lambda: finite_groups(max_order=100), ValueError, "max_order is 100; the orders are"),
     (lambda: permutation_actions(4), TypeError, "group is a int; give a FiniteGroup"),
-    (lambda: small_models(d4()), TypeError, "input_action is a FiniteGroup; give an action"),
+    (lambda: small_models(d4()), TypeError, "`input_action` must be an Action"),
     (lambda: arrays((2,), "float32"), TypeError, "dtype is 'float32'; give a torch.dtype"),
     (lambda: token_batches(0, 3), ValueError, "vocab has 0 ids"),
     (lambda: token_batches(5, -1), ValueError, "length is -1"),

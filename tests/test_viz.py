@@ -405,7 +405,12 @@ BAD_MAPS = [
     (square(PLAIN), {"module": "featurs"}, ValueError, "such as ['features'"),
     (square(PLAIN), {"module": ""}, ValueError, "module is ''"),
     (square(PLAIN), {"module": "features", "channel": 5}, ValueError, "give 0 to 4"),
-    (square(PLAIN), {"module": "features", "channel": -1}, ValueError, "channel is -1"),
+    (
+        square(PLAIN),
+        {"module": "features", "channel": -1},
+        ValueError,
+        "`channel` must be 0 or more",
+    ),
     (square(flat()), {"module": "1"}, ValueError, "the submodule '1' returns (1, 4)"),
     (square(Twice()), {"module": "layer"}, ValueError, "ran 2 times in one pass"),
     (square(Crooked()), {"module": "wide"}, ValueError, "cannot be combined"),

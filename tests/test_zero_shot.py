@@ -556,7 +556,7 @@ def test_bad_names_and_templates(names, templates, error, message):
 @pytest.mark.parametrize(("embed", "error", "message"), [
     (lambda p: torch.ones(1, 2), ValueError, r"returned \(1, 2\) for 2 prompts"),
     (lambda p: torch.ones(2), ValueError, r"returned \(2,\) for 2 prompts"),
-    (lambda p: torch.ones(2, 2).long(), TypeError, r"torch\.int64 for 2 prompts"),
+    (lambda p: torch.ones(2, 2).long(), TypeError, r"torch\.int64 .* for 2 prompts"),
     (lambda p: p, TypeError, "returned a list for 2 prompts"),
     (lambda p: torch.tensor([[1.0, 0], [0, 0]]), ValueError, "class 'dog' has the norm 0.0"),
     (lambda p: torch.tensor([[1.0, 0], [0, math.nan]]), ValueError, "class 'dog' has the norm nan"),
@@ -589,7 +589,7 @@ EYE = torch.eye(2)
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ((Uneven(), EYE, ["cat"]), ValueError, "class_names has 1 names, but class_embeddings has 2"),
     ((Uneven(), EYE, []), ValueError, "class_names is empty"),
-    ((len, EYE, ["cat", "dog"]), TypeError, "encoder is a builtin_function_or_method"),
+    ((len, EYE, ["cat", "dog"]), TypeError, "`encoder` must be a torch.nn.Module, got a builtin"),
     ((Uneven(), EYE.tolist(), ["cat", "dog"]), TypeError, "class_embeddings is a list"),
     ((Uneven(), EYE.int(), ["cat", "dog"]), TypeError, "of dtype torch.int32"),
     ((Uneven(), EYE[0], ["cat", "dog"]), ValueError, r"has shape \(2,\); give \(classes, D\)"),
@@ -603,13 +603,13 @@ def test_bad_classifiers(arguments, error, message):
 
 @pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
 def test_bad_scales(scale):
-    with pytest.raises(ValueError, match="logit_scale is"):
+    with pytest.raises(ValueError, match="`logit_scale` must be"):
         ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_scale=scale)
 
 
 @pytest.mark.parametrize("bias", [math.nan, -math.inf])
 def test_bad_biases(bias):
-    with pytest.raises(ValueError, match="logit_bias is"):
+    with pytest.raises(ValueError, match="`logit_bias` must be"):
         ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_bias=bias)
     with pytest.raises(TypeError, match="`logit_bias` must be a number, got None"):
         ZeroShotClassifier(Uneven(), EYE, ["cat", "dog"], logit_bias=None)
@@ -656,7 +656,7 @@ def test_bad_stacks_of_the_loss(classifier):
 def test_bad_wraps(classifier, images):
     with pytest.raises(TypeError, match="wrap is a EquiTune; give a function of the encoder"):
         classifier.symmetrize(EquiTune(classifier.encoder, C4))
-    with pytest.raises(TypeError, match="encoder is a Tensor"):
+    with pytest.raises(TypeError, match=r"`encoder` must be .* got a tensor"):
         classifier.symmetrize(lambda encoder: images)
     regular = classifier.symmetrize(lambda encoder: RegularFeatures(encoder, C4))
     with pytest.raises(ValueError, match=r"returned \(7, 4, 5\) for 7 images"):

@@ -72,11 +72,12 @@ class ProductAction(Action):
             >>> ProductAction.simultaneous(flip, sides).group.order
             2
         """
-        _check_commuting(first, second)
+        _check_actions(first, second)
         if first.group != second.group:
             raise ValueError(
                 f"second is an action of {second.group}, first of {first.group}; give one group"
             )
+        _check_commuting(first, second)
         diagonal = object.__new__(cls)
         diagonal.group = first.group
         diagonal.first, diagonal.second = first, second
@@ -134,9 +135,13 @@ def _merged(first: Action, second: Action) -> dict[int, int | None]:
     return sizes
 
 
-def _check_commuting(first: Action, second: Action) -> None:
+def _check_actions(first: Action, second: Action) -> None:
     for name, action in (("first", first), ("second", second)):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
+
+
+def _check_commuting(first: Action, second: Action) -> None:
+    _check_actions(first, second)
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
     for a in first.group.generators:

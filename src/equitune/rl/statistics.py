@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from equitune.actions import Action
+from equitune.checks import described, require_type
 from equitune.extras import require
 from equitune.rl.symmetries import Symmetry
 
@@ -42,6 +43,7 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
         action: How the group acts on observations; it may exchange and negate entries.
 
     Raises:
+        TypeError: If an argument is of the wrong type.
         ValueError: If the action mixes entries, as most rotations of a plane do: what divides
             each entry by its own deviation does not go along with it.
 
@@ -59,6 +61,12 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
     var: Any
 
     def __init__(self, statistics: Any, action: Action) -> None:
+        if not all(hasattr(statistics, name) for name in ("mean", "var", "count")):
+            raise TypeError(
+                f"`statistics` must have mean, var and count, got {described(statistics)}; use a "
+                "RunningMeanStd of Stable-Baselines3"
+            )
+        require_type("action", action, Action, "the action on observations")
         super().__init__(shape=np.shape(statistics.mean))
         _check_sizes(action, self.mean.shape)
         self.action = action

@@ -196,9 +196,7 @@ class LambdaEquiTuneFormula(Formula):
     ) -> None:
         super().__init__(backbone, input_action, output_action, at=at)
         self.weight_net = require_module("weight_net", weight_net)
-        self.weight_input = require_type(
-            "weight_input", weight_input, str, "the name of a submodule"
-        )
+        self.weight_input = require_type("weight_input", weight_input, str, "a name")
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action
+from equitune.checks import naming
 
 __all__ = [
     "FORMATS",
@@ -78,9 +79,10 @@ def check_coordinates(coordinates: Any, action: Action) -> None:
             f"`action` must be an action, got a {type(action).__name__}; use that on the output, "
             "such as BoxAction(images)"
         )
-    for part, values in action.flatten(coordinates, "coordinates"):
-        for doubt in part.doubts(values):
-            raise ValueError(f"`coordinates` must hold {doubt}")
+    with naming("coordinates"):
+        for part, values in action.flatten(coordinates, "coordinates"):
+            for doubt in part.doubts(values):
+                raise ValueError(f"`coordinates` must hold {doubt}")
 
 
 def unit_doubts(points: Tensor, lengths: Tensor, image_size: Size | None) -> list[str]:

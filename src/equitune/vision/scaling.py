@@ -8,6 +8,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from equitune.checks import described
+
 __all__ = ["FixedScaling", "ModelScaling", "Scaling"]
 
 
@@ -41,14 +43,15 @@ class FixedScaling(Scaling):
     def __init__(self, logit_scale: float, logit_bias: float) -> None:
         for name, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
             try:
-                finite = math.isfinite(number)
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"`{name}` must be a number, got {number!r}") from error
-            if not finite:
-                raise ValueError(f"{name} is {number}; give a finite number")
-        if logit_scale <= 0:
-            raise ValueError(f"logit_scale is {logit_scale}; give a positive number")
+                # Those of a model are tensors.
+                value = float(number)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"`{name}` must be a number, got {described(number)}") from error
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite, got {number}")
         self._scale, self._bias = float(logit_scale), float(logit_bias)
+        if self._scale <= 0:
+            raise ValueError(f"`logit_scale` must be positive, got {logit_scale}")
 
     def logits(self, cosines: Tensor) -> Tensor:
         scaled = self._scale * cosines
