@@ -31,6 +31,7 @@ from equitune import (
     trivial,
 )
 from equitune.testing import assert_action, assert_equivariant, strategies
+from equitune.vision import BoxAction, KeypointAction
 
 S3 = symmetric(3)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -405,6 +406,21 @@ def test_actions_can_be_mapped_over(name, last):
         x = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(per_sample(action, x), action.orbit(x))
     g = torch.arange(8) % action.group.order
+    each = torch.func.vmap(lambda sample, h: action.transform(sample[None], h[None])[0])(x, g)
+    assert torch.equal(each, action.transform(x, g))
+
+
+@pytest.mark.parametrize("action", [
+    BoxAction(ImageAction(d4())),
+    BoxAction(ImageAction(d4()), "cxcywh", (32, 32)),
+    KeypointAction(ImageAction(d4()), 4, [(0, 1)]),
+], ids=["boxes", "boxes in pixels", "keypoints"])  # fmt: skip
+def test_coordinates_can_be_mapped_over(action):
+    corners = torch.rand(8, 4, 2, dtype=torch.float64)
+    boxes = torch.cat([corners.min(1).values, corners.max(1).values], dim=-1)
+    x = corners if isinstance(action, KeypointAction) else boxes
+    assert torch.equal(per_sample(action, x), action.orbit(x))
+    g = torch.arange(8)
     each = torch.func.vmap(lambda sample, h: action.transform(sample[None], h[None])[0])(x, g)
     assert torch.equal(each, action.transform(x, g))
 

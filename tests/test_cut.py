@@ -394,7 +394,7 @@ def test_bad_input():
     tokens = EquiTune(network("vit"), action, action, at="encoder")
     with pytest.raises(ValueError, match="'encoder', whose activation output_action cannot"):
         tokens(photographs())
-    with pytest.raises(ValueError, match="2 x 3, and the group exchanges rows and columns"):
+    with pytest.raises(ValueError, match="height is 2 and width is 3, and the group exchanges"):
         action.on_tokens(2, 3)
     with pytest.raises(ValueError, match="prefix"):
         action.on_tokens(2, 2, -1)

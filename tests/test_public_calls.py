@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equitune.checks import described
-from public_calls import ABSTRACT, ALONE, NOT_CALLED, ROWS, accepts, annotations, public_names
+from public_calls import (
+    ABSTRACT,
+    ALONE,
+    NOT_CALLED,
+    ROWS,
+    accepts,
+    annotations,
+    call,
+    public_names,
+)
 
 WRONG = {
     "None": None,
@@ -99,3 +108,37 @@ def test_every_public_name_has_a_row_or_a_reason():
         parameters = inspect.signature(row.function).parameters.values()
         named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         assert named - {"self", *row.free} <= set(row.arguments()), name
+
+
+def silent(count: "int"):
+    """Takes anything."""
+
+
+def python_says(count: "int"):
+    """Falls through."""
+    return range(count)[0] and count.real
+
+
+def names_another(count: "int"):
+    raise ValueError(f"counts is {count!r}, size is wrong")
+
+
+def names_it(count: "int"):
+    if not isinstance(count, int):
+        raise TypeError(f"`count` must be an int, got {described(count)}")
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (silent, "was taken"), (python_says, "does not name it"), (names_another, "does not name it"),
+    (names_it, None),
+])  # fmt: skip
+def test_what_the_check_of_a_call_must_find(function, said):
+    found = spoil(call(function, count=3), "count", "a word")
+    assert found is None if said is None else said in found
+    # What the annotation allows may be taken.
+    assert spoil(call(silent, count=3), "count", 5) is None
+
+
+def test_an_error_of_pythons_own_is_found():
+    found = spoil(call(lambda x: x.shape, x=torch.zeros(2)), "x", None)
+    assert found == "x = None: AttributeError: 'NoneType' object has no attribute 'shape'"

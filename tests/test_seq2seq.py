@@ -536,6 +536,21 @@ def test_targets_that_tell_equal_copies_apart():
                     assert torch.equal(scores[list(moved[g])], scores)
 
 
+@torch.no_grad()
+def test_pictures_in_any_memory_format_that_look_the_same_from_all_sides():
+    case = CASES["captions, c4"]
+    decoder, group = case.decoder(), case.symbols.group
+    quarter = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    corner = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    corner[..., :2, :2] = quarter
+    still = sum(corner.rot90(k, (-2, -1)) for k in range(4))
+    model = EquiSeq2Seq(decoder, case.inputs, case.symbols)
+    for source in (still, still.contiguous(memory_format=torch.channels_last)):
+        scores = model(source, length=3).scores[:, 0]
+        for g in group.elements:
+            assert torch.equal(scores[:, list(case.symbols.permutations[g])], scores)
+
+
 def test_gradients_of_equal_copies_are_those_of_all_copies():
     for name in ("steps, cyclic(3)", "runs, symmetric(3)"):
         case = CASES[name]

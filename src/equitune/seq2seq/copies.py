@@ -266,7 +266,7 @@ def first_equal(*stacks: Tensor) -> Tensor:
     for place in reversed(range(count)):
         equal = torch.ones_like(first, dtype=torch.bool)
         for stack in stacks:
-            equal = equal & (stack == stack[place]).view(count, batch, -1).all(dim=2)
+            equal = equal & (stack == stack[place]).unsqueeze(-1).flatten(2).all(dim=2)
         first = torch.where(equal, place, first)
     return first
 
