@@ -493,7 +493,16 @@ class Interrupts(nn.Module):
 """
 
 
+@pytest.fixture
+def _interruptible():
+    """Shells start background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 @pytest.mark.parametrize("old", [None, "old"])
 def test_interrupts_say_what_was_done(folder, call, name, code, old):

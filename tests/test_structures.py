@@ -342,18 +342,18 @@ def test_googlenet_and_distilled_transformers():
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: TreeAction(3), TypeError, "`actions` must be a mapping or a list of actions, got a i"),
-    (lambda: TreeAction(NOTHING), TypeError, "use TreeAction.others=action. for one action on ev"),
-    (lambda: TreeAction("ab"), TypeError, r"actions\[0\] is a str; give an action"),
+    (lambda: TreeAction(3), TypeError, "`actions` must be a sequence, got 3; use an action"),
+    (lambda: TreeAction(NOTHING), TypeError, "or others=action for one on every field"),
+    (lambda: TreeAction("ab"), TypeError, "`actions` must be a sequence, got 'ab'"),
     (lambda: TreeAction({"x": None}), TypeError, r"actions\['x'\] is a NoneType"),
     (lambda: TreeAction([NOTHING], others=c4()), TypeError, "others is a FiniteGroup; give an act"),
-    (lambda: TreeAction(), ValueError, "no action is given"),
-    (lambda: TreeAction(others=Drop()), ValueError, "no action is given"),
+    (lambda: TreeAction(), ValueError, "`actions` has no action"),
+    (lambda: TreeAction(others=Drop()), ValueError, "`actions` has no action"),
     (lambda: TreeAction([NOTHING], others=ImageAction(d4())), ValueError, "different groups"),
-    (lambda: OneOf([]), ValueError, "no action is given"),
+    (lambda: OneOf([]), ValueError, "`actions` has no action"),
     (lambda: OneOf([NOTHING, Drop()]), TypeError, r"`actions\[1\]` must be an action, got a Drop"),
     (lambda: OneOf([NOTHING, ImageAction(d4())]), ValueError, "different groups"),
-    (lambda: OneOf(NOTHING), TypeError, "`actions` must be a list of actions, got a TrivialAction"),
+    (lambda: OneOf(NOTHING), TypeError, "`actions` must be a sequence, got a TrivialAction"),
 ])  # fmt: skip
 def test_actions_that_cannot_be_made(make, error, message):
     with pytest.raises(error, match=message):

@@ -727,7 +727,7 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: PaddedDetections(Detector(), 0), ValueError, "most is 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
     (lambda: PaddedDetections(Detector(), inputs=3), TypeError, "`inputs` must be a function"),
-    (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"a list of names, \['masks'\]"),
+    (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"of names, \['masks'\]"),
     (lambda: PaddedDetections(Detector(), drop=["boxes"]), ValueError, "must not name .'boxes'"),
     (lambda: PaddedDetections(Returns([torch.zeros(2, 6)] * 2))(IMAGES), TypeError,
      "returns a Tensor for image 0"),
