@@ -25,7 +25,7 @@ x = torch.randn(4, 3, 8, 8)
 def run(pytester):
     def run(text):
         pytester.makepyfile(HEAD + text)
-        return pytester.runpytest("-p", "pytest_equitune", "-p", "no:cacheprovider", "-W", "error")
+        return pytester.runpytest("-p", "no:cacheprovider", "-W", "error")
 
     return run
 
@@ -185,7 +185,7 @@ def test_failing():
 
 
 def test_the_marker_is_registered(pytester):
-    result = pytester.runpytest("-p", "pytest_equitune", "--markers")
+    result = pytester.runpytest("--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.equivariant(input_action, output_action=None*"])
 
 
@@ -203,14 +203,14 @@ def test_it_costs_nothing_where_it_is_not_used():
 def test_the_files_of_the_guide(pytester, name):
     (text,) = re.findall(rf"```python\n# tests/{name}\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     pytester.makepyfile(**{name: text})
-    result = pytester.runpytest("-p", "pytest_equitune", "-p", "no:cacheprovider", "-W", "error")
+    result = pytester.runpytest("-p", "no:cacheprovider", "-W", "error")
     result.assert_outcomes(passed={"test_three_lines": 1, "test_symmetry": 3}[name])
 
 
 def test_the_three_lines_of_the_guide_can_fail(pytester):
     text = re.search(r"# tests/test_three_lines\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)[1]
     pytester.makepyfile(text.replace("AdaptiveAvgPool2d(1)", "Conv2d(3, 1, 3)"))
-    pytester.runpytest("-p", "pytest_equitune").assert_outcomes(failed=1)
+    pytester.runpytest().assert_outcomes(failed=1)
 
 
 def test_a_constant_model_is_said_to_show_nothing(run):

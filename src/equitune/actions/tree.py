@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
@@ -138,7 +138,7 @@ class TreeAction(Structured):
         actions: dict[Any, Any] = {key: restricted(a) for key, a in self._actions.items()}
         return TreeAction(actions, others=restricted(self._others))
 
-    def _fields(self, x: Any, name: str) -> Iterator[tuple[Key, Any, Action | Drop | None]]:
+    def _fields(self, x: Any, name: str) -> list[tuple[Key, Any, Action | Drop | None]]:
         """Each field with its action; None for a field that passes through."""
         fields = children(x)
         if fields is None:
@@ -156,6 +156,8 @@ class TreeAction(Structured):
                     f"the TreeAction has an action for {key!r}, but {name} is a "
                     f"{type(x).__name__} with the fields {list(fields)}{advice(x)}"
                 )
+        # No generator: torch 2.10 cannot compile an exception that leaves one.
+        each: list[tuple[Key, Any, Action | Drop | None]] = []
         for key, value in fields.items():
             found = by_field.get(key, self._others)
             if isinstance(found, Action) and key not in by_field:
@@ -166,7 +168,8 @@ class TreeAction(Structured):
                     f"it, such as TrivialAction(group), or {key!r}: Drop() if it cannot be "
                     f"combined, or others=... for all fields that are not named{advice(x)}"
                 )
-            yield key, value, None if value is None else found
+            each.append((key, value, None if value is None else found))
+        return each
 
     def _parts(self) -> Iterable[object]:
         return (*self._actions.values(), self._others)
