@@ -26,8 +26,10 @@ def locked(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _wait_for(handle)
-        # Closing the file gives the lock back, whatever happens.
-        yield
+        try:
+            yield
+        finally:
+            _give_back(handle)
     finally:
         os.close(handle)
 
@@ -45,3 +47,9 @@ def _wait_for(handle: int) -> None:
                 raise
         else:
             return
+
+
+def _give_back(handle: int) -> None:
+    # Not left to the closing of the file: processes that were forked meanwhile have it open too.
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_UN)

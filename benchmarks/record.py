@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 MADE_BY = ("command", "seed", "versions", "machine")
 """What a record says of how its numbers were made, before them."""
+EARLIER = "rows_of_earlier_runs"
+"""The field that says so of each row that another run made, if its answers differ."""
 
 # The benchmarks share the examples' data and training code.
 sys.path.append(str(ROOT / "examples"))
@@ -49,11 +51,13 @@ def load(name: str) -> dict[str, Any]:
     path = path_of(name)
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("no object")
     except FileNotFoundError:
         return {}
     except ValueError as error:
         # Going on would replace it, and what can be saved of it by hand would be lost.
-        raise SystemExit(f"{path} is not JSON ({error}); restore it, or move it away") from error
+        raise SystemExit(f"{path} is not a record ({error}); restore or move it") from error
     return found
 
 
@@ -95,16 +99,21 @@ def update(
         The numbers, without what made them. The file is written only if they have changed.
     """
     with _changing(name) as path:
-        numbers = {key: value for key, value in load(name).items() if key not in MADE_BY}
+        old = load(name)
+        numbers = {key: old[key] for key in old if key not in (*MADE_BY, EARLIER)}
         before = copy.deepcopy(numbers)
         change(numbers)
         if numbers != before:
-            _write(path, command, seed, numbers)
+            kept = {row: made for row, made in _origins(old).items()
+                    if numbers.get("rows", {}).get(row) == old["rows"][row]
+                    and made != _origin(command, seed)}  # fmt: skip
+            _write(path, command, seed, {**numbers, **({EARLIER: kept} if kept else {})})
     return numbers
 
 
-def _write(path: Path, command: str, seed: int, numbers: dict[str, Any]) -> None:
-    record = {
+def _origin(command: str, seed: int) -> dict[str, Any]:
+    """What is said of numbers that are made now."""
+    return {
         "command": command,
         "seed": seed,
         "versions": {
@@ -113,8 +122,17 @@ def _write(path: Path, command: str, seed: int, numbers: dict[str, Any]) -> None
             "python": platform.python_version(),
         },
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        **numbers,
     }
+
+
+def _origins(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How each row of a record was made."""
+    made = {key: record[key] for key in MADE_BY if key in record}
+    return {row: record.get(EARLIER, {}).get(row, made) for row in record.get("rows", {})}
+
+
+def _write(path: Path, command: str, seed: int, numbers: dict[str, Any]) -> None:
+    record = {**_origin(command, seed), **numbers}
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 

@@ -572,3 +572,23 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@posix
+@pytest.mark.parametrize("reader", ["a full disk", "a reader that has gone"])
+def test_what_nobody_can_read_does_not_cost_the_report(folder, reader):
+    full = Path("/dev/full")
+    if reader == "a full disk" and not full.exists():
+        pytest.skip("there is no /dev/full")
+    start = "import sys; from equitune.audit.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "audit", "--model", "code/nets.py:linear",
+               "--images", "images", "--group", "c4"]  # fmt: skip
+    read, write = os.pipe()
+    os.close(read)
+    with full.open("w") if reader == "a full disk" else os.fdopen(write, "w") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, cwd=folder
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert "</html>" in (folder / "equitune-audit.html").read_text()

@@ -65,6 +65,19 @@ def test_rows_are_merged_by_run(results):
     assert (stored["command"], stored["seed"]) == ("second", 1)
 
 
+def test_rows_of_earlier_runs_keep_what_made_them(results):
+    record.add("net", "first", 0, {"a": 1, "b": 1})
+    assert record.EARLIER not in record.load("net")
+    record.add("net", "second", 7, {"b": 2})
+    record.add("net", "third", 0, {"c": 3})
+    stored = record.load("net")
+    earlier = {row: (made["command"], made["seed"]) for row, made in stored[record.EARLIER].items()}
+    assert earlier == {"a": ("first", 0), "b": ("second", 7)}
+    assert stored[record.EARLIER]["a"]["versions"] == stored["versions"]
+    record.add("net", "third", 0, {"a": 5, "b": 5})
+    assert record.EARLIER not in record.load("net")
+
+
 def test_what_another_process_has_added_meanwhile_stays(results):
     """A benchmark adds what it has done, and not what it read when it started."""
     rows = record.load("net").get("rows", {})
@@ -149,9 +162,12 @@ def test_a_file_that_is_broken_already_is_not_replaced(results):
     results.mkdir()
     (results / "net.json").write_text('{"rows": {"a": 1')
     for change in (record.load, lambda name: record.add(name, "command", 0, {"b": 2})):
-        with pytest.raises(SystemExit, match=r"net\.json is not JSON .*; restore it"):
+        with pytest.raises(SystemExit, match=r"net\.json is not a record .*; restore"):
             change("net")
     assert (results / "net.json").read_text() == '{"rows": {"a": 1'
+    (results / "net.json").write_text("[]")
+    with pytest.raises(SystemExit, match=r"net\.json is not a record"):
+        record.load("net")
 
 
 def test_what_killed_processes_left_is_removed(results):
@@ -177,6 +193,20 @@ def test_a_lock_is_held_and_given_back(tmp_path):
             raise ZeroDivisionError
     with (tmp_path / "lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@posix
+def test_a_lock_is_given_back_where_a_child_has_it_open(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    with locked(tmp_path / "lock"):
+        handles = [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]
+        held = [h for h in handles if os.path.realpath(f"/dev/fd/{h}") == str(tmp_path / "lock")]
+        inherited = os.dup(held[0])
+    try:
+        with (tmp_path / "lock").open() as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(inherited)
 
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))

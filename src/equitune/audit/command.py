@@ -118,7 +118,7 @@ def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
     class_names, labels = _classes(arguments, paths, classifier.class_names, classes)
     wrappers = _wrappers(arguments, model, action)
     facts = _facts(arguments, classifier, action, len(paths), len(found))
-    print("\n".join(f"{name:<10}{value}" for name, value in facts.items()), end="\n\n")
+    _say("\n".join(f"{name:<10}{value}" for name, value in facts.items()), "")
     batches = read_batches(paths, classifier.preprocessing, arguments.batch_size)
     passes = len(paths) * action.group.order * (1 + len(wrappers))
     with progress.stage("running the models on all copies", passes, "image") as advance:
@@ -131,7 +131,6 @@ def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
             names=[path.relative_to(arguments.images).as_posix() for path in paths],
             progress=advance,
         )
-    print(elements_table(told), models_table(told), sep="\n\n", end="\n\n")
 
     def picture(image: int) -> Tensor:
         return classifier.preprocessing.undo(read_image(paths[image], classifier.preprocessing))
@@ -139,8 +138,17 @@ def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
     progress.begin("writing the report")
     page = render_report(told, picture, facts=facts, class_names=class_names, worst=arguments.worst)
     write_atomically(arguments.report, page.encode("utf-8", "backslashreplace"))
-    print(f"report: {arguments.report}")
+    _say(elements_table(told), "", models_table(told), "", f"report: {arguments.report}")
     return _gate(told, arguments.max_disagreement)
+
+
+def _say(*lines: object) -> None:
+    """Prints lines; a reader that has gone or a full disk must not cost the report."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_report(report: Path) -> None:
