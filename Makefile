@@ -79,7 +79,9 @@ benchmarks: .venv/.dev
 clean:
 	rm -rf .venv .venv-* docs/_build dist build
 
-%/$(SCRIPTS)/python:
+# Named one by one: make would remove what it makes by an implicit rule.
+VENVS := .venv .venv-newest .venv-oldest .venv-lock
+$(VENVS:%=%/$(SCRIPTS)/python): %/$(SCRIPTS)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "equitune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $*
 

@@ -60,6 +60,32 @@ def test_the_page_shows_the_locks():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_keeps_the_environment_that_it_has_made(tmp_path):
+    """Make removes what it holds for a step on the way, such as a file of an implicit rule."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    (tmp_path / "pyproject.toml").touch()
+    # Makes an environment whose python succeeds at everything.
+    fake = tmp_path / "python"
+    fake.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi\n'
+    )
+    fake.chmod(0o755)
+    for goal, folder in (("demo", ".venv"), ("test-oldest", ".venv-oldest")):
+        done = subprocess.run(
+            ["make", f"PYTHON={fake}", goal],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (tmp_path / folder / "bin" / "python").exists()
+        assert "rm " not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("goal", ["demo", "test", "test-oldest"])
 def test_the_commands_install_from_a_lock(goal):
     # The stamps count as missing, so that all recipes are printed; none of them runs.
