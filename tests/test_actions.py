@@ -491,7 +491,7 @@ NEAR_ACTIONS = {
     "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
     "half-precision matrices": (
         lambda: MatrixAction(cyclic(3), torch.tensor(turns(3)).half()),
-        "give the matrices in float64",
+        "use float64 for the matrices",
     ),
     "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
     "no default for a product": (lambda: ImageAction(c4() * cyclic(2)), "elements is missing"),

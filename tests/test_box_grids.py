@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -325,3 +326,36 @@ def test_default_boxes_of_torchvision():
 def test_bad_input(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+def test_maps_can_be_mapped_over():
+    for action, x in (
+        (BoxMapAction(D4, "ltrb"), torch.rand(3, 4, 3, 3)),
+        (GridBoxAction(D4, [(3, 3)]), torch.rand(3, 9, 4)),
+    ):
+        for g in (1, 5):
+            mapped = torch.vmap(lambda y: action.transform(y[None], g)[0])(x)
+            assert torch.equal(mapped, action.transform(x, g))
+
+
+def test_maps_stay_in_their_memory_format():
+    action = BoxMapAction(D4)
+    for x, kind in (
+        (torch.rand(2, 8, 4, 5), torch.channels_last),
+        (torch.rand(2, 3, 8, 4, 5), torch.channels_last_3d),
+    ):
+        moved = action.transform(x.to(memory_format=kind), 1)
+        assert moved.is_contiguous(memory_format=kind)
+        assert torch.equal(moved, action.transform(x, 1))
+
+
+def test_numbers_of_numpy_are_numbers():
+    sides = tuple(np.array([4, 4]))
+    assert GridBoxAction(C4, [sides], "xyxy", sides) == GridBoxAction(C4, [(4, 4)], "xyxy", (4, 4))
+    with pytest.raises(ValueError, match="`anchor_shapes` must hold positive numbers"):
+        GridBoxAction(C4, [(4, 4)], anchor_shapes=[(float("inf"), 1.0)])
+
+
+def test_another_number_of_boxes_is_named_by_the_action():
+    with pytest.raises(ValueError, match="GridBoxAction acts on 4 entries along dim -2"):
+        GridBoxAction(C4, [(2, 2)]).transform(torch.rand(1, 5, 4), 1)

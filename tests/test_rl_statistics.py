@@ -321,6 +321,13 @@ def test_what_cannot_be_made_symmetric_is_refused():
             SymmetricPPO(
                 SymmetricActorCriticPolicy, env, policy_kwargs={"symmetry": twice}, **kwargs
             )
+    rolled = TransformObservation(
+        normalising()[0], lambda o: np.roll(o, 1), gymnasium.spaces.Box(-9, 9, (4,), np.float32)
+    )
+    one = cyclic(2), torch.stack([torch.eye(4), torch.diag(torch.tensor([-1.0, 1, 1, 1]))])
+    kwargs["policy_kwargs"] = {"symmetry": Symmetry(MatrixAction(*one), MIRROR.action)}
+    with pytest.raises(ValueError, match="TransformObservation around that changes observations"):
+        SymmetricPPO(SymmetricActorCriticPolicy, rolled, **kwargs)
     turned = torch.block_diag(
         torch.eye(2).double(), torch.tensor([[3.0, 4.0], [4.0, -3.0]]).double() / 5
     )

@@ -600,6 +600,7 @@ RIGHT = {
     "keypoints": (KeypointAction(C4, 2), torch.tensor([[[0.1, 0.9], [-0.2, 0.5]]])),
     "keypoints and visibility": (KeypointAction(C4, 1), torch.tensor([[[0.1, 0.9, 17]]])),
     "indices": (KeypointAction(C4, 2, image_size=(6, 6)), torch.tensor([[[1.0, 0.0]] * 2])),
+    "one that the border cuts": (BoxAction(C4, "xywh"), torch.tensor([[[0.6, 0.6, 0.6, 0.6]]])),
     "none": (C4, 99 * torch.randn(2, 3, 4, 4)),
 }
 WRONG = {

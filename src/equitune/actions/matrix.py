@@ -101,7 +101,7 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
         )
     if given.is_complex():
         raise TypeError("matrices are complex; give real ones")
-    table = given.double()
+    exact, table = given.dtype == torch.float64, given.double()
     # The size of each entry over the group: what is 0 in exact numbers was rounded at that size.
     size = table.abs().amax(dim=0)
     tolerance = SLACK * table.shape[1] * rounding * (size @ size + size)
@@ -121,6 +121,6 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
                 raise ValueError(
                     f"matrices is no representation: matrices[{g}] @ matrices[{h}] differs from "
                     f"matrices[{product}], the matrix of their product, by {float(gap.max()):.3g}; "
-                    "give the matrices in float64"
+                    + ("check these matrices" if exact else "use float64 for the matrices")
                 )
     return table

@@ -292,8 +292,9 @@ class TokenAction(Action):
             moved = targets[g][ids]
         else:
             moved = targets[g.view(-1, *[1] * (x.dim() - 1)), ids]
-        moved = in_format_of(x, moved.to(x.dtype))
-        return moved if kept is None else torch.where(kept, x, moved)
+        # In int64 up to here: few operations know the unsigned types of more than a byte.
+        moved = moved if kept is None else torch.where(kept, x.long(), moved)
+        return in_format_of(x, moved.to(x.dtype))
 
     def restrict(self, embedding: Embedding) -> TokenAction:
         require_embedding(self, embedding)

@@ -126,18 +126,21 @@ def normalisers(env: Any, symmetry: Symmetry) -> list[Normaliser]:
         symmetry: How the group acts on the observations that networks are given.
 
     Raises:
-        ValueError: If there is one that cannot be reached, or behind what changes the shape of
-            observations.
+        ValueError: If there is one that cannot be reached, or inside of what changes observations.
     """
-    found, shape = [], env.observation_space.shape
+    found, shape, changed = [], env.observation_space.shape, ""
     for layer, shared in _layers(env):
         if not hasattr(vars(layer).get("obs_rms"), "mean") or not getattr(layer, "norm_obs", True):
+            if not _commutes(layer, symmetry.observation):
+                changed = f"{type(layer).__name__} around that changes observations"
             continue
         given = layer.observation_space.shape
         if given != shape:
+            changed = f"a wrapper around that changes their shape from {given} to {shape}"
+        if changed:
             raise ValueError(
-                f"the environment normalises observations by {type(layer).__name__}, and a wrapper "
-                f"around that changes their shape from {given} to {shape}; use VecNormalize, "
+                f"the environment normalises observations by {type(layer).__name__}, and {changed},"
+                " so that the group acts on its statistics in another way; use VecNormalize, "
                 "outside of all other wrappers"
             )
         found.append(Normaliser(layer, symmetry.observation, shared))
@@ -180,6 +183,20 @@ def _layers(env: Any) -> Iterator[tuple[Any, bool]]:
         while isinstance(layer, gymnasium.Wrapper):
             yield layer, True
             layer = layer.env
+
+
+def _commutes(layer: Any, action: Action) -> bool:
+    """Whether it is the same to move what a layer is given and what it shows."""
+    if not isinstance(layer, gymnasium.ObservationWrapper):
+        return True
+    shape = layer.env.observation_space.shape
+    if shape != layer.observation_space.shape:
+        # The caller compares shapes.
+        return True
+    probe = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    shown = _orbit(action, layer.observation(probe))
+    moved = [layer.observation(copy.astype(np.float32)) for copy in _orbit(action, probe)]
+    return bool(np.allclose(shown, moved, atol=TOLERANCE))
 
 
 def _orbit(action: Action, values: Any) -> Any:

@@ -180,7 +180,9 @@ class CopySearch:
         """The weights (|G|, B), where equal copies of a source have equal ones."""
         if self.same is None or weights is None:
             return weights
-        return weights.gather(0, self.same)
+        # Normalised again: a network with dropout weighs equal copies differently.
+        equal = weights.gather(0, self.same)
+        return equal / equal.sum(dim=0)
 
     def mixture(self, stack: Tensor, logs: Tensor | None) -> Tensor:
         """The log of the mean of probabilities, from their logs (|G|, B, ..., V).

@@ -81,6 +81,7 @@ class Interface:
     def _cache_name(self) -> str | None:
         if self._known is None:
             return GENERATE_CACHE
-        # Where the newer name is not known yet, it means something else, as in XLM.
+        # Without `use_cache` the newer name means something else, as in XLM.
         names = (GENERATE_CACHE, "past_key_values")
-        return next((name for name in names if name in self._known), None)
+        name = next((name for name in names if name in self._known), None)
+        return None if name == "cache" and not self.takes("use_cache") else name

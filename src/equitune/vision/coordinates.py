@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import final
@@ -225,7 +226,7 @@ def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
         return None
     sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
     if len(sides) != 2 or not all(
-        isinstance(side, int | float) and 0 < side < math.inf for side in sides
+        isinstance(side, numbers.Real) and 0 < side < math.inf for side in sides
     ):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size

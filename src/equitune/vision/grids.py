@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import final
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
-from equitune.actions.base import dimension, require_embedding
+from equitune.actions.base import dimension, in_format_of, require_embedding
 from equitune.checks import require_counts
 from equitune.groups import Embedding
 from equitune.vision.boxes import BoxAction, BoxFormat
@@ -75,6 +77,7 @@ class GridBoxAction(Action):
         self.group = images.group
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        dimension(x, -2, self, self._cells.size)
         return self._boxes.transform(self._cells.transform(x, g), g)
 
     def on_scores(self, dim: int = -2) -> PermutationAction:
@@ -155,10 +158,7 @@ class BoxMapAction(Action):
         moved = self._pixels.transform(x, g)
         boxes = moved.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
         boxes = self._boxes.transform(self._anchors.transform(boxes, g), g)
-        result = boxes.movedim(-1, -3).flatten(-4, -3)
-        if moved.dim() == 4 and moved.is_contiguous(memory_format=torch.channels_last):
-            return result.contiguous(memory_format=torch.channels_last)
-        return result.contiguous()
+        return in_format_of(x, boxes.movedim(-1, -3).flatten(-4, -3).contiguous())
 
     def on_scores(self, classes: int = 1) -> Action:
         """The matching action on maps of scores (B, ..., A * classes, H, W).
@@ -273,7 +273,7 @@ def _pairs(name: str, given: object, wanted: str) -> list[tuple[int, int]]:
     for pair in given:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
-        if not all(isinstance(side, int | float) and side > 0 for side in pair):
+        if not all(isinstance(side, numbers.Real) and 0 < side < math.inf for side in pair):
             raise ValueError(f"`{name}` must hold positive numbers, got {pair!r}; use {wanted}")
     if not given:
         raise ValueError(f"`{name}` must hold at least one pair, got {given!r}; use {wanted}")
