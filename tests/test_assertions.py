@@ -513,10 +513,41 @@ def test_outputs_of_another_structure(others):
     (lambda x: x.mean(0), None, ValueError, r"fn\(x\) has a tensor of shape \(1, 6, 6\)"),
     (lambda x: None, None, TypeError, "fn returned a NoneType; let it return tensors"),
     (torch.nn.ReLU, None, TypeError, r"give a function or a module, such as nn\.ReLU\(\)"),
-], ids=["loss", "tuple", "dims", "batch", "None", "class"])  # fmt: skip
+    (lambda x: {"a": [], "b": 3}, TreeAction(others=C4), ValueError,
+     "^`fn` must return a tensor that `output_action` moves, got a dict without one; return a"),
+    (lambda x: {"a": x, "b": 3}, TreeAction({"b": C4, "a": Drop()}), TypeError, "ImageAction acts"),
+], ids=["loss", "tuple", "dims", "batch", "None", "class", "no tensor", "number"])  # fmt: skip
 def test_outputs_that_do_not_fit(fn, output, error, message):
     with pytest.raises(error, match=message):
         assert_equivariant(fn, torch.randn(3, 1, 6, 6), C4, output)
+
+
+@pytest.mark.parametrize(("x", "action", "error", "message"), [
+    (torch.ones(1), C4, ValueError, r"x has shape \(1,\)"),
+    (torch.ones(2, 3), PermutationAction(cyclic(2), [(0, 1), (1, 0)]), ValueError, r"\bx\b"),
+    (torch.ones(2, 3, 4, 4, dtype=torch.int64), MatrixAction(
+        cyclic(2), torch.stack([torch.eye(4), torch.eye(4).flip(0)])), TypeError, r"\bx\b"),
+    ({"a": [], "b": 3}, TreeAction(others=C4), ValueError, "^`x` must hold a tensor that its act"),
+], ids=["image", "permutation", "matrix", "no tensor"])  # fmt: skip
+def test_inputs_that_do_not_fit(x, action, error, message):
+    """It is said before the function fails on them."""
+
+    def fn(x):
+        raise IndexError("the function's own")
+
+    for check in (assert_equivariant, assert_invariant, equivariance_report):
+        with pytest.raises(error, match=message):
+            check(fn, x, action)
+
+
+def test_formulas_of_outputs_without_a_tensor():
+    class Empty(torch.nn.Module):
+        def forward(self, x):
+            return {"a": [], "b": 3}
+
+    model = EquiTune(Empty(), C4, TreeAction(others=C4)).eval()
+    with pytest.raises(ValueError, match="`fn` must return a tensor that `output_action` moves"):
+        assert_matches_formula(model, torch.randn(2, 1, 4, 4))
 
 
 def test_inputs_of_several_batch_sizes():

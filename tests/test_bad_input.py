@@ -171,6 +171,10 @@ TYPE_ERRORS = {
     ),
     "structure": (lambda: EquiTune(Returns(lambda x: (x, x)), C4)(X), r"TreeAction\(\{field"),
     "integers": (lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X), "cannot be averaged"),
+    "stack": (
+        lambda: weighted_mean(torch.zeros(0, 0, dtype=torch.int64), None),
+        "`stack` must hold floating-point or complex numbers, got int64; use",
+    ),
     "positional keyword": (lambda: EquiTune(conv(), C4, None, 4), "positional"),
 }  # fmt: skip
 

@@ -47,6 +47,17 @@ def test_weights_of_zero_mask_infinities():
     assert weighted_mean(stack, torch.tensor([[1.0], [0.0]])).item() == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool], ids=str)
+def test_integers_have_no_mean(dtype):
+    stack = torch.zeros(4, 2, 1, 4, 4, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    for weights in (None, torch.full((4, 2), 0.25)):
+        with pytest.raises(TypeError, match=f"`stack` must hold floating-point .* got {name}; use"):
+            weighted_mean(stack, weights)
+        with pytest.raises(TypeError, match=f"outputs of dtype {dtype} cannot be averaged"):
+            weighted_reynolds(stack, weights, ImageAction(c4()))
+
+
 def test_half_precision_is_summed_in_float32():
     stack = torch.full((3, 1, 4), 1.0009765625, dtype=torch.float16)
     weights = torch.full((3, 1), 1 / 3)

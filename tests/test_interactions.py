@@ -1,5 +1,6 @@
 """Whether a row depends on the other samples of its batch: found, explained, never invented."""
 
+import functools
 import itertools
 
 import pytest
@@ -33,6 +34,7 @@ from equitune.testing import (
     assert_matches_formula,
     equivariance_report,
 )
+from equitune.testing.layers import Layers
 from equitune.weights import MlpWeightNet
 
 C4, D4 = ImageAction(c4()), ImageAction(d4())
@@ -90,12 +92,13 @@ def clip():
 @pytest.mark.parametrize("fields", [["logits_per_image"], ["logits_per_image", "logits_per_text"]],
                          ids=str)  # fmt: skip
 def test_clip_compares_the_images_with_the_texts_of_a_batch(fields):
-    backbone, still = clip().double(), TrivialAction(d4())
+    # In float32, since the masks of older transformers overflow in float64.
+    backbone, still = clip(), TrivialAction(d4())
     inputs = {"pixel_values": D4, "input_ids": still}
     outputs = TreeAction(dict.fromkeys(fields, still), others=Drop())
     model = EquiTune(backbone, inputs, outputs)
     x = {
-        "pixel_values": torch.rand(2, 3, 32, 32, dtype=torch.float64),
+        "pixel_values": torch.rand(2, 3, 32, 32),
         "input_ids": torch.tensor([[1, 5, 6, 49], [1, 7, 8, 49]]),
     }
     with pytest.raises(AssertionError, match="samples of a batch influence each other") as caught:
@@ -136,6 +139,27 @@ def test_models_of_sets(mix, batch, action):
     assert "the samples of a batch influence each other" in report.message()
     with pytest.raises(AssertionError):
         assert_equivariant(mix, x, action, action)
+
+
+@pytest.mark.parametrize("batch", range(2, 17))
+def test_samples_at_any_distance(batch):
+    """The functions are invariant, so that nothing else can be found."""
+    x = torch.randn(batch, 3, dtype=torch.float64)
+    rows = torch.arange(batch)
+    for partners in [*(rows.roll(shift) for shift in range(1, batch)), rows.flip(0)]:
+        for mix in (torch.add, lambda own, other: (own - other).abs()):
+
+            def fn(x, partners=partners, mix=mix):
+                y = x.tanh().sum(1)
+                return mix(y, y[partners])
+
+            report = equivariance_report(fn, x, TURN)
+            assert not report.passed
+            assert report.message().startswith("the samples of a batch influence each other")
+    for clean, action in ((torch.tanh, TURN), (lambda x: x.tanh().sum(1), None)):
+        report = equivariance_report(clean, x, TURN, action)
+        assert report.passed
+        assert report.notes == ()
 
 
 def test_it_is_found_in_invariants_too():
@@ -200,6 +224,79 @@ def test_batch_norm_in_train_mode_is_noted():
     assert equivariance_report(net.eval(), x, C4, C4).notes == ()
 
 
+class Holder:
+    """What is no module itself, and holds one."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def called(self):
+        return lambda x: self.net(x)
+
+    def wrapped(self):
+        @functools.wraps(nn.Identity.forward)
+        def fn(*args):
+            return self.net(*args)
+
+        return fn
+
+
+@pytest.mark.parametrize("find", [Holder.called, Holder.wrapped])
+@pytest.mark.parametrize("prepare", [
+    lambda net: net, lambda net: torch.compile(net, backend="eager", fullgraph=True),
+], ids=["eager", "compiled"])  # fmt: skip
+def test_batch_norm_is_seen_where_it_runs(prepare, find):
+    """Wherever the function keeps it."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).double().train()
+    fn = find(Holder(prepare(net)))
+    assert not Layers.of(fn).are_known
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    report = equivariance_report(fn, x, C4, C4)
+    assert report.passed
+    (note,) = report.notes
+    assert note.startswith("BatchNorm is in train mode in a BatchNorm2d of 3 channels, so that")
+    assert_equivariant(fn, x, C4, C4)
+    assert not nn.modules.module._has_any_global_hook()
+    net.eval()
+    assert equivariance_report(fn, x, C4, C4).notes == ()
+    # One in eval mode excuses nothing.
+    with pytest.raises(AssertionError, match="samples of a batch influence each other"):
+        assert_equivariant(lambda x: fn(x) + fn(x).roll(2, 0), x, C4, C4)
+
+
+def test_no_hook_is_left_behind_by_an_error():
+    calls = itertools.count()
+
+    def fn(x):
+        if next(calls) == C4.group.order + 2:
+            raise RuntimeError("not again")
+        return x
+
+    with pytest.raises(RuntimeError, match="not again") as caught:
+        assert_equivariant(fn, torch.randn(4, 3, 6, 6), C4, C4)
+    assert "replaced by copies of the others" in caught.value.__notes__[0]
+    assert not nn.modules.module._has_any_global_hook()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_unsigned_integers(dtype):
+    """Few operations of torch know them; those that move them are left to the actions."""
+    still = TrivialAction(TURN.group)
+    action = TreeAction({"a": TURN, "b": still})
+    x = {"a": torch.randn(4, 3), "b": torch.randint(0, 100, (4, 3)).to(dtype)}
+
+    def largest(x):
+        return (10 * x["a"].amax(1, keepdim=True).exp() + x["b"].float()).to(dtype)
+
+    def shifted(x):
+        y = largest(x)
+        return (y.float() + y.float().roll(2, 0)).to(dtype)
+
+    assert_equivariant(largest, x, action, still)
+    with pytest.raises(AssertionError, match="samples of a batch influence each other"):
+        assert_equivariant(shifted, x, action, still)
+
+
 def test_what_cannot_be_seen_is_noted():
     """And nothing is claimed."""
 
@@ -248,7 +345,7 @@ def test_an_error_for_repeated_samples_says_where_it_comes_from():
 
     with pytest.raises(RuntimeError, match="no sum twice") as caught:
         assert_invariant(fn, torch.randn(4, 3), TURN)
-    assert "a copy of the one beside it" in caught.value.__notes__[0]
+    assert "replaced by copies of the others" in caught.value.__notes__[0]
 
 
 def test_a_formula_of_independent_samples_is_not_said_to_mix_them():

@@ -234,6 +234,18 @@ def test_tree_actions_say_what_does_not_fit():
             EquiTune(Structured(build), IMAGE, action)(x)
 
 
+def test_outputs_without_a_tensor_are_explained():
+    """The weights are there without one."""
+    model = EquiTune(Structured(lambda a, b: {"a": [], "b": 3}), IMAGE, TreeAction(others=NOTHING))
+    x = torch.randn(2, 3, 6, 6)
+    assert model(x) == {"a": [], "b": 3}
+    told = model.explain(x)
+    assert told.output == {"a": [], "b": 3}
+    order = IMAGE.group.order
+    assert torch.equal(told.weights, torch.full((order, 2), 1 / order))
+    assert told.elements.tolist() == [0, 0]
+
+
 def test_fields_that_are_left_to_others():
     def build(a, b):
         return Prediction(a, b, loss=a.sum())

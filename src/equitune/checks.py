@@ -27,6 +27,7 @@ __all__ = [
     "require_function",
     "require_int",
     "require_ints",
+    "require_mean",
     "require_module",
     "require_number",
     "require_numbers",
@@ -127,6 +128,19 @@ def require_entries(name: str, values: Iterable[T], use: str, least: int = 0) ->
     if len(entries) < least:
         raise ValueError(f"`{name}` must have {least} or more entries, got {entries}; use {use}")
     return entries
+
+
+def require_mean(outputs: Tensor) -> None:
+    """Refuses outputs of a dtype that has no mean.
+
+    Raises:
+        TypeError: If they are integers or booleans.
+    """
+    if not (outputs.is_floating_point() or outputs.is_complex()):
+        raise TypeError(
+            f"outputs of dtype {outputs.dtype} cannot be averaged over the group; return "
+            "floating-point scores and take the decision afterwards, or mark the field with Drop()"
+        )
 
 
 def require_strings(name: str, values: Iterable[str], use: str) -> tuple[str, ...]:

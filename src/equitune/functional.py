@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action
-from equitune.checks import naming, require_number, require_tensor, require_type
+from equitune.checks import naming, require_mean, require_number, require_tensor, require_type
 
 __all__ = [
     "can_be_averaged",
@@ -86,6 +86,8 @@ def weighted_reynolds(outputs: Any, weights: Tensor | None, action: Action) -> A
     leaves = action.flatten(outputs, "outputs")
     with naming("outputs"):
         copies = [leaf_action.inverse_orbit(y) for leaf_action, y in leaves]
+    for stack in copies:
+        require_mean(stack)
     return action.unflatten(outputs, [weighted_mean(stack, weights) for stack in copies])
 
 
@@ -99,12 +101,17 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
 
     Returns:
         (B, ...), in the dtype of ``stack``.
+
+    Raises:
+        TypeError: If ``stack`` holds integers, which have no mean.
+        ValueError: If the weights are not of shape (|G|, B).
     """
     require_tensor("stack", stack, "(|G|, B, ...)", dims=2)
     if not can_be_averaged(stack):
+        dtype = str(stack.dtype).removeprefix("torch.")
         raise TypeError(
-            f"outputs of dtype {stack.dtype} cannot be averaged over the group; return "
-            "floating-point scores and take the decision afterwards, or mark the field with Drop()"
+            f"`stack` must hold floating-point or complex numbers, got {dtype}; use scores, such "
+            "as logits, and take the decision after their mean"
         )
     if weights is None:
         return stack.mean(dim=0)

@@ -9,15 +9,27 @@ import torch
 from torch import Tensor
 
 from equitune.actions import Action
+from equitune.checks import described
 from equitune.testing.comparison import find_nan
 from equitune.wrappers.subclasses import plain
 
-__all__ = ["check_batch", "copied", "one_element_each", "tensors_of"]
+__all__ = ["check_batch", "copied", "one_element_each", "output_tensors_of", "tensors_of"]
 
 
 def tensors_of(action: Action, y: Any, name: str = "x") -> list[Tensor]:
     """The tensors of a structure, in the order of its action; plain ones."""
     return [plain(leaf) for _, leaf in action.flatten(y, name)]
+
+
+def output_tensors_of(action: Action, y: Any) -> list[Tensor]:
+    """The tensors of fn(x); refuses an output without one, from which nothing can be seen."""
+    leaves = tensors_of(action, y, "fn(x)")
+    if not leaves:
+        raise ValueError(
+            f"`fn` must return a tensor that `output_action` moves, got {described(y)} without "
+            "one; return a tensor, or a structure with one"
+        )
+    return leaves
 
 
 def copied(action: Action, x: Any) -> Any:
@@ -28,6 +40,11 @@ def copied(action: Action, x: Any) -> Any:
 def check_batch(action: Action, x: Any) -> None:
     """Refuses a batch without samples, of several sizes, or with NaN."""
     leaves = tensors_of(action, x)
+    if not leaves:
+        raise ValueError(
+            f"`x` must hold a tensor that its action moves, got {described(x)} without one; give "
+            "at least one sample"
+        )
     for leaf in leaves:
         if leaf.numel() == 0:
             raise ValueError(f"x has shape {tuple(leaf.shape)}; give at least one sample")

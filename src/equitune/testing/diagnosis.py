@@ -107,7 +107,7 @@ def _mixing(trial: Trial) -> Iterable[str]:
 
 
 def _influences(trial: Trial) -> Iterable[str]:
-    """The output for a sample depends on those beside it."""
+    """The output for a sample depends on the others of its batch."""
     cause = (
         "a statistic, a similarity or attention runs over the first dimension, where a wrapper "
         "puts the copies of all samples; wrap the part of the model before that, or check in which "

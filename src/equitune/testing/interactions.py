@@ -1,4 +1,4 @@
-"""Whether what a function returns for a sample depends on the samples beside it."""
+"""Whether what a function returns for a sample depends on the other samples of its batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from equitune.actions import Action
 from equitune.testing.batches import copied, one_element_each, tensors_of
 from equitune.testing.comparison import Gap, Tolerance, dense
-from equitune.testing.layers import Layers
+from equitune.testing.layers import Layers, running_batch_norms
 
 __all__ = ["Interactions"]
 
@@ -20,10 +20,11 @@ __all__ = ["Interactions"]
 @final
 @dataclass(frozen=True)
 class Interactions:
-    """What two batches have shown in which every second sample has another one beside it.
+    """What two batches have shown in which some samples stay and copies of them replace the others.
 
-    The others are copies of those that stay, moved by elements of the group: valid samples, at no
-    cost, and of a batch of the same size, since functions may hold what belongs to the samples.
+    The copies are moved by elements of the group: valid samples, at no cost, and of a batch of the
+    same size, since functions may hold what belongs to the samples. A sample that stays in one of
+    the two batches is replaced in the other.
 
     Attributes:
         gaps: How far the output of each sample is from what it is in its own batch; for each of
@@ -76,11 +77,8 @@ class Interactions:
             return cls((), ("x has one sample: whether fn mixes samples cannot be seen",))
         norms = Layers.of(fn).training_batch_norms()
         if norms:
-            return cls((), (
-                f"BatchNorm is in train mode in {norms[0]}, so that its statistics mix the samples "
-                "of a batch: whether something else mixes them cannot be seen",
-            ))  # fmt: skip
-        # Copies would be equal to what they stand beside, and tie with it.
+            return cls((), (_note_of_batch_norm(norms[0]),))
+        # Copies that were not moved would be equal to samples that stay, and tie with them.
         elements = one_element_each(input_action, x)
         copies = tensors_of(input_action, input_action.transform(x, elements))
         gaps, notes = [], []
@@ -92,14 +90,17 @@ class Interactions:
                 )
                 continue
             try:
-                found = fn(copied(input_action, input_action.unflatten(x, others)))
+                with running_batch_norms() as norms:
+                    found = fn(copied(input_action, input_action.unflatten(x, others)))
             except Exception as error:
                 error.add_note(
-                    "fn raised it for a batch in which every second sample of x is replaced by a "
-                    "copy of the one beside it, moved by an element; what it returns for a "
-                    "sample must not depend on the others."
+                    "fn raised it for a batch in which some samples of x are replaced by copies "
+                    "of the others, moved by an element; what it returns for a sample must not "
+                    "depend on the others."
                 )
                 raise
+            if norms:
+                return cls((), (_note_of_batch_norm(norms[0]),))
             gap = _gap_of_kept(output_action, found, expected, rows, tolerance)
             if gap is None:
                 notes.append(
@@ -111,20 +112,39 @@ class Interactions:
         return cls(tuple(gaps), tuple(dict.fromkeys(notes)))
 
 
+def _note_of_batch_norm(name: str) -> str:
+    return (
+        f"BatchNorm is in train mode in {name}, so that its statistics mix the samples of a batch: "
+        "whether something else mixes them cannot be seen"
+    )
+
+
 def _neighbourhoods(count: int) -> tuple[Tensor, Tensor]:
-    """Which samples to take: those of even number with copies beside them, and the others."""
+    """Which sample to take in each place: one half stays where it is, then the other.
+
+    The halves are random, since samples at the same distance, such as every second one, may depend
+    on each other alone. What is first, last and in the middle is in different halves, so that
+    shifts by one and by a half, and reversed batches, are seen in batches of any size.
+    """
     rows = torch.arange(count, device="cpu")
-    even = rows - rows % 2
-    # The last one has a neighbour on its left only.
-    odd = torch.where(rows % 2 == 1, rows, torch.where(rows + 1 < count, rows + 1, rows - 1))
-    return even, odd
+    generator = torch.Generator("cpu").manual_seed(0)
+    side = torch.randint(0, 2, (count,), generator=generator, device="cpu")
+    side[0] = 0
+    side[[1, count // 2, count - 1]] = 1
+    first, second = (
+        torch.where(side == half, rows, kept[rows % len(kept)])
+        for half in (0, 1)
+        for kept in [(side == half).nonzero().flatten()]
+    )
+    return first, second
 
 
 def _replaced(leaf: Tensor, copies: Tensor, rows: Tensor) -> Tensor:
     """Samples in their places where ``rows`` leaves them there, copies of others elsewhere."""
-    rows = rows.to(leaf.device)
-    kept = rows == torch.arange(len(rows), device=leaf.device)
-    return torch.where(kept.view(-1, *[1] * (leaf.dim() - 1)), leaf, copies[rows])
+    own = torch.arange(len(rows), device="cpu")
+    places = torch.where(rows == own, own, len(rows) + rows)
+    # Not every dtype that can be indexed has torch.where.
+    return torch.cat([leaf, copies])[places.to(leaf.device)]
 
 
 def _gap_of_kept(
@@ -138,9 +158,11 @@ def _gap_of_kept(
     gap = Gap.between(leaves, expected, tolerance)
     if gap.mismatch is not None:
         return None
-    moved = rows != torch.arange(len(rows), device="cpu")
-    kept = [dense(leaf).clone() for leaf in leaves]
-    for leaf, other in zip(kept, expected, strict=True):
-        places = moved.to(leaf.device)
-        leaf[places] = dense(other)[places]
-    return Gap.between(kept, [dense(other) for other in expected], tolerance)
+    own = torch.arange(len(rows), device="cpu")
+    places = torch.where(rows == own, own, len(rows) + own)
+    theirs = [dense(leaf) for leaf in expected]
+    kept = [
+        torch.cat([dense(leaf), other])[places.to(leaf.device)]
+        for leaf, other in zip(leaves, theirs, strict=True)
+    ]
+    return Gap.between(kept, theirs, tolerance)

@@ -7,13 +7,14 @@ import dis
 import functools
 import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layers"]
+__all__ = ["Layers", "running_batch_norms"]
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -58,10 +59,7 @@ class Layers:
 
     def training_batch_norms(self) -> list[str]:
         """The names of BatchNorm layers that use the statistics of the batch."""
-        return [
-            name for name, m in self._named.items()
-            if isinstance(m, BATCH_NORMS) and (m.training or m.running_mean is None)
-        ]  # fmt: skip
+        return [name for name, m in self._named.items() if _takes_batch_statistics(m)]
 
     def batch_second(self) -> list[str]:
         """The names of layers that read (length, batch, ...), torch's default for sequences."""
@@ -106,6 +104,37 @@ class Layers:
             found = _lopsidedness(module, axis, size)
             if found:
                 self._lopsided[name] = found
+
+
+@contextlib.contextmanager
+def running_batch_norms() -> Iterator[list[str]]:
+    """Notes which BatchNorm layers run with the statistics of the batch, wherever they are held."""
+    names: list[str] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # What runs inside compiled code calls no hook.
+        compiled = hasattr(module, "_orig_mod")
+        parts = module.modules() if compiled else (module,)
+        names.extend(
+            f"a {type(m).__name__} of {m.num_features} channels"
+            for m in parts
+            if _takes_batch_statistics(m)
+        )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        with warnings.catch_warnings():
+            # A compiled module may call the hook twice, which does no harm.
+            warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
+            yield names
+    finally:
+        handle.remove()
+
+
+def _takes_batch_statistics(module: nn.Module) -> bool:
+    return isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None)
 
 
 def _lopsidedness(module: nn.Module, axis: int, size: int) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from equitune.actions import Action, TrivialAction
-from equitune.testing.batches import copied, tensors_of
+from equitune.testing.batches import copied, output_tensors_of, tensors_of
 from equitune.testing.comparison import Gap, Tolerance, are_alike, is_constant
 from equitune.testing.formulas import (
     CanonicalizeFormula,
@@ -91,7 +91,7 @@ def assert_matches_formula(
         literal = formula(x)
         # What is behind a cut has an action of its own, or none: one tensor.
         action = formula.output_action if formula.at is None else TrivialAction(formula.group)
-        expected = tensors_of(action, literal)
+        expected = output_tensors_of(action, literal)
         found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
         tolerance = Tolerance(rtol, atol, slack=10.0)
         gap = Gap.between(found, expected, tolerance)

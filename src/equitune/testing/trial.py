@@ -14,8 +14,15 @@ from torch import Tensor
 
 from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions.tree import children, holds_tensor
+from equitune.checks import naming
 from equitune.groups import FiniteGroup
-from equitune.testing.batches import check_batch, copied, one_element_each, tensors_of
+from equitune.testing.batches import (
+    check_batch,
+    copied,
+    one_element_each,
+    output_tensors_of,
+    tensors_of,
+)
 from equitune.testing.comparison import Gap, Tolerance, are_alike, is_constant, magnitudes
 from equitune.testing.interactions import Interactions
 from equitune.testing.layers import Layers
@@ -40,7 +47,7 @@ class Trial:
         each: (B,) int64, an element for each sample.
         mixed_gap: How far fn is from equivariance where each sample has its own element.
         repeat_gap: How far a second fn(x) is from the first.
-        interactions: Whether the output for a sample depends on those beside it.
+        interactions: Whether the output for a sample depends on the others of its batch.
         draws: Whether torch's random numbers were used.
         layers: The layers of fn that can break a symmetry; looked at only if something differs.
         cut: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves its
@@ -234,11 +241,14 @@ def check_arguments(fn: object, x: Any, input_action: object, output_action: obj
             f"one of a group of order {input_action.group.order}; give two actions of one group"
         )
     check_batch(input_action, x)
+    with naming("x"), torch.no_grad():
+        for g in input_action.group.generators:
+            input_action.transform(x, g)
 
 
 def check_output(action: Action, y: Any, x: Tensor) -> None:
     """Refuses an output that its action cannot act on."""
-    for leaf in tensors_of(action, y, "fn(x)"):
+    for leaf in output_tensors_of(action, y):
         if leaf.shape[0] != x.shape[0]:
             raise ValueError(
                 f"fn(x) has a tensor of shape {tuple(leaf.shape)} for a batch of {x.shape[0]}; its "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
-from equitune.checks import require_int, require_module, require_type
+from equitune.checks import require_int, require_mean, require_module, require_type
 from equitune.cut import Cut
 from equitune.functional import can_be_averaged, weighted_mean
 from equitune.wrappers.attributes import Around
@@ -344,7 +344,7 @@ class Symmetrizer(OrbitModule):
             leaves = [leaf for _, leaf in self.output_action.flatten(output)]
             dtypes = (leaf.real.dtype for leaf in leaves if can_be_averaged(leaf))
             dtype = next(dtypes, torch.float32)
-            weights = leaves[0].new_full((order, call.batch_size), 1 / order, dtype=dtype)
+            weights = call.leaves[0][1].new_full((order, call.batch_size), 1 / order, dtype=dtype)
         return Explanation(self._finish(call, output), weights, scores, weights.argmax(dim=0))
 
     @abstractmethod
@@ -353,6 +353,7 @@ class Symmetrizer(OrbitModule):
 
     def combine(self, stack: Tensor, weights: Tensor | None) -> Tensor:
         """The combination of the copies g^-1 M(gx), (|G|, B, ...) to (B, ...)."""
+        require_mean(stack)
         return weighted_mean(stack, weights)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
