@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from equitune import TokenAction
 from equitune.actions import TreeAction, TrivialAction
@@ -515,6 +516,21 @@ def test_what_equivariance_means_for_sources_that_stay_as_they_are(name):
                 free += not torch.equal(copies[stays.index(0)], moved.symbols[row])
     # No answer could be its own copy.
     assert free
+
+
+def test_equal_copies_share_weights_that_sum_to_one_with_dropout():
+    case = CASES["steps, cyclic(3)"]
+
+    class Noisy(nn.Module):
+        def forward(self, copies):
+            return F.dropout(copies.flatten(1).double().sin(), 0.5, self.training).sum(1)
+
+    model = LambdaSeq2Seq(case.decoder(), case.inputs, case.symbols, weight_net=Noisy()).train()
+    told = model.explain(torch.tensor(STILL["steps, cyclic(3)"]))
+    assert told.weights.shape[0] == 3
+    torch.testing.assert_close(told.weights.sum(0), torch.ones_like(told.weights[0]), **EXACT)
+    first = told.output.scores[:, 0].exp().sum(-1)
+    torch.testing.assert_close(first, torch.ones_like(first), **EXACT)
 
 
 @torch.no_grad()

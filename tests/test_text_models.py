@@ -16,6 +16,7 @@ from transformers import (
     RwkvConfig,
     Trainer,
     TrainingArguments,
+    XLMConfig,
     XLNetConfig,
 )
 
@@ -101,6 +102,14 @@ def test_models_without_a_cache_to_split(name):
         best = mean_of_copies(model, words, tokens)[:, -1].argmax(-1, keepdim=True)
         tokens = torch.cat([tokens, best], dim=1)
     assert torch.equal(fair.generate(text, use_cache=False, **options), tokens)
+
+
+def test_an_argument_that_is_called_cache_and_is_something_else():
+    config = XLMConfig(vocab_size=V, emb_dim=16, n_layers=2, n_heads=2, causal=True)
+    model, words, text = built(config), WORDS["cyclic(3)"], prompts(2, 9)
+    with torch.no_grad():
+        found = EquiLM(model, words)(text).logits.softmax(-1)
+        torch.testing.assert_close(found, mean_of_copies(model, words, text), **EXACT)
 
 
 def test_models_without_a_context_length():

@@ -6,7 +6,7 @@ import math
 import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -224,9 +224,9 @@ def _require_image_action(images: object) -> None:
 def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
-    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    sides: tuple[Any, ...] = tuple(image_size) if isinstance(image_size, Sequence) else ()
     if len(sides) != 2 or not all(
-        isinstance(side, numbers.Real) and 0 < side < math.inf for side in sides
+        isinstance(side, numbers.Real) and 0 < float(side) < math.inf for side in sides
     ):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
 from equitune.actions.base import dimension, in_format_of, require_embedding
-from equitune.checks import require_counts
+from equitune.checks import require_counts, require_int
 from equitune.groups import Embedding
 from equitune.vision.boxes import BoxAction, BoxFormat
 from equitune.vision.plausibility import Size
@@ -211,8 +211,12 @@ class BoxMapAction(Action):
 def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
     """The grids as pairs; refuses what is no list of them, or exchanges rows and columns."""
     pairs = _pairs("grids", grids, "(rows, columns), such as [(80, 80), (40, 40)]")
+    use = "the number of cells"
+    pairs = [
+        (require_int("grids", rows, use, least=1), require_int("grids", columns, use, least=1))
+        for rows, columns in pairs
+    ]
     for rows, columns in pairs:
-        require_counts(rows=rows, columns=columns)
         if rows != columns and any(element % 2 for element in images.elements):
             raise ValueError(
                 f"`grids` must be square where the group rotates by 90 degrees, which exchanges "
@@ -273,7 +277,7 @@ def _pairs(name: str, given: object, wanted: str) -> list[tuple[int, int]]:
     for pair in given:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
-        if not all(isinstance(side, numbers.Real) and 0 < side < math.inf for side in pair):
+        if not all(isinstance(side, numbers.Real) and 0 < float(side) < math.inf for side in pair):
             raise ValueError(f"`{name}` must hold positive numbers, got {pair!r}; use {wanted}")
     if not given:
         raise ValueError(f"`{name}` must hold at least one pair, got {given!r}; use {wanted}")

@@ -38,8 +38,6 @@ OUTSIDE = 0.1
 """How much of the image a box may be cut off at, in the format that all boxes fit."""
 ROUNDING = 1e-2
 """How much of the image an end may lie before its start: boxes without a size, in bfloat16."""
-SEVERAL = 2
-"""So many boxes that leave the image are not just things that its border cuts."""
 PIXELS = 8
 """In images of at least this size, not everything lies in the first pixel."""
 
@@ -141,8 +139,8 @@ def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[
             f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
         ]
     leaving = ~_inside(ends, sides)
-    # Single boxes of things that the border cuts may leave the image.
-    if fitting and int(leaving.sum()) >= SEVERAL:
+    # The border may cut what a single box is around.
+    if fitting and len(found) > 1 and bool(leaving.any()):
         bad = [round(value, 4) for value in found[leaving][0].tolist()]
         return [
             f"boxes inside of their images in the format {box_format!r}, got {bad}, one of "
