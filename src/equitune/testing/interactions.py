@@ -120,11 +120,11 @@ def _note_of_batch_norm(name: str) -> str:
 
 
 def _neighbourhoods(count: int) -> tuple[Tensor, Tensor]:
-    """Which sample to take in each place: one half stays where it is, then the other.
+    """Which sample to take in each place: one part stays where it is, then the other.
 
-    The halves are random, since samples at the same distance, such as every second one, may depend
-    on each other alone. What is first, last and in the middle is in different halves, so that
-    shifts by one and by a half, and reversed batches, are seen in batches of any size.
+    The parts are random, since samples at the same distance, such as every second one, may depend
+    on each other alone. The first sample is in another part than the second, the middle and the
+    last one, so that shifts by one and by a half, and reversed batches, are seen in any batch.
     """
     rows = torch.arange(count, device="cpu")
     generator = torch.Generator("cpu").manual_seed(0)
@@ -132,9 +132,9 @@ def _neighbourhoods(count: int) -> tuple[Tensor, Tensor]:
     side[0] = 0
     side[[1, count // 2, count - 1]] = 1
     first, second = (
-        torch.where(side == half, rows, kept[rows % len(kept)])
-        for half in (0, 1)
-        for kept in [(side == half).nonzero().flatten()]
+        torch.where(side == part, rows, kept[rows % len(kept)])
+        for part in (0, 1)
+        for kept in [(side == part).nonzero().flatten()]
     )
     return first, second
 
