@@ -286,7 +286,9 @@ def test_what_a_table_may_be_off_goes_by_the_rounding_of_each_entry(n, dtype):
     near = table.clone()
     near[1, 0, 1] += off
     assert near[1, 0, 1] != table[1, 0, 1]
-    with pytest.raises(ValueError, match=r"matrices is no representation: .* (check these matrices|use float64)"):
+    with pytest.raises(
+        ValueError, match=r"matrices is no representation: .* (check these matrices|use float64)"
+    ):
         MatrixAction(cyclic(n), near)
 
 
