@@ -1,6 +1,7 @@
 """Zero-shot classifiers of the models of open_clip and transformers, tiny and random."""
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -74,13 +75,19 @@ def coca():
     )
 
 
+# Older releases have scalar ones alone.
+NONSCALAR = {
+    name: True
+    for name in ("nonscalar_logit_scale",)
+    if name in inspect.signature(open_clip.model.CustomTextCLIP).parameters
+}
 OPEN = {
     "CLIP": lambda: larger(open_clip.CLIP(8, VISION, TEXT)),
     "CLIP with a bias": lambda: larger(
         open_clip.CLIP(8, VISION, TEXT, init_logit_scale=2.3, init_logit_bias=-10.0)
     ),
     "CustomTextCLIP with a bias": lambda: larger(open_clip.model.CustomTextCLIP(
-        8, VISION, TEXT, init_logit_scale=2.3, init_logit_bias=-10.0, nonscalar_logit_scale=True
+        8, VISION, TEXT, init_logit_scale=2.3, init_logit_bias=-10.0, **NONSCALAR
     )),
     "CustomTextCLIP": lambda: larger(open_clip.model.CustomTextCLIP(8, VISION, TEXT)),
     "CoCa": coca,

@@ -283,7 +283,7 @@ def test_bars_show_mean_spread_and_seeds():
     }
     figure = draw_bars(results, ylabel="accuracy")
     (axes,) = figure.axes
-    containers = {c.get_label(): c for c in axes.containers if c.get_label()[0] != "_"}
+    containers = {c.get_label(): c for c in axes.containers if (c.get_label() or "_")[0] != "_"}
     seen = {name: [bar.get_height() for bar in container] for name, container in containers.items()}
     assert list(seen) == ["plain", "d4", "c4"]
     assert np.allclose(seen["plain"], [0.75, 0.81])

@@ -118,9 +118,15 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
             product = group.compose(g, h)
             gap = (table[g] @ table[h] - table[product]).abs()
             if (gap > tolerance).any():
+                rounded = given.is_floating_point() and given.dtype != torch.float64
+                use = (
+                    "give the matrices in float64"
+                    if rounded
+                    else "check the matrices of these elements"
+                )
                 raise ValueError(
                     f"matrices is no representation: matrices[{g}] @ matrices[{h}] differs from "
                     f"matrices[{product}], the matrix of their product, by {float(gap.max()):.3g}; "
-                    "give the matrices in float64"
+                    + use
                 )
     return table
