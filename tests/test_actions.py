@@ -286,9 +286,10 @@ def test_what_a_table_may_be_off_goes_by_the_rounding_of_each_entry(n, dtype):
     near = table.clone()
     near[1, 0, 1] += off
     assert near[1, 0, 1] != table[1, 0, 1]
-    with pytest.raises(
-        ValueError, match=r"matrices is no representation: .* (check these matrices|use float64)"
-    ):
+    use = (
+        "check the matrices of these" if dtype == torch.float64 else "give the matrices in float64"
+    )
+    with pytest.raises(ValueError, match=f"matrices is no representation: .*; {use}"):
         MatrixAction(cyclic(n), near)
 
 
@@ -318,10 +319,11 @@ IDS = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.ui
 
 
 @pytest.mark.parametrize("dtype", IDS, ids=str)
-def test_ids_of_every_dtype_move_as_int64_or_are_refused(dtype):
+@pytest.mark.parametrize("ignore_index", [-100, None])
+def test_ids_of_every_dtype_move_as_int64_or_are_refused(dtype, ignore_index):
     largest = torch.iinfo(dtype).max
     for size in (100, 128, 129, 256, 257, 300, 32_768, 32_769, 65_536, 65_537):
-        action = TokenAction.cyclic_swaps(size, [(1, size - 1)])
+        action = TokenAction.cyclic_swaps(size, [(1, size - 1)], ignore_index)
         ids = torch.tensor([[0, 1, 50]])
         if size - 1 > largest:
             with pytest.raises(TypeError, match=rf"dtype {dtype}.* {size} ids; use x.long\(\)"):
@@ -493,7 +495,19 @@ NEAR_ACTIONS = {
     "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
     "half-precision matrices": (
         lambda: MatrixAction(cyclic(3), torch.tensor(turns(3)).half()),
-        "use float64 for the matrices",
+        "give the matrices in float64",
+    ),
+    "float32 matrices": (
+        lambda: MatrixAction(cyclic(2), torch.tensor([[[1.0]], [[2.0]]])),
+        "by 3; give the matrices in float64",
+    ),
+    "float64 matrices": (
+        lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
+        "by 3; check the matrices of these elements",
+    ),
+    "integer matrices": (
+        lambda: MatrixAction(cyclic(2), [[[1]], [[2]]]),
+        "by 3; check the matrices of these elements",
     ),
     "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
     "no default for a product": (lambda: ImageAction(c4() * cyclic(2)), "elements is missing"),

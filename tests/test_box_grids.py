@@ -217,12 +217,57 @@ def test_they_are_actions(action, shape):
     assert y.grad is not None
 
 
-def test_memory_format_is_kept():
-    x = torch.rand(2, 12, 3, 4).contiguous(memory_format=torch.channels_last)
-    action = BoxMapAction(D4, anchor_shapes=STANDING)
-    for g in range(8):
-        assert action.transform(x, g).is_contiguous(memory_format=torch.channels_last)
-        assert action.transform(x.contiguous(), g).is_contiguous()
+FORMATS = {torch.channels_last: (), torch.channels_last_3d: (3,)}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize(("action", "shape"), [
+    (BoxMapAction(D4, anchor_shapes=STANDING), (12, 4, 4)),
+    (BoxAction(D4), (5, 6, 4)),
+    (BoxAction(D4, "xywh"), (5, 6, 4)),
+    (BoxAction(D4, "ltrb"), (5, 6, 4)),
+    (KeypointAction(D4, 6, [(1, 2)]), (5, 6, 2)),
+    (KeypointAction(D4, 6, [(1, 2)]), (5, 6, 3)),
+    (GridBoxAction(D4, [(2, 2)], "xywh"), (5, 4, 4)),
+    (GridBoxAction(D4, [(2, 2)]).on_scores(), (5, 4, 3)),
+], ids=["maps", "xyxy", "xywh", "ltrb", "points", "visible", "grids", "scores"])  # fmt: skip
+def test_memory_formats_are_kept(action, shape, memory_format):
+    depth = FORMATS[memory_format]
+    plain = torch.rand(8, *depth, *shape)
+    x = plain.contiguous(memory_format=memory_format)
+    for g in [*range(8), torch.arange(8)]:
+        moved = action.transform(x, g)
+        assert moved.is_contiguous(memory_format=memory_format)
+        assert torch.equal(moved, action.transform(plain, g))
+        assert action.transform(plain, g).is_contiguous()
+    for entry in action.orbit(x):
+        assert entry.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("action", "shape"), [
+    (BoxMapAction(D4, anchor_shapes=STANDING), (12, 4, 4)),
+    (GridBoxAction(D4, [(2, 2)], "xywh"), (3, 4, 4)),
+], ids=["maps", "grids"])  # fmt: skip
+def test_actions_can_be_mapped_over(action, shape, last):
+    x = torch.rand(8, *shape)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    each = torch.func.vmap(lambda sample: action.orbit(sample[None]).squeeze(1), out_dims=1)(x)
+    assert torch.equal(each, action.orbit(x))
+    own = torch.func.vmap(lambda sample, g: action.transform(sample[None], g[None])[0])
+    assert torch.equal(own(x, torch.arange(8)), action.transform(x, torch.arange(8)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    four, sides = tuple(np.array([4, 4])), tuple(np.array([8.0, 8.0], dtype=np.float32))
+    shapes = [tuple(row) for row in np.array([[1, 2], [2, 1]])]
+    assert GridBoxAction(C4, [four]) == GridBoxAction(C4, [(4, 4)])
+    assert GridBoxAction(C4, [four], "xyxy", sides, shapes) == GridBoxAction(
+        C4, [(4, 4)], "xyxy", (8.0, 8.0), [(1, 2), (2, 1)]
+    )
+    assert BoxAction(C4, image_size=four) == BoxAction(C4, image_size=(4, 4))
+    pair = tuple(np.array([0, 1]))
+    assert KeypointAction(D4, 2, [pair], sides) == KeypointAction(D4, 2, [(0, 1)], (8, 8))
 
 
 class Head(nn.Module):
@@ -301,16 +346,19 @@ def test_default_boxes_of_torchvision():
     (lambda: GridBoxAction(D4, "44"), TypeError, "`grids` must be a list of pairs, got '44'"),
     (lambda: GridBoxAction(D4, []), ValueError, "`grids` must hold at least one pair"),
     (lambda: GridBoxAction(D4, [(0, 0)]), ValueError, "positive numbers"),
-    (lambda: GridBoxAction(D4, [(2.5, 2.5)]), TypeError, "`grids` must be an int, got 2.5"),
+    (lambda: GridBoxAction(D4, [(2.5, 2.5)]), TypeError, "`rows` must be an int, got 2.5"),
+    (lambda: GridBoxAction(D4, [(float("inf"),) * 2]), ValueError, "finite positive numbers"),
     (lambda: GridBoxAction(C4, [(2, 2), (2, 3)]), ValueError, r"got \(2, 3\); use BoxMapAction"),
     (lambda: GridBoxAction(C4, [(2, 2)], image_size=(4, 8)), ValueError, "RelativeCoordinates"),
     (lambda: BoxMapAction(C4, anchor_shapes=3), TypeError, "`anchor_shapes` must be a list"),
     (lambda: BoxMapAction(C4, anchor_shapes=[(1, -2)]), ValueError, "positive numbers"),
+    (lambda: BoxMapAction(C4, anchor_shapes=[(float("inf"), 1.0)]), ValueError, "finite positive"),
+    (lambda: BoxMapAction(FLIP, anchor_shapes=[(float("nan"), 1)]), ValueError, "finite positive"),
     (lambda: BoxMapAction(C4, anchor_shapes=[(10, 13), (16, 30)]), ValueError,
      r"got \(10, 13\) without its \(13, 10\)"),
     (lambda: BoxMapAction(C4, anchor_shapes=[(1, 2), (1, 2), (2, 1)]), ValueError, "as often"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 5, 4), 1), ValueError,
-     "4 entries"),
+     r"GridBoxAction acts on 4 entries along dim -2, but x has shape \(1, 5, 4\)"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 4, 5), 1), ValueError,
      "4 numbers"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 4, 4), 8), ValueError, "8"),
@@ -326,36 +374,3 @@ def test_default_boxes_of_torchvision():
 def test_bad_input(call, error, said):
     with pytest.raises(error, match=said):
         call()
-
-
-def test_maps_can_be_mapped_over():
-    for action, x in (
-        (BoxMapAction(D4, "ltrb"), torch.rand(3, 4, 3, 3)),
-        (GridBoxAction(D4, [(3, 3)]), torch.rand(3, 9, 4)),
-    ):
-        for g in (1, 5):
-            mapped = torch.vmap(lambda y: action.transform(y[None], g)[0])(x)
-            assert torch.equal(mapped, action.transform(x, g))
-
-
-def test_maps_stay_in_their_memory_format():
-    action = BoxMapAction(D4)
-    for x, kind in (
-        (torch.rand(2, 4, 4, 5), torch.channels_last),
-        (torch.rand(2, 3, 4, 4, 5), torch.channels_last_3d),
-    ):
-        moved = action.transform(x.to(memory_format=kind), 1)
-        assert moved.is_contiguous(memory_format=kind)
-        assert torch.equal(moved, action.transform(x, 1))
-
-
-def test_numbers_of_numpy_are_numbers():
-    sides = tuple(np.array([4, 4]))
-    assert GridBoxAction(C4, [sides], "xyxy", sides) == GridBoxAction(C4, [(4, 4)], "xyxy", (4, 4))
-    with pytest.raises(ValueError, match="`anchor_shapes` must hold positive numbers"):
-        GridBoxAction(C4, [(4, 4)], anchor_shapes=[(float("inf"), 1.0)])
-
-
-def test_another_number_of_boxes_is_named_by_the_action():
-    with pytest.raises(ValueError, match="GridBoxAction acts on 4 entries along dim -2"):
-        GridBoxAction(C4, [(2, 2)]).transform(torch.rand(1, 5, 4), 1)

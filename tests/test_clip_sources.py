@@ -75,12 +75,12 @@ def coca():
     )
 
 
-# Older releases have scales without dimensions alone.
-NONSCALAR = (
-    {"nonscalar_logit_scale": True}
-    if "nonscalar_logit_scale" in inspect.signature(open_clip.model.CustomTextCLIP).parameters
-    else {}
-)
+# Older releases have scalar ones alone.
+NONSCALAR = {
+    name: True
+    for name in ("nonscalar_logit_scale",)
+    if name in inspect.signature(open_clip.model.CustomTextCLIP).parameters
+}
 OPEN = {
     "CLIP": lambda: larger(open_clip.CLIP(8, VISION, TEXT)),
     "CLIP with a bias": lambda: larger(

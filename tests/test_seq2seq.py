@@ -584,6 +584,47 @@ def test_gradients_of_equal_copies_are_those_of_all_copies():
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("feedback", [Lockstep(), Independent()], ids=["lockstep", "independent"])
+@pytest.mark.parametrize("name", ["steps, cyclic(3)", "runs, symmetric(3)"])
+def test_weights_of_equal_copies_sum_to_one_with_dropout(name, feedback):
+    case = CASES[name]
+    source = torch.tensor([*STILL.get(f"{name}, reflected", STILL[name]), [4, 7, 5, 3, 9]])
+    net = nn.Sequential(nn.Embedding(WORDS, 8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(40, 1))
+    model = LambdaSeq2Seq(
+        case.decoder(), case.inputs, case.symbols, weight_net=net.double(), feedback=feedback
+    )
+    equal = (case.source.orbit(source)[:, None] == case.source.orbit(source)).all(-1)
+    model.eval()
+    with torch.no_grad():
+        steady = model.explain(source, length=4).weights
+    model.train()
+    torch.manual_seed(0)
+    for _ in range(3):
+        told = model.explain(source, length=4)
+        weights = told.weights
+        torch.testing.assert_close(weights.sum(0), torch.ones(len(source)).double(), **EXACT)
+        assert (weights[:, None] == weights)[equal].all()
+        assert not torch.allclose(weights, steady, atol=1e-3)
+    # The first source is all of its copies: nothing depends on its weights.
+    still = model(source[:1], length=4).scores
+    with torch.no_grad():
+        plain = EquiSeq2Seq(case.decoder(), case.inputs, case.symbols, feedback=feedback)
+        uniform = plain(source[:1], length=4).scores
+    if name == "steps, cyclic(3)":
+        torch.testing.assert_close(still, uniform, **EXACT)
+    model(source, length=4).scores.exp().square().sum().backward()
+    # Those of the parent that the model does not use have none.
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert net[0].weight.grad.any()
+    # Without dropout they are what they were.
+    model.eval()
+    with torch.no_grad():
+        scores = net(case.source.orbit(source).flatten(0, 1)).view(-1, len(source))
+        assert torch.equal(model.explain(source, length=4).weights, steady)
+    torch.testing.assert_close(steady, scores.softmax(0), **EXACT)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @torch.no_grad()
 def test_scores_are_wide_log_probabilities(dtype):

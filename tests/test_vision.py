@@ -586,7 +586,11 @@ def test_normals_turn_with_the_picture():
 CXCYWH = torch.tensor([[[0.2, 0.3, 0.1, 0.1], [0.7, 0.8, 0.2, 0.1]]])
 XYXY = torch.tensor([[[0.15, 0.25, 0.25, 0.35], [0.6, 0.75, 0.8, 0.85]]])
 XYWH = torch.tensor([[[0.15, 0.25, 0.1, 0.1], [0.75, 0.75, 0.2, 0.1]]])
+LEAVING = torch.tensor([[[0.95, 0.8, 0.2, 0.1]]])
 RIGHT = {
+    "cut by the border": (BoxAction(C4, "xywh"), torch.full((1, 1, 4), 0.6)),
+    "one of seven is cut": (BoxAction(C4, "xywh"),
+                            torch.cat([CXCYWH[:, :1].repeat(1, 6, 1), LEAVING], 1)),
     "cxcywh": (BoxAction(C4, "cxcywh"), CXCYWH),
     "xyxy": (BoxAction(C4), XYXY),
     "xywh": (BoxAction(C4, "xywh"), XYWH),
@@ -602,12 +606,17 @@ RIGHT = {
     "indices": (KeypointAction(C4, 2, image_size=(6, 6)), torch.tensor([[[1.0, 0.0]] * 2])),
     "one that the border cuts": (BoxAction(C4, "xywh"), torch.tensor([[[0.6, 0.6, 0.6, 0.6]]])),
     "none": (C4, 99 * torch.randn(2, 3, 4, 4)),
-}
+}  # fmt: skip
 WRONG = {
     "cxcywh as xyxy": (BoxAction(C4), CXCYWH, "after their starts .* 2 of 2 .* or 'cxcywh'"),
-    "cxcywh as xywh": (BoxAction(C4, "xywh"), CXCYWH + torch.tensor([0.25, 0, 0, 0]),
-                       "inside of their images .* use box_format='cxcywh'"),
-    "xyxy as cxcywh": (BoxAction(C4, "cxcywh"), XYXY, "use box_format='xyxy'"),
+    "cxcywh as xywh": (BoxAction(C4, "xywh"),
+                       torch.cat([CXCYWH, CXCYWH - torch.tensor([0, 0.1, 0, 0])], 1)
+                       + torch.tensor([0.25, 0, 0, 0]),
+                       "inside of their images .* 2 of 4 boxes .* use box_format='cxcywh'"),
+    "xyxy as cxcywh": (BoxAction(C4, "cxcywh"), XYXY.repeat(1, 2, 1), "use box_format='xyxy'"),
+    "one of eight leaves": (BoxAction(C4, "xywh"),
+                            torch.cat([CXCYWH[:, :1].repeat(1, 7, 1), LEAVING], 1),
+                            "got .0.95, 0.8, 0.2, 0.1., one of 1 of 8 boxes that leave it"),
     "negative width": (BoxAction(C4, "xywh"), -XYWH, "after their starts"),
     "negative height": (BoxAction(C4, "cxcywh"), torch.tensor([[0.5, 0.5, 0.1, -0.1]]), "after"),
     "negative distances": (BoxAction(C4, "ltrb"), -XYXY, "negative size"),

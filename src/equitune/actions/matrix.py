@@ -101,7 +101,7 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
         )
     if given.is_complex():
         raise TypeError("matrices are complex; give real ones")
-    exact, table = given.dtype == torch.float64, given.double()
+    table = given.double()
     # The size of each entry over the group: what is 0 in exact numbers was rounded at that size.
     size = table.abs().amax(dim=0)
     tolerance = SLACK * table.shape[1] * rounding * (size @ size + size)
@@ -118,9 +118,15 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
             product = group.compose(g, h)
             gap = (table[g] @ table[h] - table[product]).abs()
             if (gap > tolerance).any():
+                rounded = given.is_floating_point() and given.dtype != torch.float64
+                use = (
+                    "give the matrices in float64"
+                    if rounded
+                    else "check the matrices of these elements"
+                )
                 raise ValueError(
                     f"matrices is no representation: matrices[{g}] @ matrices[{h}] differs from "
                     f"matrices[{product}], the matrix of their product, by {float(gap.max()):.3g}; "
-                    + ("check these matrices" if exact else "use float64 for the matrices")
+                    + use
                 )
     return table

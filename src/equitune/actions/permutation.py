@@ -285,16 +285,16 @@ class TokenAction(Action):
         self.check(x, g)
         self._check_ids(x)
         targets = self._targets.on(x.device)
-        ids = x.long()
+        # In int64 up to the end: other dtypes of integers can do less.
+        given = ids = x.long()
         kept = None if self.ignore_index is None else ids == self.ignore_index
         ids = ids if kept is None else ids.masked_fill(kept, 0)
         if isinstance(g, int):
             moved = targets[g][ids]
         else:
             moved = targets[g.view(-1, *[1] * (x.dim() - 1)), ids]
-        # In int64 up to here: few operations know the unsigned types of more than a byte.
-        moved = moved if kept is None else torch.where(kept, x.long(), moved)
-        return in_format_of(x, moved.to(x.dtype))
+        moved = moved if kept is None else torch.where(kept, given, moved)
+        return in_format_of(x, moved).to(x.dtype)
 
     def restrict(self, embedding: Embedding) -> TokenAction:
         require_embedding(self, embedding)
@@ -321,8 +321,9 @@ class TokenAction(Action):
                 outside &= ids != self.ignore_index
             if outside.any():
                 raise ValueError(
-                    f"x holds the id {int(x[outside][0])}, but the vocabulary of this TokenAction "
-                    f"has {self.vocabulary_size} ids and ignore_index is {self.ignore_index}"
+                    f"x holds the id {int(ids[outside][0])}, but the vocabulary of this "
+                    f"TokenAction has {self.vocabulary_size} ids and "
+                    f"ignore_index is {self.ignore_index}"
                 )
 
     def _extent(self) -> dict[int, int | None]:

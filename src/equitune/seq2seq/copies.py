@@ -177,12 +177,13 @@ class CopySearch:
         return StepFunctions(mixed, mixed)
 
     def shared(self, weights: Tensor | None) -> Tensor | None:
-        """The weights (|G|, B), where equal copies of a source have equal ones."""
+        """The weights (|G|, B), where equal copies of a source share what they have together."""
         if self.same is None or weights is None:
             return weights
-        # Normalised again: a network with dropout weighs equal copies differently.
-        equal = weights.gather(0, self.same)
-        return equal / equal.sum(dim=0)
+        # Those of equal copies may differ, by rounding or dropout: only means keep their sum.
+        equal = self.same[:, None] == self.same
+        means = torch.where(equal, weights, 0).sum(dim=1) / equal.sum(dim=1)
+        return means.gather(0, self.same)
 
     def mixture(self, stack: Tensor, logs: Tensor | None) -> Tensor:
         """The log of the mean of probabilities, from their logs (|G|, B, ..., V).

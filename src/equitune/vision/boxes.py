@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equitune.actions import ImageAction
-from equitune.actions.base import require_embedding
+from equitune.actions.base import in_format_of, require_embedding
 from equitune.groups import Embedding
 from equitune.vision.coordinates import CoordinateAction, Move, point_row
 from equitune.vision.plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
@@ -77,9 +77,10 @@ class BoxAction(CoordinateAction):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         self._check_coordinates(x, g, (4,))
         if self.box_format != "xywh":
-            return self._move(x, g)
+            return in_format_of(x, self._move(x, g))
         moved = self._move(corners(x, "xywh"), g)
-        return torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
+        moved = torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
+        return in_format_of(x, moved)
 
     def restrict(self, embedding: Embedding) -> BoxAction:
         require_embedding(self, embedding)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from numbers import Integral, Real
+from typing import final
 
 import torch
 from torch import Tensor
 
 from equitune.actions import Action, ImageAction, PermutationAction
-from equitune.actions.base import dimension
+from equitune.actions.base import dimension, in_format_of
 from equitune.actions.image import vector_moves
 from equitune.actions.table import Table
 from equitune.checks import require_counts, require_entries
 from equitune.groups import Embedding
 from equitune.vision.plausibility import Size, unit_doubts
 
-__all__ = ["CoordinateAction", "KeypointAction", "Move", "label_swaps", "point_row"]
+__all__ = ["CoordinateAction", "KeypointAction", "Move", "is_length", "label_swaps", "point_row"]
 
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
@@ -127,10 +127,10 @@ class KeypointAction(CoordinateAction):
         exchanged = self._labels.transform(x, g)
         points, visibility = exchanged[..., :2], exchanged[..., 2:]
         moved = self._move(points, g)
-        if not visibility.shape[-1]:
-            return moved
-        moved = torch.where(self._unlabelled(points, visibility), points, moved)
-        return torch.cat([moved, visibility], dim=-1)
+        if visibility.shape[-1]:
+            moved = torch.where(self._unlabelled(points, visibility), points, moved)
+            moved = torch.cat([moved, visibility], dim=-1)
+        return in_format_of(x, moved)
 
     def restrict(self, embedding: Embedding) -> KeypointAction:
         restricted = object.__new__(KeypointAction)
@@ -194,7 +194,7 @@ def label_swaps(
             raise ValueError(f"swaps has {pair!r}; give pairs of numbers, such as (1, 2)")
         left, right = pair
         for index in pair:
-            if not isinstance(index, int) or not 0 <= index < count:
+            if not _is_index(index, count):
                 raise ValueError(f"swaps names {index!r} in {tuple(pair)}, but count is {count}")
         if exchanged[left] != left or exchanged[right] != right or left == right:
             raise ValueError(
@@ -213,6 +213,15 @@ def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int
     return sources, signs, offsets
 
 
+def is_length(side: object) -> bool:
+    """Whether it is a finite number above 0, of numpy too."""
+    return isinstance(side, Real) and 0 < float(side) < math.inf
+
+
+def _is_index(index: object, count: int) -> bool:
+    return isinstance(index, Integral) and 0 <= int(index) < count
+
+
 def _require_image_action(images: object) -> None:
     if not isinstance(images, ImageAction):
         raise TypeError(
@@ -224,10 +233,8 @@ def _require_image_action(images: object) -> None:
 def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
-    sides: tuple[Any, ...] = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    if len(sides) != 2 or not all(
-        isinstance(side, numbers.Real) and 0 < float(side) < math.inf for side in sides
-    ):
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(sides) != 2 or not all(is_length(side) for side in sides):
         raise ValueError(f"image_size is {image_size}; give (H, W), or None for relative ones")
     height, width = image_size
     if height != width and any(element % 2 for element in images.elements):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import final
 
@@ -15,6 +13,7 @@ from equitune.actions.base import dimension, in_format_of, require_embedding
 from equitune.checks import require_counts, require_int
 from equitune.groups import Embedding
 from equitune.vision.boxes import BoxAction, BoxFormat
+from equitune.vision.coordinates import is_length
 from equitune.vision.plausibility import Size
 
 __all__ = ["BoxMapAction", "GridBoxAction"]
@@ -158,7 +157,8 @@ class BoxMapAction(Action):
         moved = self._pixels.transform(x, g)
         boxes = moved.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
         boxes = self._boxes.transform(self._anchors.transform(boxes, g), g)
-        return in_format_of(x, boxes.movedim(-1, -3).flatten(-4, -3).contiguous())
+        result = boxes.movedim(-1, -3).flatten(-4, -3)
+        return in_format_of(moved, result.contiguous())
 
     def on_scores(self, classes: int = 1) -> Action:
         """The matching action on maps of scores (B, ..., A * classes, H, W).
@@ -210,11 +210,10 @@ class BoxMapAction(Action):
 
 def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
     """The grids as pairs; refuses what is no list of them, or exchanges rows and columns."""
-    pairs = _pairs("grids", grids, "(rows, columns), such as [(80, 80), (40, 40)]")
-    use = "the number of cells"
+    use = "(rows, columns), such as [(80, 80), (40, 40)]"
     pairs = [
-        (require_int("grids", rows, use, least=1), require_int("grids", columns, use, least=1))
-        for rows, columns in pairs
+        (require_int("rows", rows, use, least=1), require_int("columns", columns, use, least=1))
+        for rows, columns in _pairs("grids", grids, use)
     ]
     for rows, columns in pairs:
         if rows != columns and any(element % 2 for element in images.elements):
@@ -271,14 +270,16 @@ def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
 
-def _pairs(name: str, given: object, wanted: str) -> list[tuple[int, int]]:
+def _pairs(name: str, given: object, wanted: str) -> list[tuple[float, float]]:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
     for pair in given:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
-        if not all(isinstance(side, numbers.Real) and 0 < float(side) < math.inf for side in pair):
-            raise ValueError(f"`{name}` must hold positive numbers, got {pair!r}; use {wanted}")
+        if not all(is_length(side) for side in pair):
+            raise ValueError(
+                f"`{name}` must hold finite positive numbers, got {pair!r}; use {wanted}"
+            )
     if not given:
         raise ValueError(f"`{name}` must hold at least one pair, got {given!r}; use {wanted}")
     return [(first, second) for first, second in given]

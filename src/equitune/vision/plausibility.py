@@ -38,6 +38,8 @@ OUTSIDE = 0.1
 """How much of the image a box may be cut off at, in the format that all boxes fit."""
 ROUNDING = 1e-2
 """How much of the image an end may lie before its start: boxes without a size, in bfloat16."""
+CUT = 8
+"""Of fewer boxes one may be cut by the border; that is no evidence of another format."""
 PIXELS = 8
 """In images of at least this size, not everything lies in the first pixel."""
 
@@ -58,9 +60,9 @@ def check_coordinates(coordinates: Any, action: Action) -> None:
     Raises:
         ValueError: If a box ends before it starts or has a negative size; if a coordinate is more
             than four images away, or all of them lie in the first pixel of an image in pixels; if
-            boxes leave the image in the format of the action, but fit another one; if all boxes
-            of an image are centred where no element moves them, as means over boxes of different
-            cells or queries are.
+            several boxes, or one of eight or more, leave the image in the format of the action,
+            but all fit another one; if all boxes of an image are centred where no element moves
+            them, as means over boxes of different cells or queries are.
         TypeError: If ``action`` is no action, or does not fit ``coordinates``.
 
     Example:
@@ -139,12 +141,12 @@ def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[
             f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
         ]
     leaving = ~_inside(ends, sides)
-    # The border may cut what a single box is around.
-    if fitting and len(found) > 1 and bool(leaving.any()):
+    count = int(leaving.sum())
+    if fitting and count and (count > 1 or len(found) >= CUT):
         bad = [round(value, 4) for value in found[leaving][0].tolist()]
         return [
             f"boxes inside of their images in the format {box_format!r}, got {bad}, one of "
-            f"{int(leaving.sum())} of {len(found)} boxes that leave it; use {instead}"
+            f"{count} of {len(found)} boxes that leave it; use {instead}"
         ]
     return []
 
