@@ -277,14 +277,13 @@ def _common(members: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]
 
 def children(x: Any) -> dict[Key, Any] | None:
     """The fields of a structure by key, position or name; None for anything else."""
-    # Dataclasses first: a ModelOutput is a mapping too, one that hides its empty fields.
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-    if isinstance(x, Mapping):
-        return dict(x)
+    # Tuples first: torch 2.10 cannot compile the question whether a named one is a dataclass.
     if isinstance(x, tuple | list):
         return dict(zip(_names(x), x, strict=True))
-    return None
+    # Then dataclasses: a ModelOutput is a mapping too, one that hides its empty fields.
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    return dict(x) if isinstance(x, Mapping) else None
 
 
 def _at_any_depth(action: Action, value: Any) -> Action | None:
@@ -319,6 +318,10 @@ def mapped(x: Any, change: Callable[[Tensor], Any]) -> Any:
 
 def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
     """A structure like x with other values in its fields."""
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*values.values())
+    if isinstance(x, tuple | list):
+        return type(x)(values.values())
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         given = [f.name for f in dataclasses.fields(x) if f.init]
         return type(x)(**{name: values[name] for name in given})
@@ -329,6 +332,4 @@ def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
         for key, value in values.items():
             replaced[key] = value
         return replaced
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*values.values())
     return type(x)(values.values())
