@@ -254,7 +254,7 @@ class VectorFieldAction(Action):
         if x.shape[channels] % size:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, {x.shape[channels]} channels along dim "
-                f"{self.channel_dim}; give vectors of two components each, or one of three"
+                f"{self.channel_dim}; use vectors of two components each, or one of three"
             )
         if not (x.is_floating_point() or x.is_complex() or x.dtype.is_signed):
             raise TypeError(f"x has dtype {x.dtype}; vectors need a signed type")

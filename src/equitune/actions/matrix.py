@@ -96,7 +96,7 @@ class MatrixAction(Action):
 def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tensor:
     if given.dim() != 3 or given.shape[0] != group.order or given.shape[1] != given.shape[2]:
         raise ValueError(
-            f"matrices has shape {tuple(given.shape)}; give (|G|, n, n), one square matrix for "
+            f"matrices has shape {tuple(given.shape)}; use (|G|, n, n), one square matrix for "
             f"each of the {group.order} elements of the group"
         )
     if given.is_complex():
@@ -107,7 +107,7 @@ def _check_matrices(group: FiniteGroup, given: Tensor, rounding: float) -> Tenso
     tolerance = SLACK * table.shape[1] * rounding * (size @ size + size)
     identity = torch.eye(table.shape[1], dtype=torch.float64, device="cpu")
     if not table.isfinite().all():
-        raise ValueError("matrices holds infinities or NaN; give finite numbers")
+        raise ValueError("matrices holds infinities or NaN; use finite numbers")
     if ((table[0] - identity).abs() > tolerance).any():
         raise ValueError(
             f"matrices[0] is {table[0].tolist()}, but element 0 is the identity; "

@@ -325,11 +325,9 @@ def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         given = [f.name for f in dataclasses.fields(x) if f.init]
         return type(x)(**{name: values[name] for name in given})
-    if isinstance(x, Mapping):
-        if type(x) is dict:
-            return dict(values)
-        replaced: Any = copy.copy(x)
-        for key, value in values.items():
-            replaced[key] = value
-        return replaced
-    return type(x)(values.values())
+    if type(x) is dict:
+        return dict(values)
+    replaced: Any = copy.copy(x)
+    for key, value in values.items():
+        replaced[key] = value
+    return replaced
