@@ -21,7 +21,7 @@ import torch
 
 import record
 from cifar10 import CLASSES, data_folder
-from equitune.audit.command import main as equitune
+from equitune.audit._command import main as equitune
 
 NAME, SEED = "audit_cifar10", 0
 COMMAND = "python benchmarks/audit_cifar10.py"

@@ -34,7 +34,7 @@ from equitune.weights import (
     FrozenFeatures,
     MlpWeightNet,
 )
-from equitune.wrappers.lambda_equitune import orbit_logits
+from equitune.wrappers._lambda_equitune import orbit_logits
 from experiment import measure, measure_invariant
 
 NAME, SEED = "cifar10_zero_shot", 0

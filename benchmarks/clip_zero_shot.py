@@ -94,7 +94,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.tiny:
         vars(arguments).update(TINY)
         if arguments.output == record.RESULTS:
-            parser.error("--tiny is a test; give it another --output than results/")
+            parser.error("--tiny is a test; use it another --output than results/")
     if arguments.finetune_steps and not 1 <= arguments.evaluate_every <= arguments.finetune_steps:
         parser.error("give an --evaluate-every from 1 to --finetune-steps")
     return arguments

@@ -34,7 +34,7 @@ from equitune import (
 )
 from equitune.losses import entropy, negative_max_probability
 from equitune.testing import equivariance_report
-from equitune.testing.models import Architecture, model_family
+from equitune.testing._models import Architecture, model_family
 
 SEED = 0
 MODELS = 200

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import equitune
-from equitune.audit.files import PART, write_atomically
+from equitune.audit._files import PART, write_atomically
 from file_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import record
-from equitune.audit.files import write_atomically
+from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot

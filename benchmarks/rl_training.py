@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from equitune import EquiTune
-from equitune.audit.files import write_atomically
+from equitune.audit._files import write_atomically
 from equitune.rl import (
     Symmetry,
     acrobot_mirror,
@@ -25,7 +25,7 @@ from equitune.rl import (
     gridworld_rotations,
     symmetrize,
 )
-from equitune.rl.networks import Method
+from equitune.rl._networks import Method
 
 CELLS = 7
 """The sides of the grid world, and :data:`MOVES` its time limit: the paper names neither."""

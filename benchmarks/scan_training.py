@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import record  # noqa: F401 - it lets the examples be imported
 from equitune import FiniteGroup
-from equitune.audit.files import write_atomically
+from equitune.audit._files import write_atomically
 from recurrent import PAD
 from scan_data import Examples
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import cifar10
-from equitune.extras import require
+from equitune._extras import require
 from equitune.vision import ZeroShotClassifier
 
 PAD, BEGIN, FIRST, END = 0, 1, 2, 258

@@ -170,16 +170,16 @@ def _channels_first(layer: EquivariantLinear) -> tuple[Tensor, Tensor]:
 
 def _check(cell: type[nn.RNNBase], words: TokenAction, symbols: TokenAction) -> None:
     if cell not in CELLS:
-        raise ValueError(f"cell is {cell!r}; give nn.RNN, nn.GRU or nn.LSTM")
+        raise ValueError(f"cell is {cell!r}; use nn.RNN, nn.GRU or nn.LSTM")
     if words.group != symbols.group:
         raise ValueError(
             f"words is an action of a group of order {words.group.order}, symbols of one of order "
-            f"{symbols.group.order}; give two actions of one group"
+            f"{symbols.group.order}; use two actions of one group"
         )
     own = tuple(range(END + 1))
     for name, action in (("words", words), ("symbols", symbols)):
         if any(row[: END + 1] != own for row in action.permutations):
             raise ValueError(
                 f"{name} moves one of the ids {own}, which are no words but padding, start and "
-                "end; give an action that leaves them"
+                "end; use an action that leaves them"
             )

@@ -68,7 +68,7 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         if cell not in CELLS:
-            raise ValueError(f"cell is {cell!r}; give nn.RNN, nn.GRU or nn.LSTM")
+            raise ValueError(f"cell is {cell!r}; use nn.RNN, nn.GRU or nn.LSTM")
         self.words = nn.Embedding(words, size, padding_idx=PAD)
         self.symbols = nn.Embedding(symbols, size, padding_idx=PAD)
         self.encoder = cell(size, size, batch_first=True, bidirectional=True)

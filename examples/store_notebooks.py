@@ -15,7 +15,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 
-from equitune.audit.files import write_atomically
+from equitune.audit._files import write_atomically
 
 EXAMPLES = Path(__file__).resolve().parent
 NAMES = ("cifar10", "hymenoptera", "language_models")

@@ -49,7 +49,7 @@ def equivariant(
     def check(model: Callable[[Any], Any]) -> None:
         __tracebackhide__ = True
         from equitune.testing import assert_equivariant, equivariance_report
-        from equitune.testing.report import CONSTANT
+        from equitune.testing._report import CONSTANT
 
         # A strategy can only have been made where hypothesis is imported.
         hypothesis = sys.modules.get("hypothesis")

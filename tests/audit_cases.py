@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from equitune.audit import find_images
-from equitune.audit.command import main
+from equitune.audit._command import main
 
 SIDE, CLASSES = 8, 3
 CODE = '''

@@ -19,7 +19,7 @@ from transformers import (
 
 from equitune import TokenAction, cyclic, symmetric
 from equitune.text import EquiZeroLM, ResolvedWords
-from equitune.text.interfaces import GENERATE_CACHE
+from equitune.text._interfaces import GENERATE_CACHE
 
 V = 24
 EOS, PAD = 1, 0

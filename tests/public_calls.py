@@ -593,7 +593,7 @@ AUDIT = {
 
 
 def plain(size: int) -> Any:
-    return importlib.import_module("equitune.audit.images").plain_preprocessing(size)
+    return importlib.import_module("equitune.audit._images").plain_preprocessing(size)
 
 
 @functools.cache

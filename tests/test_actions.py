@@ -499,7 +499,7 @@ NEAR_ACTIONS = {
     ),
     "float32 matrices": (
         lambda: MatrixAction(cyclic(2), torch.tensor([[[1.0]], [[2.0]]])),
-        "by 3; give the matrices in float64",
+        "by 3; use the matrices in float64",
     ),
     "float64 matrices": (
         lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),

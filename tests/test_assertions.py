@@ -231,7 +231,7 @@ def test_near_groups_are_found(methods, message):
 
 
 def test_what_is_no_group_at_all():
-    with pytest.raises(TypeError, match="group is a list without 'order'; give an object with"):
+    with pytest.raises(TypeError, match="group is a list without 'order'; use an object with"):
         assert_group([[0]])
 
 
@@ -379,9 +379,9 @@ def test_all_calls_are_without_gradients():
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is 3; give a function or a module"),
+    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is 3; use a function or a module"),
     ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
-     "input_action is a FiniteGroup; give an action"),
+     "input_action is a FiniteGroup; use an action"),
     ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
     ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "give at least one sample"),
     ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
@@ -399,7 +399,7 @@ def test_bad_input(arguments, error, message):
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 def test_negative_tolerances(name):
-    with pytest.raises(ValueError, match=rf"{name} is -0\.1; give 0 or more"):
+    with pytest.raises(ValueError, match=rf"{name} is -0\.1; use 0 or more"):
         assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: -0.1})
 
 
@@ -558,8 +558,8 @@ def test_inputs_of_several_batch_sizes():
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; give an action"),
-    ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; give an action"),
+    ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; use an action"),
+    ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; use an action"),
     ((C4, [1]), TypeError, "x is a list, but ImageAction acts on one tensor"),
     ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "give at least one sample"),
 ])  # fmt: skip
@@ -570,7 +570,7 @@ def test_actions_are_checked_with_clear_messages(arguments, error, message):
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 def test_tolerances_that_are_no_numbers(name):
-    with pytest.raises(TypeError, match=rf"{name} is '1e-3'; give a number"):
+    with pytest.raises(TypeError, match=rf"{name} is '1e-3'; use a number"):
         assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: "1e-3"})
 
 

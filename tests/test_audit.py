@@ -28,9 +28,9 @@ from audit_cases import (
 )
 from equitune import ImageAction, c4, d4
 from equitune.audit import audit, find_images, load_classifier, read_batches, wrap
-from equitune.audit.checkpoints import load_checkpoint
-from equitune.audit.choices import GROUPS
-from equitune.audit.images import spread
+from equitune.audit._checkpoints import load_checkpoint
+from equitune.audit._choices import GROUPS
+from equitune.audit._images import spread
 
 # Figures
 
@@ -203,7 +203,7 @@ def test_the_command_starts_with_torch_alone():
         "import sys\n"
         "for name in ('PIL', 'torchvision', 'timm', 'transformers', 'tqdm', 'safetensors'):\n"
         "    sys.modules[name] = None\n"
-        "from equitune.audit.command import main\n"
+        "from equitune.audit._command import main\n"
         "main(sys.argv[1:])"
     )
     done = subprocess.run(
@@ -291,8 +291,8 @@ def test_labels_of_folders_and_files_are_the_same(folder, call):
         ("image;label\na/0.png;1\n", "must have image,label"),
         ("image,label\na/0.png,1\na/1.png,1\n", "no label for 10 images: a/2.png, a/3.png, b/0"),
         ("image,label\na/0.png,1\na/0.png,2\n", "2 rows for 1 images"),
-        ("all as 3", "'3'; give an index from 0 to 2"),
-        ("all as cat", "'cat'; give an index from 0 to 2"),
+        ("all as 3", "'3'; use an index from 0 to 2"),
+        ("all as cat", "'cat'; use an index from 0 to 2"),
     ],
 )
 def test_bad_label_files(folder, call, text, message):
@@ -366,7 +366,7 @@ def test_mixed_sizes(folder, call):
     save(folder / "images" / "b" / "9.png", noise(10, 12))
     code, _, errors = call(model="Extremes")
     assert code == 2
-    assert "is 8 x 8 and images/b/9.png is 10 x 12; give --size" in errors
+    assert "is 8 x 8 and images/b/9.png is 10 x 12; use --size" in errors
     assert call("--size", "8")[0] == 0
     assert call("--batch-size", "1", model="Extremes")[0] == 0
 
@@ -725,7 +725,7 @@ def test_folders_that_are_numbers(folder, call):
         (folder / "images" / old).rename(folder / "images" / new)
     code, _, errors = call("--labels")
     assert code == 2
-    assert "they would not be the classes that they name; give them leading zeros" in errors
+    assert "they would not be the classes that they name; use them leading zeros" in errors
     for old, new in (("1", "01"), ("2", "02")):
         (folder / "images" / old).rename(folder / "images" / new)
     assert call("--labels")[0] == 0

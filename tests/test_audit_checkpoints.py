@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from equitune.audit import load_classifier
-from equitune.audit.checkpoints import load_checkpoint, read_checkpoint
+from equitune.audit._checkpoints import load_checkpoint, read_checkpoint
 
 WRAPPERS = {
     "parallel": nn.DataParallel,

@@ -22,10 +22,10 @@ from torch import nn
 
 from audit_cases import SIDE, call, folder, noise, rows_of, save
 from equitune.audit import find_images, load_classifier, read_batches
-from equitune.audit.command import main
-from equitune.audit.images import check_images, plain_preprocessing, read_image
-from equitune.audit.labels import class_folders
-from equitune.audit.progress import terminating
+from equitune.audit._command import main
+from equitune.audit._images import check_images, plain_preprocessing, read_image
+from equitune.audit._labels import class_folders
+from equitune.audit._progress import terminating
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
@@ -170,7 +170,7 @@ def test_a_process_does_not_pass_either(folder):
 
 def run(folder, *options):
     source = Path(__file__).resolve().parents[1] / "src"
-    program = "import sys\nfrom equitune.audit.command import main\nsys.exit(main())"
+    program = "import sys\nfrom equitune.audit._command import main\nsys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, "audit", "--images", "images", "--group", "c4", *options],
         env={**os.environ, "PYTHONPATH": str(source)},
@@ -542,7 +542,7 @@ def test_interrupts_between_the_stages(folder, call, monkeypatch, patched, words
     def interrupt(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(f"equitune.audit.command.{patched}", interrupt)
+    monkeypatch.setattr(f"equitune.audit._command.{patched}", interrupt)
     code, _, errors = call()
     assert code == 143
     assert f"equitune audit: interrupted {words}\n" in errors
@@ -580,7 +580,7 @@ def test_what_nobody_can_read_does_not_cost_the_report(folder, reader):
     full = Path("/dev/full")
     if reader == "a full disk" and not full.exists():
         pytest.skip("there is no /dev/full")
-    start = "import sys; from equitune.audit.command import main; sys.exit(main())"
+    start = "import sys; from equitune.audit._command import main; sys.exit(main())"
     command = [sys.executable, "-c", start, "audit", "--model", "code/nets.py:linear",
                "--images", "images", "--group", "c4"]  # fmt: skip
     read, write = os.pipe()

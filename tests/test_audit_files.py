@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from equitune.audit.files import PART, check_writable, write_atomically
+from equitune.audit._files import PART, check_writable, write_atomically
 
 OLD, NEW = b"old\n" * 1000, b"new\n" * 2000
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_synchronised(report, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from equitune.audit.files import write_atomically
+from equitune.audit._files import write_atomically
 
 replace = os.replace
 

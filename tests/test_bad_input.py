@@ -68,7 +68,7 @@ VALUE_ERRORS = {
     "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` has no action"),
     "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "`chunk_size` must be 1 or more"),
     "features chunk": (lambda: RegularFeatures(conv(), C4, chunk_size=-3), "`chunk_size` .* -3"),
-    "gradient": (lambda: zero(gradient="mean"), "gradient is 'mean'; give one of"),
+    "gradient": (lambda: zero(gradient="mean"), "gradient is 'mean'; use one of"),
     "tolerance": (lambda: zero(tie_tolerance=-1.0), "`tie_tolerance` must be .* -1.0"),
     "nan tolerance": (lambda: zero(tie_tolerance=float("nan")), "`tie_tolerance` must .* nan"),
     "proxy shape": (

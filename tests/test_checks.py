@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from equitune.checks import (
+from equitune._checks import (
     described,
     naming,
     readable,

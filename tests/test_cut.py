@@ -20,7 +20,7 @@ from equitune import (
     cyclic,
     d4,
 )
-from equitune.cut import Cut
+from equitune._cut import Cut
 from equitune.testing import assert_equivariant, equivariance_report
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")

@@ -422,7 +422,7 @@ def test_a_search_that_breaks_does_not_hide_what_was_found(x, monkeypatch):
     def broken(trial):
         raise RuntimeError("oh")
 
-    monkeypatch.setattr("equitune.testing.report.find_causes", broken)
+    monkeypatch.setattr("equitune.testing._report.find_causes", broken)
     with pytest.raises(AssertionError, match=r"(?s)not invariant.*RuntimeError\('oh'\)") as error:
         assert_invariant(lambda x: x[..., 0], x, C4)
     assert "the causes could not be looked for" in str(error.value)

@@ -169,7 +169,7 @@ def test_bad_input(backbone, x):
         assert_matches_formula(model, x)
     with pytest.raises(ValueError, match=r"formula\.backbone has modules in train mode"):
         assert_matches_formula(lambda x: x, x, EquiTuneFormula(model.backbone, D4))
-    with pytest.raises(TypeError, match="formula is None; give the formula"):
+    with pytest.raises(TypeError, match="formula is None; use the formula"):
         assert_matches_formula(lambda x: x, x)
     with pytest.raises(TypeError, match=r"input actions for \['x'\]"):
         assert_matches_formula(EquiTune(backbone, {"x": D4}).eval(), x)
@@ -204,7 +204,7 @@ def test_formulas_do_not_touch_what_they_are_given():
 
 
 def test_formulas_that_are_none(backbone, x):
-    with pytest.raises(TypeError, match="formula is a str; give one such as EquiTuneFormula"):
+    with pytest.raises(TypeError, match="formula is a str; use one such as EquiTuneFormula"):
         assert_matches_formula(backbone, x, "mean")
     net = nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)).double()
     formula = LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output")

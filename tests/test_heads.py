@@ -208,9 +208,9 @@ def test_pools_of_regular_features_are_invariant():
         assert pool(features(d4(), 3)).shape == (5, 1, 3)
         assert_invariant(pool, features(d4(), 3), action)
     assert GroupMeanPool(TrivialAction(d4()))(torch.ones(5, 3)).shape == (5, 1, 3)
-    with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); give \(B, 8, channels\)"):
+    with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); use \(B, 8, channels\)"):
         GroupMeanPool(action)(torch.ones(5, 7, 3))
-    with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); give \(B, channels\)"):
+    with pytest.raises(ValueError, match=r"x has shape \(5, 7, 3\); use \(B, channels\)"):
         GroupMeanPool(TrivialAction(d4()))(torch.ones(5, 7, 3))
     with pytest.raises(TypeError, match="pools need floating-point features"):
         GroupMeanPool(action)(torch.ones(5, 8, 3, dtype=torch.int64))
@@ -384,13 +384,13 @@ def test_compiles_to_one_graph(mode):
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ((ImageAction(d4()), regular(d4()), 1, 1), TypeError,
-     "in_action is a ImageAction; give an action that permutes points"),
+     "in_action is a ImageAction; use an action that permutes points"),
     ((regular(d4()), RegularFeatureAction(ImageAction(d4())), 1, 1), TypeError,
      r"out_action\.fiber is a ImageAction; give"),
     ((RegularAction(d4()), regular(d4()), 1, 1), ValueError, "in_action acts on dim -1; give"),
     ((regular(d4()), regular(c4()), 1, 1), ValueError, "in_action is one of a group of order 8"),
-    ((regular(d4()), regular(d4()), 0, 1), ValueError, "in_channels is 0; give a whole number"),
-    ((regular(d4()), regular(d4()), 1, 1.5), ValueError, r"out_channels is 1\.5; give a whole"),
+    ((regular(d4()), regular(d4()), 0, 1), ValueError, "in_channels is 0; use a whole number"),
+    ((regular(d4()), regular(d4()), 1, 1.5), ValueError, r"out_channels is 1\.5; use a whole"),
     ((d4(), regular(d4()), 1, 1), TypeError, "in_action is a FiniteGroup"),
 ])  # fmt: skip
 def test_bad_input(arguments, error, message):

@@ -34,7 +34,7 @@ from equitune.testing import (
     assert_matches_formula,
     equivariance_report,
 )
-from equitune.testing.layers import Layers
+from equitune.testing._layers import Layers
 from equitune.weights import MlpWeightNet
 
 C4, D4 = ImageAction(c4()), ImageAction(d4())

@@ -19,7 +19,7 @@ from equitune.text import (
     OrbitCache,
     REquiLM,
 )
-from equitune.text.interfaces import GENERATE_CACHE
+from equitune.text._interfaces import GENERATE_CACHE
 from lm_cases import (
     CONFIGS,
     PAD,

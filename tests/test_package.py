@@ -58,7 +58,7 @@ RANK = {
 def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
-        "equitune.losses, equitune.weights, equitune.audit, equitune.audit.command, "
+        "equitune.losses, equitune.weights, equitune.audit, equitune.audit._command, "
         "equitune.vision, equitune.viz, equitune.seq2seq; "
         "new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"

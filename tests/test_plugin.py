@@ -143,7 +143,7 @@ def test_no_action():
     result.stdout.fnmatch_lines([
         "*test_returns_nothing is marked equivariant, but returns a NoneType; let it return *",
         "*test_no_x: the marker equivariant missing 1 required keyword-only argument: 'x'*",
-        "*input_action is a FiniteGroup; give an action*",
+        "*input_action is a FiniteGroup; use an action*",
     ])  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equitune.checks import described
+from equitune._checks import described
 from public_calls import (
     ABSTRACT,
     ALONE,

@@ -251,7 +251,7 @@ VALUE_ERRORS = {
     ),
     "no set_state": (
         lambda: check_symmetry(cases.PointMass(), SQUARE),
-        "how PointMass is put into a state is not known; give set_state",
+        "how PointMass is put into a state is not known; use set_state",
     ),
     "other number of actions": (
         lambda: check_symmetry(gymnasium.make("Acrobot-v1"), Symmetry(
@@ -409,5 +409,5 @@ def test_states_may_be_given():
     assert (report.steps, report.passed) == (60, True)
     assert report.unseen == ("the end of an episode", "a reward other than 1")
     for wrong in (seen[0], np.zeros((3, 5)), seen[:0]):
-        with pytest.raises(ValueError, match=r"states is of shape .*; give \(N, 4\)"):
+        with pytest.raises(ValueError, match=r"states is of shape .*; use \(N, 4\)"):
             check_symmetry(env, mirror, states=wrong)

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
 from equitune import ImageAction, d4
 from equitune.rl import CoordinateGridworld, PixelGridworld, gridworld_rotations, set_state
-from equitune.rl.gridworld import _register
+from equitune.rl._gridworld import _register
 
 KINDS = {"equitune/Gridworld-v0": CoordinateGridworld, "equitune/PixelGridworld-v0": PixelGridworld}
 CLASSES = list(KINDS.values())
@@ -196,10 +196,10 @@ def with_two_agents():
 
 
 VALUE_ERRORS = {
-    "size": (lambda: CoordinateGridworld(size=1), "size is 1; give a whole number of 2 or more"),
+    "size": (lambda: CoordinateGridworld(size=1), "size is 1; use a whole number of 2 or more"),
     "half a size": (lambda: PixelGridworld(size=2.5), "size is 2.5"),
     "render mode": (lambda: CoordinateGridworld(render_mode="human"), "render_mode is 'human'"),
-    "action": (lambda: at(CoordinateGridworld, (0, 0), (1, 1)).step(4), "action is 4; give 0"),
+    "action": (lambda: at(CoordinateGridworld, (0, 0), (1, 1)).step(4), "action is 4; use 0"),
     "actions": (
         lambda: at(CoordinateGridworld, (0, 0), (1, 1)).step(np.array([1])),
         r"action is array\(\[1\]\)",
@@ -236,7 +236,7 @@ VALUE_ERRORS = {
     ),
     "cartpole": (
         lambda: set_state(gymnasium.make("CartPole-v1"), np.zeros(3)),
-        r"shape \(3,\); give \(4,\)"),
+        r"shape \(3,\); use \(4,\)"),
     "acrobot": (
         lambda: set_state(gymnasium.make("Acrobot-v1"), np.ones(6)), "no cosine and sine"),
 }  # fmt: skip

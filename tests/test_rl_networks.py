@@ -25,7 +25,7 @@ from equitune import (
 )
 from equitune.losses import negative_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
-from equitune.rl.linear import matrices
+from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
 from equitune.weights import AttentionWeightNet
 

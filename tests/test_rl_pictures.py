@@ -23,7 +23,7 @@ from equitune.rl import (
     gridworld_pixel_rotations,
     symmetrize,
 )
-from equitune.rl.pictures import ChannelsFirst
+from equitune.rl._pictures import ChannelsFirst
 from equitune.testing import assert_action, assert_equivariant
 
 EXCHANGED = PermutationAction(cyclic(2), [(0, 1), (1, 0)])

@@ -356,7 +356,7 @@ def test_what_cannot_be_symmetrised_is_refused(trained):
         symmetrize(DQN(OtherPolicy, "CartPole-v1", buffer_size=10), mirror)
     with pytest.raises(TypeError, match="with a policy of the class SymmetricDQNPolicy"):
         symmetrize(symmetrize(trained[DQN], mirror), mirror)
-    with pytest.raises(TypeError, match="symmetry is a MatrixAction; give a Symmetry"):
+    with pytest.raises(TypeError, match="symmetry is a MatrixAction; use a Symmetry"):
         symmetrize(trained[DQN], mirror.observation)
     with pytest.raises(TypeError, match="method is a str"):
         symmetrize(trained[DQN], mirror, "equizero")

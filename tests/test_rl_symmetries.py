@@ -250,7 +250,7 @@ TYPE_ERRORS = {
         lambda: discrete_symmetry(THREE, ["l", "r"], MIRROR), "use a list of Moves"),
     "a list of pairs": (lambda: Move([("a", "b")]), "observation is a list"),
     "text": (lambda: Move({}, "left"), "action is a str"),
-    "numbers": (lambda: Move({0: 1}), "observation moves 0; give the names"),
+    "numbers": (lambda: Move({0: 1}), "observation moves 0; use the names"),
     "no action": (lambda: Symmetry(TrivialAction(c4()), [(0, 1)]), "action is a list"),
     "a symmetry for an action": (
         lambda: Symmetry(cartpole_mirror(), RegularAction(cyclic(2))),

@@ -389,8 +389,8 @@ def decoder_of(**changes):
 BAD_DECODERS = [
     (lambda: GreedyDecoder(nn.Linear(2, 2), start=1, end=2, limit=3), TypeError, "encode"),
     (lambda: GreedyDecoder(lambda x: x, start=1, end=2, limit=3), TypeError, "function"),
-    (lambda: decoder_of(limit=0), ValueError, "limit is 0; give a whole number of 1 or more"),
-    (lambda: decoder_of(start=-1), ValueError, "start is -1; give the id of a symbol"),
+    (lambda: decoder_of(limit=0), ValueError, "limit is 0; use a whole number of 1 or more"),
+    (lambda: decoder_of(start=-1), ValueError, "start is -1; use the id of a symbol"),
     (lambda: decoder_of(end="."), ValueError, "end is '.'"),
     (lambda: decoder_of(pad=True), ValueError, "pad is True"),
 ]
@@ -399,25 +399,25 @@ SOURCE = torch.tensor([[4, 5], [6, 7]])
 TARGETS = torch.tensor([[4, END, PAD], [5, 6, END]])
 
 BAD_CALLS = [
-    (lambda d: d(["a"]), TypeError, r"source is a list; give a tensor \(B, ...\)"),
-    (lambda d: d(SOURCE, TARGETS.float()), TypeError, "targets is torch.float32; give the int64"),
+    (lambda d: d(["a"]), TypeError, r"source is a list; use a tensor \(B, ...\)"),
+    (lambda d: d(SOURCE, TARGETS.float()), TypeError, "targets is torch.float32; use the int64"),
     (lambda d: d(SOURCE, TARGETS.tolist()), TypeError, "targets is list"),
-    (lambda d: d(SOURCE, TARGETS[:1]), ValueError, r"targets has shape \(1, 3\); give \(B, L\)"),
+    (lambda d: d(SOURCE, TARGETS[:1]), ValueError, r"targets has shape \(1, 3\); use \(B, L\)"),
     (lambda d: d(SOURCE, TARGETS[:, :0]), ValueError, "of one symbol or more"),
     (lambda d: d(SOURCE, TARGETS.repeat(1, 5)), ValueError,
      "targets has 15 symbols a sequence, but the decoder's limit is 12"),
     (lambda d: d(SOURCE, TARGETS.masked_fill(TARGETS == PAD, -100)), ValueError,
      "targets holds -100, but targets are fed to the model; pad them with the decoder's pad"),
     (lambda d: d(SOURCE, length=13), ValueError, "length is 13, but the decoder's limit is 12"),
-    (lambda d: d(SOURCE, length=0), ValueError, "length is 0; give a whole number"),
+    (lambda d: d(SOURCE, length=0), ValueError, "length is 0; use a whole number"),
     (lambda d: d(SOURCE, TARGETS, length=3), ValueError, "there are targets"),
 ]  # fmt: skip
 
 BAD_WRAPPERS = [
     (lambda d: EquiSeq2Seq(Steps(), CASE.source, CASE.symbols), TypeError,
-     r"backbone is a Steps; give GreedyDecoder\(model"),
+     r"backbone is a Steps; use GreedyDecoder\(model"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.symbols.on_logits()), TypeError,
-     "symbol_action is a PermutationAction; give a TokenAction"),
+     "symbol_action is a PermutationAction; use a TokenAction"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(SYMBOLS, [(END, 4, 5)])),
      ValueError, "symbol_action moves 2, but the decoder's end is 2"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(SYMBOLS, [(START, 4, 5)])),
@@ -438,7 +438,7 @@ BAD_WRAPPERS = [
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.symbols, weight_net=WordScore(),
                              weight_input=None), TypeError, "`weight_input` must .* None"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.symbols, feedback="lockstep"), TypeError,
-     r"feedback is 'lockstep'; give Lockstep\(\) or Independent\(\)"),
+     r"feedback is 'lockstep'; use Lockstep\(\) or Independent\(\)"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.symbols, feedback=Lockstep), TypeError,
      "feedback is the class Lockstep"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.symbols, weight_net=len), TypeError,

@@ -266,7 +266,7 @@ def test_models_shrink_and_do_not_touch_the_global_seed():
 
 @pytest.mark.parametrize(("action", "output", "message"), [
     (TreeAction({"x": D4}), None, "give the action of one tensor"),
-    (D4, TreeAction([TrivialAction(d4()), D4]), "a TreeAction of a sequence; give one of a dict"),
+    (D4, TreeAction([TrivialAction(d4()), D4]), "a TreeAction of a sequence; use one of a dict"),
     (D4, TreeAction(others=D4), "a TreeAction of a sequence; .* a name for every field"),
     (D4, OneOf([D4, TreeAction([D4])]), "output_action is a OneOf"),
     (D4, VectorFieldAction(d4(), channel_dim=1), "count from the end"),
@@ -289,9 +289,9 @@ def test_groups_from_a_product_are_drawn_too():
 @pytest.mark.parametrize(("strategy", "error", "message"), [
     (lambda: finite_groups(min_order=13, max_order=13), ValueError, "the orders are"),
     (lambda: finite_groups(max_order=100), ValueError, "max_order is 100; the orders are"),
-    (lambda: permutation_actions(4), TypeError, "group is a int; give a FiniteGroup"),
+    (lambda: permutation_actions(4), TypeError, "group is a int; use a FiniteGroup"),
     (lambda: small_models(d4()), TypeError, "`input_action` must be an Action"),
-    (lambda: arrays((2,), "float32"), TypeError, "dtype is 'float32'; give a torch.dtype"),
+    (lambda: arrays((2,), "float32"), TypeError, "dtype is 'float32'; use a torch.dtype"),
     (lambda: token_batches(0, 3), ValueError, "vocab has 0 ids"),
     (lambda: token_batches(5, -1), ValueError, "length is -1"),
     (lambda: token_batches(TOKENS, 0), ValueError, "length is 0"),

@@ -358,7 +358,7 @@ def test_googlenet_and_distilled_transformers():
     (lambda: TreeAction(NOTHING), TypeError, "or others=action for one on every field"),
     (lambda: TreeAction("ab"), TypeError, "`actions` must be a sequence, got 'ab'"),
     (lambda: TreeAction({"x": None}), TypeError, r"actions\['x'\] is a NoneType"),
-    (lambda: TreeAction([NOTHING], others=c4()), TypeError, "others is a FiniteGroup; give an act"),
+    (lambda: TreeAction([NOTHING], others=c4()), TypeError, "others is a FiniteGroup; use an act"),
     (lambda: TreeAction(), ValueError, "`actions` has no action"),
     (lambda: TreeAction(others=Drop()), ValueError, "`actions` has no action"),
     (lambda: TreeAction([NOTHING], others=ImageAction(d4())), ValueError, "different groups"),

@@ -9,7 +9,7 @@ import torch
 from equitune import TokenAction, cyclic
 from equitune.testing import assert_action
 from equitune.text import EqualityWords, ResolvedWords, SkippedWords
-from equitune.text.variants import forms
+from equitune.text._variants import forms
 
 
 class Tokenizer:

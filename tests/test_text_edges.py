@@ -22,8 +22,8 @@ from equitune.text import (
     ResolvedWords,
     sequence_log_prob,
 )
-from equitune.text.few_rows import few_rows
-from equitune.text.interfaces import GENERATE_CACHE
+from equitune.text._few_rows import few_rows
+from equitune.text._interfaces import GENERATE_CACHE
 from lm_cases import (
     PAD,
     WORDS,

@@ -19,8 +19,8 @@ from equitune.text import (
     regard_gap,
     sequence_log_prob,
 )
-from equitune.text.copies import branch, split_points
-from equitune.text.few_rows import few_rows
+from equitune.text._copies import branch, split_points
+from equitune.text._few_rows import few_rows
 from lm_cases import PAD, WORDS, V, language_model, padded, prompts, refused, tokenizer
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from equitune.text import EquiLM, OrbitCache, perplexity, sequence_log_prob
-from equitune.text.interfaces import CACHE_ARGUMENTS, GENERATE_CACHE, Interface
+from equitune.text._interfaces import CACHE_ARGUMENTS, GENERATE_CACHE, Interface
 from lm_cases import (
     PAD,
     WORDS,

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from equitune.text import EquiLM, EquiZeroLM, MeanOfLogits, REquiLM, ResolvedWords
-from equitune.text.phrases import check_phrases
+from equitune.text._phrases import check_phrases
 from lm_cases import (
     EOS,
     PAD,

@@ -536,14 +536,14 @@ def embed_one(prompts):
     (["cat"], [], ValueError, "templates is empty"),
     ("cat", ["{}"], TypeError, r"class_names is the string 'cat'; .* \['cat'\]"),
     (["cat"], "a {}", TypeError, "templates is the string 'a {}'"),
-    (["cat", " "], ["{}"], ValueError, r"class_names\[1\] is ' '; give a string with something"),
-    (["cat", 3], ["{}"], TypeError, r"class_names\[1\] is 3; give a string"),
+    (["cat", " "], ["{}"], ValueError, r"class_names\[1\] is ' '; use a string with something"),
+    (["cat", 3], ["{}"], TypeError, r"class_names\[1\] is 3; use a string"),
     (["cat"], ["a {}", "a photo"], ValueError, r"templates\[1\] is 'a photo', without a place"),
-    (3, ["{}"], TypeError, "class_names is 3; give a list"),
-    (["cat"], None, TypeError, "templates is None; give a list"),
-    (["cat"], [3], TypeError, r"templates\[0\] is 3; give a string or a function"),
-    (["cat"], [lambda name: 3], TypeError, r"templates\[0\]\('cat'\) is 3; give a string"),
-    (["cat"], [lambda name: " "], ValueError, r"templates\[0\]\('cat'\) is ' '; give a string"),
+    (3, ["{}"], TypeError, "class_names is 3; use a list"),
+    (["cat"], None, TypeError, "templates is None; use a list"),
+    (["cat"], [3], TypeError, r"templates\[0\] is 3; use a string or a function"),
+    (["cat"], [lambda name: 3], TypeError, r"templates\[0\]\('cat'\) is 3; use a string"),
+    (["cat"], [lambda name: " "], ValueError, r"templates\[0\]\('cat'\) is ' '; use a string"),
     (["cat", "dog"], ["{}", lambda name: "a photo"], ValueError,
      r"templates\[1\] makes the prompt 'a photo' for all names"),
     (["cat"], ["a {name}"], ValueError, "write {} there, such as 'a photo of a {}.'"),
@@ -592,7 +592,7 @@ EYE = torch.eye(2)
     ((len, EYE, ["cat", "dog"]), TypeError, "`encoder` must be a torch.nn.Module, got a builtin"),
     ((Uneven(), EYE.tolist(), ["cat", "dog"]), TypeError, "class_embeddings is a list"),
     ((Uneven(), EYE.int(), ["cat", "dog"]), TypeError, "of dtype torch.int32"),
-    ((Uneven(), EYE[0], ["cat", "dog"]), ValueError, r"has shape \(2,\); give \(classes, D\)"),
+    ((Uneven(), EYE[0], ["cat", "dog"]), ValueError, r"has shape \(2,\); use \(classes, D\)"),
     ((Uneven(), EYE[:0], ["cat"]), ValueError, r"has shape \(0, 2\)"),
     ((Uneven(), 0 * EYE, ["cat", "dog"]), ValueError, r"class_embeddings\[0\] has the norm 0.0"),
 ])  # fmt: skip
@@ -654,7 +654,7 @@ def test_bad_stacks_of_the_loss(classifier):
 
 
 def test_bad_wraps(classifier, images):
-    with pytest.raises(TypeError, match="wrap is a EquiTune; give a function of the encoder"):
+    with pytest.raises(TypeError, match="wrap is a EquiTune; use a function of the encoder"):
         classifier.symmetrize(EquiTune(classifier.encoder, C4))
     with pytest.raises(TypeError, match=r"`encoder` must be .* got a tensor"):
         classifier.symmetrize(lambda encoder: images)
@@ -670,9 +670,7 @@ def test_bad_models():
     make = ZeroShotClassifier.from_transformers
     with pytest.raises(TypeError, match=r"a Linear, without \['vision_model', .*'logit_scale'\]"):
         make(nn.Linear(2, 2), spell, NAMES)
-    with pytest.raises(
-        TypeError, match="without \\['visual', 'encode_text'\\]; give a model of op"
-    ):
+    with pytest.raises(TypeError, match="without \\['visual', 'encode_text'\\]; use a model of op"):
         ZeroShotClassifier.from_open_clip(model, spell, NAMES)
     with pytest.raises(TypeError, match=r"a processor of images and texts; .* processor.tokenizer"):
         make(model, SimpleNamespace(image_processor=None), NAMES)
@@ -689,7 +687,7 @@ def test_bad_models():
 
 def test_a_bad_tokenizer_of_open_clip():
     model, _ = from_tiny_open_clip()
-    with pytest.raises(TypeError, match=r"returned a dict; give open_clip\.get_tokenizer"):
+    with pytest.raises(TypeError, match=r"returned a dict; use open_clip\.get_tokenizer"):
         ZeroShotClassifier.from_open_clip(model, spell, NAMES)
 
 

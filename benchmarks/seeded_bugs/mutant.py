@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune import Action, ImageAction, c4, d4
 from equitune.testing import Formula, assert_equivariant, assert_invariant, assert_matches_formula
-from equitune.testing.models import Architecture, model_family
+from equitune.testing._models import Architecture, model_family
 
 IMAGE = (-2, -1)
 C4, D4 = ImageAction(c4()), ImageAction(d4())

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equitune._checks import naming, require_mean, require_number, require_tensor, require_type
 from equitune.actions import Action
-from equitune.checks import naming, require_mean, require_number, require_tensor, require_type
 
 __all__ = [
     "can_be_averaged",
@@ -119,7 +119,7 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     if weights.shape != stack.shape[:2]:
         raise ValueError(
             f"weights has shape {tuple(weights.shape)} for a stack of shape {tuple(stack.shape)}; "
-            f"give one weight per element and sample, {tuple(stack.shape[:2])}"
+            f"use one weight per element and sample, {tuple(stack.shape[:2])}"
         )
     factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
     terms = torch.where(factors == 0, 0, factors * stack)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from equitune.checks import require_int, require_tensor
+from equitune._checks import require_int, require_tensor
 
 __all__ = ["entropy", "negative_max_probability", "negative_max_q_value", "negative_similarity"]
 
@@ -130,7 +130,7 @@ def _check(name: str, stack: Tensor, dim: int) -> None:
     position = dim if dim >= 0 else stack.dim() + dim
     if not 2 <= position < stack.dim():
         raise ValueError(
-            f"dim is {dim} for a stack of shape {tuple(stack.shape)}, (|G|, B, ...); give a "
+            f"dim is {dim} for a stack of shape {tuple(stack.shape)}, (|G|, B, ...); use a "
             "dimension behind these two, in the stack; for outputs (B, C, H, W) it is 2 or -3"
         )
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitune._checks import readable, require_strings
+from equitune._cut import find_submodule
 from equitune.actions import Action, TreeAction
-from equitune.checks import readable, require_strings
-from equitune.cut import find_submodule
 from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
 from equitune.wrappers import Canonicalize, LambdaEquiTune
-from equitune.wrappers.lambda_equitune import LambdaSymmetrizer
-from equitune.wrappers.orbit import OrbitModule
-from equitune.wrappers.selection import SelectingSymmetrizer
+from equitune.wrappers._lambda_equitune import LambdaSymmetrizer
+from equitune.wrappers._orbit import OrbitModule
+from equitune.wrappers._selection import SelectingSymmetrizer
 
 __all__ = [
     "backbone_phase",
@@ -67,7 +67,7 @@ def weights_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
     if not learned:
         raise ValueError(
             f"model has a weight_net of type {type(model.weight_net).__name__} without parameters "
-            "to learn; give LambdaEquiTune one that has some, such as equitune.weights."
+            "to learn; use LambdaEquiTune with one that has some, such as equitune.weights."
             "MlpWeightNet, and do not set requires_grad of all of them to False"
         )
     model.freeze_backbone().train()
@@ -146,7 +146,7 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
     """
     _require_wrapper(model)
     if isinstance(submodules, str):
-        raise TypeError(f"submodules is {submodules!r}; give a list of names, [{submodules!r}]")
+        raise TypeError(f"submodules is {submodules!r}; use a list of names, [{submodules!r}]")
     submodules = require_strings("submodules", submodules, "a list of dotted names")
     modules = [find_submodule(model.backbone, name, "submodules") for name in submodules]
     probed = list(dict.fromkeys(p for module in modules for p in module.parameters()))
@@ -186,29 +186,29 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
         4.0
     """
     if elements is not None and not isinstance(elements, Tensor):
-        raise TypeError(f"elements is a {type(elements).__name__}; give an int64 tensor (B,)")
+        raise TypeError(f"elements is a {type(elements).__name__}; use an int64 tensor (B,)")
     if not isinstance(scores, Tensor):
         raise TypeError(
-            f"scores is a {type(scores).__name__}; give those of a LambdaEquiTune, "
+            f"scores is a {type(scores).__name__}; use those of a LambdaEquiTune, "
             "model.explain(x).scores"
         )
     if scores.dim() != 2:
-        raise ValueError(f"scores has shape {tuple(scores.shape)}; give (|G|, B)")
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; use (|G|, B)")
     order, batch = scores.shape
     if elements is None:
         elements = torch.zeros(batch, dtype=torch.int64, device=scores.device)
     if elements.dtype != torch.int64:
-        raise TypeError(f"elements has dtype {elements.dtype}; give int64 elements")
+        raise TypeError(f"elements has dtype {elements.dtype}; use int64 elements")
     if elements.shape != (batch,):
         raise ValueError(
             f"elements has shape {tuple(elements.shape)} for scores of shape "
-            f"{tuple(scores.shape)}; give one element per sample, ({batch},)"
+            f"{tuple(scores.shape)}; use one element per sample, ({batch},)"
         )
     if readable(elements):
         outside = elements[(elements < 0) | (elements >= order)]
         if len(outside):
             raise ValueError(
-                f"elements holds {int(outside[0])}, but the scores are of {order} elements; give "
+                f"elements holds {int(outside[0])}, but the scores are of {order} elements; use "
                 f"0 to {order - 1}"
             )
     return F.cross_entropy(scores.T, elements)
@@ -286,10 +286,10 @@ def _free_weights(model: LambdaSymmetrizer) -> list[nn.Parameter]:
 
 def _require_wrapper(model: object) -> None:
     if not isinstance(model, OrbitModule):
-        raise TypeError(f"model is a {type(model).__name__}; give a wrapper such as EquiTune")
+        raise TypeError(f"model is a {type(model).__name__}; use a wrapper such as EquiTune")
 
 
 def _require_lambda(model: object, kind: type[LambdaSymmetrizer] = LambdaSymmetrizer) -> None:
     if not isinstance(model, kind):
         others = "" if kind is LambdaEquiTune else " or a LambdaSeq2Seq"
-        raise TypeError(f"model is a {type(model).__name__}; give a LambdaEquiTune{others}")
+        raise TypeError(f"model is a {type(model).__name__}; use a LambdaEquiTune{others}")

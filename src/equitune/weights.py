@@ -8,15 +8,15 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from equitune.checks import (
+from equitune._checks import (
     require_counts,
     require_module,
     require_number,
     require_tensor,
     require_type,
 )
-from equitune.wrappers.lambda_equitune import OrbitWeightNet
-from equitune.wrappers.tap import Tap
+from equitune.wrappers._lambda_equitune import OrbitWeightNet
+from equitune.wrappers._tap import Tap
 
 __all__ = [
     "AttentionWeightNet",
@@ -150,7 +150,7 @@ class AttentionWeightNet(OrbitWeightNet):
         require_counts(in_features=in_features, hidden_features=hidden_features, heads=heads)
         if hidden_features % heads:
             raise ValueError(
-                f"hidden_features is {hidden_features} and heads is {heads}; give a multiple"
+                f"hidden_features is {hidden_features} and heads is {heads}; use a multiple"
             )
         self.in_features = in_features
         self.embed = nn.Linear(in_features, hidden_features)
@@ -233,7 +233,7 @@ class FrozenFeatures(nn.Module):
         features = self.extractor(copies)
         if not isinstance(features, Tensor):
             raise TypeError(
-                f"the network returns a {type(features).__name__}; give the name of a submodule "
+                f"the network returns a {type(features).__name__}; use the name of a submodule "
                 "that returns a tensor"
             )
         return features
@@ -259,7 +259,7 @@ class OnFeatures(OrbitWeightNet):
         require_module("extractor", extractor)
         if not isinstance(weight_net, OrbitWeightNet):
             raise TypeError(
-                f"weight_net is a {type(weight_net).__name__}, which sees single copies; give "
+                f"weight_net is a {type(weight_net).__name__}, which sees single copies; use "
                 "LambdaEquiTune an nn.Sequential(extractor, weight_net)"
             )
         self.extractor = extractor

@@ -1,16 +1,16 @@
 """How a group acts on tensors and on structures of tensors."""
 
-from equitune.actions.base import Action, TrivialAction
-from equitune.actions.image import ImageAction, VectorFieldAction
-from equitune.actions.matrix import MatrixAction
-from equitune.actions.permutation import (
+from equitune.actions._base import Action, TrivialAction
+from equitune.actions._image import ImageAction, VectorFieldAction
+from equitune.actions._matrix import MatrixAction
+from equitune.actions._permutation import (
     PermutationAction,
     RegularAction,
     RegularFeatureAction,
     TokenAction,
 )
-from equitune.actions.product import ProductAction
-from equitune.actions.tree import Drop, OneOf, TreeAction
+from equitune.actions._product import ProductAction
+from equitune.actions._tree import Drop, OneOf, TreeAction
 
 __all__ = [
     "Action",

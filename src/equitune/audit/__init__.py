@@ -3,12 +3,12 @@
 The command is ``equitune audit``; from Python, :func:`audit` takes a model and batches of images.
 """
 
-from equitune.audit.choices import GROUPS, wrap
-from equitune.audit.images import find_images, read_batches
-from equitune.audit.measure import Audit, ModelAudit, audit
-from equitune.audit.models import Classifier, load_classifier
-from equitune.audit.report import render_report
-from equitune.audit.table import Table, elements_table, models_table
+from equitune.audit._choices import GROUPS, wrap
+from equitune.audit._images import find_images, read_batches
+from equitune.audit._measure import Audit, ModelAudit, audit
+from equitune.audit._models import Classifier, load_classifier
+from equitune.audit._report import render_report
+from equitune.audit._table import Table, elements_table, models_table
 
 __all__ = [
     "GROUPS",

@@ -4,9 +4,9 @@ Elements are the integers ``0 .. order - 1`` and ``0`` is the identity. ``compos
 product ``gh``: first ``h``, then ``g``. Nothing here touches a tensor.
 """
 
-from equitune.groups.group import Embedding, FiniteGroup
-from equitune.groups.named import c4, cyclic, d4, dihedral, symmetric, trivial
-from equitune.groups.permutations import generate_permutations
+from equitune.groups._group import Embedding, FiniteGroup
+from equitune.groups._named import c4, cyclic, d4, dihedral, symmetric, trivial
+from equitune.groups._permutations import generate_permutations
 
 __all__ = [
     "Embedding",

@@ -1,14 +1,14 @@
 """A kit for reinforcement learning: symmetries of environments, and networks that keep them."""
 
-from equitune.rl.algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
-from equitune.rl.checking import check_symmetry
-from equitune.rl.gridworld import CoordinateGridworld, Gridworld, PixelGridworld
-from equitune.rl.networks import VectorSymmetrizer, equizero, lambda_equitune
-from equitune.rl.policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
-from equitune.rl.report import Mismatch, SymmetryReport
-from equitune.rl.states import set_state
-from equitune.rl.statistics import SymmetricMeanStd
-from equitune.rl.symmetries import (
+from equitune.rl._algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
+from equitune.rl._checking import check_symmetry
+from equitune.rl._gridworld import CoordinateGridworld, Gridworld, PixelGridworld
+from equitune.rl._networks import VectorSymmetrizer, equizero, lambda_equitune
+from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
+from equitune.rl._report import Mismatch, SymmetryReport
+from equitune.rl._states import set_state
+from equitune.rl._statistics import SymmetricMeanStd
+from equitune.rl._symmetries import (
     Move,
     Symmetry,
     acrobot_mirror,

@@ -6,10 +6,10 @@
 import importlib
 from typing import Any
 
-from equitune.testing.assertions import assert_equivariant, assert_invariant, equivariance_report
-from equitune.testing.axioms import assert_action, assert_group
-from equitune.testing.comparison import RELATIVE_TOLERANCES
-from equitune.testing.formulas import (
+from equitune.testing._assertions import assert_equivariant, assert_invariant, equivariance_report
+from equitune.testing._axioms import assert_action, assert_group
+from equitune.testing._comparison import RELATIVE_TOLERANCES
+from equitune.testing._formulas import (
     CanonicalizeFormula,
     EquiTuneFormula,
     EquiZeroFormula,
@@ -17,8 +17,8 @@ from equitune.testing.formulas import (
     LambdaEquiTuneFormula,
     RegularFeaturesFormula,
 )
-from equitune.testing.literal import assert_matches_formula
-from equitune.testing.report import ElementErrors, EquivarianceReport
+from equitune.testing._literal import assert_matches_formula
+from equitune.testing._report import ElementErrors, EquivarianceReport
 
 __all__ = [
     "RELATIVE_TOLERANCES",

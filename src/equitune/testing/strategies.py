@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 
+from equitune._checks import require_flag, require_int, require_ints, require_type
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
-from equitune.actions.base import require_group
-from equitune.checks import require_flag, require_int, require_ints, require_type
+from equitune.actions._base import require_group
 from equitune.groups import (
     FiniteGroup,
     cyclic,
@@ -29,8 +29,8 @@ from equitune.groups import (
     symmetric,
     trivial,
 )
-from equitune.groups.axioms import generated
-from equitune.testing.models import Architecture, model_family
+from equitune.groups._axioms import generated
+from equitune.testing._models import Architecture, model_family
 
 __all__ = [
     "arrays",
@@ -170,7 +170,7 @@ def arrays(
     size = require_ints("shape", given, "the size of each dimension, or a strategy of them")
     kind = draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype
     if not isinstance(kind, torch.dtype):
-        raise TypeError(f"dtype is {kind!r}; give a torch.dtype, such as torch.float32")
+        raise TypeError(f"dtype is {kind!r}; use a torch.dtype, such as torch.float32")
     if kind == torch.bool:
         return torch.from_numpy(draw(npst.arrays(np.bool_, size)))
     if kind.is_complex:
@@ -225,12 +225,12 @@ def images(
         require_flag("square", square)
     if not 2 <= min_side <= max_side - (square is False):
         raise ValueError(
-            f"min_side is {min_side} and max_side is {max_side}; give 2 <= min_side <= max_side, "
+            f"min_side is {min_side} and max_side is {max_side}; use 2 <= min_side <= max_side, "
             "and two different ones where images are not square"
         )
     if max_batch < 1 or (channels is not None and channels < 1):
         raise ValueError(
-            f"max_batch is {max_batch} and channels is {channels}; give 1 or more of each"
+            f"max_batch is {max_batch} and channels is {channels}; use 1 or more of each"
         )
     batch = draw(st.integers(1, max_batch))
     depth = draw(st.integers(1, 3)) if channels is None else channels
@@ -279,7 +279,7 @@ def token_batches(
         moving = [g for g, row in enumerate(vocab.permutations) if row != identity]
     if size < 1 or max_batch < 1 or steps < (1 if moving else 0):
         raise ValueError(
-            f"vocab has {size} ids, length is {steps} and max_batch is {max_batch}; give 1 or more "
+            f"vocab has {size} ids, length is {steps} and max_batch is {max_batch}; use 1 or more "
             "of each (a length of 0 only with a number of ids)"
         )
     shape = (draw(st.integers(1, max_batch)), steps)

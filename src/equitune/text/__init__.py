@@ -1,20 +1,20 @@
 """Kits for language models: equality words, fair models that generate, and measures of fairness."""
 
-from equitune.text.averages import MeanOfLogits, MeanOfProbabilities, TokenAverage
-from equitune.text.copies import OrbitCache
-from equitune.text.equizero import EquiZeroLM, REquiZeroLM
-from equitune.text.language_models import EquiLM, REquiLM
-from equitune.text.measures import (
+from equitune.text._averages import MeanOfLogits, MeanOfProbabilities, TokenAverage
+from equitune.text._copies import OrbitCache
+from equitune.text._equizero import EquiZeroLM, REquiZeroLM
+from equitune.text._language_models import EquiLM, REquiLM
+from equitune.text._measures import (
     fairness_gap,
     perplexity,
     regard_distribution,
     regard_gap,
     sequence_log_prob,
 )
-from equitune.text.noise import GumbelNoise
-from equitune.text.orbit import OrbitLM
-from equitune.text.scorers import ClassificationScorer
-from equitune.text.words import EqualityWords, ResolvedWords, SkippedWords
+from equitune.text._noise import GumbelNoise
+from equitune.text._orbit import OrbitLM
+from equitune.text._scorers import ClassificationScorer
+from equitune.text._words import EqualityWords, ResolvedWords, SkippedWords
 
 __all__ = [
     "ClassificationScorer",

@@ -1,13 +1,13 @@
 """Kits for images: boxes, keypoints and labels, detectors, CLIP as a zero-shot classifier."""
 
-from equitune.vision.boxes import BoxAction
-from equitune.vision.coordinates import KeypointAction, label_swaps
-from equitune.vision.detections import AbsoluteCoordinates, PaddedDetections, RelativeCoordinates
-from equitune.vision.embeddings import ImageTextLoss, UnitEmbeddings
-from equitune.vision.grids import BoxMapAction, GridBoxAction
-from equitune.vision.plausibility import check_coordinates
-from equitune.vision.prompts import DEFAULT_TEMPLATES, PHOTO_TEMPLATES, embed_classes
-from equitune.vision.zero_shot import ZeroShotClassifier
+from equitune.vision._boxes import BoxAction
+from equitune.vision._coordinates import KeypointAction, label_swaps
+from equitune.vision._detections import AbsoluteCoordinates, PaddedDetections, RelativeCoordinates
+from equitune.vision._embeddings import ImageTextLoss, UnitEmbeddings
+from equitune.vision._grids import BoxMapAction, GridBoxAction
+from equitune.vision._plausibility import check_coordinates
+from equitune.vision._prompts import DEFAULT_TEMPLATES, PHOTO_TEMPLATES, embed_classes
+from equitune.vision._zero_shot import ZeroShotClassifier
 
 __all__ = [
     "DEFAULT_TEMPLATES",

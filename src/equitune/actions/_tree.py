@@ -1,0 +1,333 @@
+"""Actions on structures of tensors: dicts, lists, tuples, dataclasses and model outputs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor
+
+from equitune._checks import require_entries
+from equitune.actions._base import Action, advice
+from equitune.groups import Embedding, FiniteGroup
+
+__all__ = ["Drop", "OneOf", "TreeAction"]
+
+Key = str | int
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Marks a field that cannot be combined over the group, such as a cache or a loss.
+
+    The field is None in what a wrapper returns.
+    """
+
+
+class Structured(Action, ABC):
+    """An action on structures, tensor by tensor: subclasses flatten and unflatten them."""
+
+    def transform(self, x: Any, g: int | Tensor) -> Any:
+        return self.unflatten(x, [action.transform(leaf, g) for action, leaf in self.flatten(x)])
+
+    def orbit(self, x: Any, elements: Sequence[int] | None = None) -> Any:
+        return self.unflatten(x, [action.orbit(leaf, elements) for action, leaf in self.flatten(x)])
+
+    def inverse_orbit(self, y: Any, elements: Sequence[int] | None = None) -> Any:
+        return self.unflatten(
+            y, [action.inverse_orbit(leaf, elements) for action, leaf in self.flatten(y)]
+        )
+
+    def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
+        return common_classes(self.flatten(x), self.group)
+
+
+@final
+class TreeAction(Structured):
+    """One action per field of a dict, tuple, list, dataclass or transformers ``ModelOutput``.
+
+    Fields that are None or hold no tensor pass through; a tensor without an action is an error,
+    and so is an action without a field.
+
+    Args:
+        actions: A mapping from keys or field names, or a sequence by position, of actions;
+            nested structures take a nested ``TreeAction``. ``Drop()`` marks fields that cannot
+            be combined over the group. The fields of a named tuple go by name or by position.
+        others: The action of every tensor in the fields that are not in ``actions``, however many
+            there are; or ``Drop()``, for None in all of these fields. ``TreeAction(others=action)``
+            is that of a list of any length.
+
+    Raises:
+        ValueError: If there is no action, or the actions are of different groups.
+        TypeError: If ``actions`` is neither a mapping nor a sequence, or an entry is neither an
+            action nor ``Drop()``.
+
+    Example:
+        >>> import torch
+        >>> from equitune import Drop, ImageAction, TreeAction, c4
+        >>> action = TreeAction({"out": ImageAction(c4()), "loss": Drop()})
+        >>> turned = action.transform({"out": torch.zeros(1, 2, 3), "loss": torch.zeros(())}, 1)
+        >>> turned["out"].shape, turned["loss"]
+        (torch.Size([1, 3, 2]), None)
+        >>> pyramid = TreeAction(others=ImageAction(c4()))
+        >>> [level.shape for level in pyramid.transform([torch.zeros(1, 4, 6)] * 2, 1)]
+        [torch.Size([1, 6, 4]), torch.Size([1, 6, 4])]
+    """
+
+    def __init__(
+        self,
+        actions: Mapping[str, Action | Drop] | Sequence[Action | Drop] = (),
+        *,
+        others: Action | Drop | None = None,
+    ) -> None:
+        entries: dict[Key, Action | Drop] = {}
+        use = "an action for each field, or others=action for one on every field"
+        entries.update(
+            actions
+            if isinstance(actions, Mapping)
+            else enumerate(require_entries("actions", actions, use))
+        )
+        named = {f"actions[{key!r}]": action for key, action in entries.items()}
+        for name, action in (named if others is None else {**named, "others": others}).items():
+            if not isinstance(action, Action | Drop):
+                raise TypeError(
+                    f"{name} is a {type(action).__name__}; use an action, or Drop() "
+                    "for a field that cannot be combined"
+                )
+        self._actions, self._others = entries, others
+        given = {**{str(key): action for key, action in entries.items()}, "others=": others}
+        self.group = common_group({k: a for k, a in given.items() if isinstance(a, Action)})
+
+    @property
+    def actions(self) -> dict[Key, Action | Drop]:
+        """The action of each field that has one of its own."""
+        return dict(self._actions)
+
+    @property
+    def others(self) -> Action | Drop | None:
+        """The action of all other fields."""
+        return self._others
+
+    def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
+        leaves: list[tuple[Action, Tensor]] = []
+        for key, value, action in self._fields(x, name):
+            if isinstance(action, Action):
+                leaves += action.flatten(value, f"{name}[{key!r}]")
+        return leaves
+
+    def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
+        remaining = list(leaves)
+        values: dict[Key, Any] = {}
+        for key, value, action in self._fields(x, "x"):
+            if isinstance(action, Action):
+                count = len(action.flatten(value))
+                values[key] = action.unflatten(value, remaining[:count])
+                remaining = remaining[count:]
+            else:
+                values[key] = None if isinstance(action, Drop) else value
+        return rebuilt(x, values)
+
+    def restrict(self, embedding: Embedding) -> TreeAction:
+        def restricted(action: Any) -> Any:
+            return action.restrict(embedding) if isinstance(action, Action) else action
+
+        actions: dict[Any, Any] = {key: restricted(a) for key, a in self._actions.items()}
+        return TreeAction(actions, others=restricted(self._others))
+
+    def _fields(self, x: Any, name: str) -> list[tuple[Key, Any, Action | Drop | None]]:
+        """Each field with its action; None for a field that passes through."""
+        fields = children(x)
+        if fields is None:
+            raise TypeError(
+                f"{name} is a {type(x).__name__}, but its TreeAction has the fields "
+                f"{list(self._actions)}; use one action for a tensor, or OneOf([...]) if there is "
+                "one in some modes only"
+            )
+        # Named tuples have positions too.
+        places: dict[Key, Key] = dict(enumerate(fields)) if isinstance(x, tuple) else {}
+        by_field = {places.get(key, key): action for key, action in self._actions.items()}
+        for key, action in by_field.items():
+            if key not in fields and isinstance(action, Action):
+                raise ValueError(
+                    f"the TreeAction has an action for {key!r}, but {name} is a "
+                    f"{type(x).__name__} with the fields {list(fields)}{advice(x)}"
+                )
+        # No generator: torch 2.10 cannot compile an exception that leaves one.
+        each: list[tuple[Key, Any, Action | Drop | None]] = []
+        for key, value in fields.items():
+            found = by_field.get(key, self._others)
+            if isinstance(found, Action) and key not in by_field:
+                found = _at_any_depth(found, value)
+            if found is None and holds_tensor(value):
+                raise ValueError(
+                    f"{name} has a field {key!r} without an action; add one to the TreeAction for "
+                    f"it, such as TrivialAction(group), or {key!r}: Drop() if it cannot be "
+                    f"combined, or others=... for all fields that are not named{advice(x)}"
+                )
+            each.append((key, value, None if value is None else found))
+        return each
+
+    def _parts(self) -> Iterable[object]:
+        return (*self._actions.values(), self._others)
+
+    def _state(self) -> tuple[object, ...]:
+        return (frozenset(self._actions.items()), self._others)
+
+
+@final
+class OneOf(Structured):
+    """The first of several actions that fits the structure at hand.
+
+    For outputs that are not always alike: a tuple in train mode and a tensor in eval mode, or
+    fields that are there in one mode only. Actions are told apart by structure alone, by which
+    fields there are; not by shapes.
+
+    Args:
+        actions: The actions, the first that fits counts.
+
+    Raises:
+        ValueError: If there is no action, or the actions are of different groups.
+        TypeError: If an entry is no action. Calls raise it for a structure that none fits.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, OneOf, TreeAction, c4
+        >>> image = ImageAction(c4())
+        >>> action = OneOf([TreeAction({"out": image, "aux": image}), TreeAction({"out": image})])
+        >>> list(action.transform({"out": torch.zeros(1, 4, 6)}, 1))
+        ['out']
+    """
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self._actions = tuple(require_entries("actions", actions, "a list of actions"))
+        named = {f"actions[{i}]": action for i, action in enumerate(self._actions)}
+        for name, action in named.items():
+            if not isinstance(action, Action):
+                raise TypeError(f"`{name}` must be an action, got a {type(action).__name__}")
+        self.group = common_group(named)
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """The actions, in the order in which they are tried."""
+        return self._actions
+
+    def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
+        return self._fitting(x, name).flatten(x, name)
+
+    def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
+        return self._fitting(x, "x").unflatten(x, leaves)
+
+    def restrict(self, embedding: Embedding) -> OneOf:
+        return OneOf([action.restrict(embedding) for action in self._actions])
+
+    def _fitting(self, x: Any, name: str) -> Action:
+        reasons = []
+        for action in self._actions:
+            try:
+                action.flatten(x, name)
+            except (TypeError, ValueError) as error:
+                reasons.append(str(error))
+            else:
+                return action
+        raise TypeError(f"{name} fits no action of OneOf: " + "; or ".join(reasons))
+
+    def _parts(self) -> Iterable[object]:
+        return self._actions
+
+    def _state(self) -> tuple[object, ...]:
+        return (self._actions,)
+
+
+def common_group(actions: Mapping[str, Action], name: str = "actions") -> FiniteGroup:
+    """The group of some actions; refuses none at all, or actions of different groups."""
+    if not actions:
+        raise ValueError(f"`{name}` has no action; use at least one, such as TrivialAction(group)")
+    (first_name, first), *others = actions.items()
+    for other, action in others:
+        if action.group != first.group:
+            raise ValueError(
+                f"the actions are of different groups: {first_name!r} has one of order "
+                f"{first.group.order} {first.group.names}, {other!r} one of order "
+                f"{action.group.order} {action.group.names}; lift them to one group with "
+                "ProductAction and TrivialAction, or restrict(...) them to one"
+            )
+    return first.group
+
+
+def common_classes(
+    leaves: Sequence[tuple[Action, Tensor]], group: FiniteGroup
+) -> tuple[tuple[int, ...], ...]:
+    """The coarsest split of the elements in which the copies of every tensor have one shape."""
+    classes = [tuple(group.elements)]
+    for action, leaf in leaves:
+        finer = action.shape_classes(leaf)
+        if len(finer) > 1:
+            parts = [_common(members, other) for members in classes for other in finer]
+            classes = [part for part in parts if part]
+    return tuple(classes)
+
+
+def _common(members: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([g for g in members if g in other])
+
+
+def children(x: Any) -> dict[Key, Any] | None:
+    """The fields of a structure by key, position or name; None for anything else."""
+    # Tuples first: torch 2.10 cannot compile the question whether a named one is a dataclass.
+    if isinstance(x, tuple | list):
+        return dict(zip(_names(x), x, strict=True))
+    # Then dataclasses: a ModelOutput is a mapping too, one that hides its empty fields.
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    return dict(x) if isinstance(x, Mapping) else None
+
+
+def _at_any_depth(action: Action, value: Any) -> Action | None:
+    """What acts on a field that may be a structure, or hold no tensor at all."""
+    if not holds_tensor(value):
+        return None
+    single = isinstance(value, Tensor) or isinstance(action, Structured)
+    return action if single else TreeAction(others=action)
+
+
+def _names(x: tuple[Any, ...] | list[Any]) -> Sequence[Key]:
+    """The names of the fields of a named tuple, such as torch.max returns too, or positions."""
+    names = getattr(x, "_fields", getattr(type(x), "__match_args__", ()))
+    return names if names and len(names) == len(x) else range(len(x))
+
+
+def holds_tensor(x: Any) -> bool:
+    """Whether a structure has a tensor in it."""
+    if isinstance(x, Tensor):
+        return True
+    fields = children(x)
+    return fields is not None and any(map(holds_tensor, fields.values()))
+
+
+def mapped(x: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A structure like x with every tensor changed."""
+    fields = children(x)
+    if isinstance(x, Tensor) or fields is None:
+        return change(x) if isinstance(x, Tensor) else x
+    return rebuilt(x, {key: mapped(value, change) for key, value in fields.items()})
+
+
+def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
+    """A structure like x with other values in its fields."""
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*values.values())
+    if isinstance(x, tuple | list):
+        return type(x)(values.values())
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        given = [f.name for f in dataclasses.fields(x) if f.init]
+        return type(x)(**{name: values[name] for name in given})
+    if type(x) is dict:
+        return dict(values)
+    replaced: Any = copy.copy(x)
+    for key, value in values.items():
+        replaced[key] = value
+    return replaced

@@ -1,0 +1,191 @@
+"""Weights from files, and whether they fit a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from equitune._extras import require
+
+__all__ = ["build_fitting", "is_checkpoint", "load_checkpoint", "read_checkpoint"]
+
+State = Mapping[str, Tensor]
+
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Where training scripts put a state dict into a larger checkpoint."""
+
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What stands in names for a module that was made parallel, averaged, compiled or checkpointed."""
+
+AVERAGED = "n_averaged"
+"""The number of updates, beside the ``module`` of ``torch.optim.swa_utils.AveragedModel``."""
+
+
+def is_checkpoint(weights: str | None) -> TypeGuard[str]:
+    """Whether ``--weights`` names a file."""
+    return weights is not None and Path(weights).suffix in READERS
+
+
+def read_checkpoint(path: str) -> State:
+    """The state dict in a file.
+
+    Args:
+        path: A ``.safetensors``, ``.pt`` or ``.pth`` file: a state dict, or a dict with one under
+            one of :data:`NESTED`. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no state dict.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights is {path!r}, but there is no such file")
+    state = READERS[Path(path).suffix](path)
+    if isinstance(state, Mapping):
+        nested = [state[key] for key in NESTED if key in state]
+        state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
+    if not isinstance(state, Mapping) or not state or not _holds_tensors(state):
+        raise ValueError(
+            f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)"
+        )
+    return state
+
+
+def load_checkpoint(model: nn.Module, path: str) -> None:
+    """Loads a file into a model.
+
+    The file may be that of a model in ``DataParallel``, ``DistributedDataParallel``,
+    ``AveragedModel`` or ``torch.compile``, in any order and also inside of the model, or that of a
+    larger module which holds the model as its only part.
+
+    Args:
+        model: Gets the weights.
+        path: As for :func:`read_checkpoint`.
+
+    Raises:
+        FileNotFoundError: As :func:`read_checkpoint`.
+        ValueError: As :func:`read_checkpoint`, and if names or shapes differ; the message lists
+            them.
+    """
+    _load(model, read_checkpoint(path), path)
+
+
+def build_fitting(build: Callable[..., nn.Module], path: str, classes: int | None) -> nn.Module:
+    """Builds a model with as many classes as a file has, and loads the file.
+
+    Args:
+        build: Makes the model; takes ``num_classes``.
+        path: The file.
+        classes: The number of classes; None to read it from the file, where the last tensor of
+            the model's state dict is that of the head.
+
+    Raises:
+        FileNotFoundError: As :func:`load_checkpoint`.
+        ValueError: As :func:`load_checkpoint`.
+    """
+    state = read_checkpoint(path)
+    model = build() if classes is None else build(num_classes=classes)
+    if classes is None:
+        head, own = list(model.state_dict().items())[-1]
+        found = _fitted(state, model).get(head)
+        if found is not None and found.shape[:1] != own.shape[:1]:
+            model = build(num_classes=found.shape[0])
+    _load(model, state, path)
+    return model
+
+
+def _load(model: nn.Module, state: State, path: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(_fitted(state, model), strict=False)
+    except RuntimeError as error:
+        # Of the shapes; torch lists them.
+        raise ValueError(f"{path} does not fit the model. {error}") from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not fit the model. Missing: {_listed(missing)}. "
+            f"Unexpected: {_listed(unexpected)}."
+        )
+
+
+def _fitted(state: State, model: nn.Module) -> State:
+    """A file's tensors by the names that the model has for them, as far as they can be matched."""
+    own = model.state_dict().keys()
+    readings = list(_peeled(state))
+    readings += [bare for reading in readings for bare in _without_wrappers(reading, own)]
+    # The first of those that fit, or that differ least, for the message.
+    return min(readings, key=lambda reading: len(reading.keys() ^ own))
+
+
+def _peeled(state: State) -> Iterator[State]:
+    """A state dict, and what is inside of the modules that hold the model as their only part."""
+    yield state
+    names = [name for name in state if name != AVERAGED or state[name].dim()]
+    firsts = {name.partition(".")[0] for name in names if "." in name}
+    whole = len(names) == len(state) or firsts == {"module"}
+    if len(firsts) == 1 and whole and all("." in name for name in names):
+        yield from _peeled({name.partition(".")[2]: state[name] for name in names})
+
+
+def _without_wrappers(state: State, own: Collection[str]) -> Iterator[State]:
+    """Names compared without wrappers, which file or model may have, where they stay different."""
+    named = {_bare(name): name for name in own}
+    bare = {name: _bare(name) for name, value in state.items()
+            if not _counts_averages(name, value, state)}  # fmt: skip
+    if len(named) == len(own) and len(set(bare.values())) == len(bare):
+        yield {named.get(short, short): state[name] for name, short in bare.items()}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _counts_averages(name: str, value: Tensor, state: State) -> bool:
+    """Whether it is the counter of an averaged model, and not a weight."""
+    if name.rpartition(".")[2] != AVERAGED or value.dim():
+        return False
+    averaged = f"{name.removesuffix(AVERAGED)}module."
+    return any(other.startswith(averaged) for other in state)
+
+
+def _holds_tensors(state: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+
+
+def _listed(keys: Iterable[str], most: int = 20) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more if keys else "none"
+
+
+def _read_pickle(path: str) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # Broken files make it fail in many ways: KeyError, IndexError, struct.error, ...
+        raise ValueError(
+            f"{path} cannot be read as weights; save them with torch.save(model.state_dict(), "
+            f"path). {error}"
+        ) from error
+
+
+def _read_safetensors(path: str) -> object:
+    safetensors = require("safetensors.torch", "safetensors")
+    try:
+        return safetensors.load_file(path)
+    except OSError:
+        raise
+    except Exception as error:
+        # Among them that of a dtype that torch does not have, a KeyError.
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+READERS: Mapping[str, Callable[[str], object]] = {
+    ".safetensors": _read_safetensors,
+    ".pt": _read_pickle,
+    ".pth": _read_pickle,
+}

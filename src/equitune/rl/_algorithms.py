@@ -1,0 +1,325 @@
+"""Trained algorithms of Stable-Baselines3, with symmetrised networks in place of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, final
+
+from equitune._extras import require
+from equitune.rl._networks import Method
+from equitune.rl._pictures import for_network, is_picture
+from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
+from equitune.rl._statistics import Normaliser, normalisers, with_own_statistics
+from equitune.rl._symmetries import Symmetry
+from equitune.wrappers import EquiTune
+
+EXTRA = '"equitune[rl]"'
+algorithms: Any = require("stable_baselines3", EXTRA)
+base: Any = require("stable_baselines3.common.base_class", EXTRA)
+buffers: Any = require("stable_baselines3.common.buffers", EXTRA)
+common: Any = require("stable_baselines3.common.policies", EXTRA)
+dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
+vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
+
+__all__ = ["SymmetricA2C", "SymmetricDQN", "SymmetricPPO", "symmetrize"]
+
+POLICIES: dict[type, type] = {
+    dqn.DQNPolicy: SymmetricDQNPolicy,
+    dqn.CnnPolicy: SymmetricDQNPolicy,
+    common.ActorCriticPolicy: SymmetricActorCriticPolicy,
+    common.ActorCriticCnnPolicy: SymmetricActorCriticPolicy,
+}
+"""What takes the place of a policy of Stable-Baselines3."""
+
+
+CHOSEN = [getattr(buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
+"""The replay buffers that Stable-Baselines3 chooses by itself."""
+
+
+class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
+    """What trains symmetric policies: it knows the environment, which a policy does not.
+
+    Abstract; it comes before an algorithm of Stable-Baselines3 among the bases of a class. A
+    symmetry says how the group acts on what the environment shows, also where Stable-Baselines3
+    then puts the channels of pictures first. Running statistics by which an environment
+    normalises observations are replaced by ones that the group keeps, in every environment that is
+    set.
+    """
+
+    policy_kwargs: dict[str, Any]
+    in_network_layout = False
+    """Whether the symmetry of the policy is already one of what networks are given."""
+
+    def _setup_model(self) -> None:
+        if not issubclass(self.policy_class, SymmetricPolicy):
+            raise TypeError(
+                f"`policy` must be a SymmetricDQNPolicy or a SymmetricActorCriticPolicy, got "
+                f"{self.policy_class.__name__}; use symmetrize(model, symmetry) to make a model "
+                "with another policy symmetric"
+            )
+        symmetry = self.policy_kwargs.get("symmetry")
+        # What is no symmetry is refused by the policy, which also compares the spaces.
+        if isinstance(symmetry, Symmetry):
+            symmetry = self._as_networks_see(symmetry)
+            self.policy_kwargs = {**self.policy_kwargs, "symmetry": symmetry}
+        self.in_network_layout = True
+        super()._setup_model()
+        self.policy.environment_known = True
+        self._normalise_symmetrically()
+
+    def _normalise_symmetrically(self) -> None:
+        if self.env is not None:
+            _replace(normalisers(self.env, self.policy_kwargs["symmetry"]))
+
+    def _as_networks_see(self, symmetry: Symmetry) -> Symmetry:
+        if self.in_network_layout:
+            return symmetry
+        if self.env is not None:
+            return for_network(symmetry, self.env)
+        if is_picture(self.observation_space):
+            raise ValueError(
+                "`model` must have an environment, which shows the order of height, width and "
+                "channels that `symmetry` acts on; use model.set_env(...) or load(..., env=...)"
+            )
+        return symmetry
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Sets the environment, as in Stable-Baselines3.
+
+        Args:
+            env: The environment. If it normalises observations, the group will keep the
+                statistics from now on.
+            force_reset: Whether to reset it before training.
+
+        Raises:
+            ValueError: If it does not fit the model, or normalises observations in a way that
+                cannot be made symmetric.
+        """
+        vectors = self._wrap_env(env, self.verbose)
+        found: list[Normaliser] = []
+        if vectors.observation_space.shape == self.observation_space.shape:
+            found = normalisers(vectors, self.policy_kwargs["symmetry"])
+            for normaliser in found:
+                normaliser.symmetrized()
+        super().set_env(vectors, force_reset)
+        _replace(found)
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> Any:
+        # Statistics may have been replaced since the environment was set.
+        self._normalise_symmetrically()
+        return super()._setup_learn(*arguments, **options)
+
+
+@final
+class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
+    """DQN of a :class:`SymmetricDQNPolicy`; :func:`symmetrize` makes it of a trained DQN.
+
+    It takes, does and returns what Stable-Baselines3's ``DQN`` does. It also heeds the environment:
+    a symmetry acts on what the environment shows, pictures (H, W, C) included, and where
+    observations are normalised by running statistics (``VecNormalize``, ``NormalizeObservation``)
+    these become a :class:`SymmetricMeanStd`.
+
+    Raises:
+        TypeError: If the policy is another one.
+        ValueError: If the symmetry does not fit the environment, or its statistics cannot be made
+            symmetric.
+
+    Example:
+        >>> from equitune.rl import SymmetricDQN, SymmetricDQNPolicy, cartpole_mirror
+        >>> model = SymmetricDQN(
+        ...     SymmetricDQNPolicy,
+        ...     "CartPole-v1",
+        ...     buffer_size=1000,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(200).num_timesteps
+        200
+    """
+
+
+@final
+class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
+    """PPO of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQN`.
+        ValueError: As :class:`SymmetricDQN`.
+
+    Example:
+        >>> from equitune.rl import SymmetricPPO, SymmetricActorCriticPolicy, cartpole_mirror
+        >>> model = SymmetricPPO(
+        ...     SymmetricActorCriticPolicy,
+        ...     "CartPole-v1",
+        ...     n_steps=64,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(64).num_timesteps
+        64
+    """
+
+
+@final
+class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
+    """A2C of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQN`.
+        ValueError: As :class:`SymmetricDQN`.
+
+    Example:
+        >>> from equitune.rl import SymmetricA2C, SymmetricActorCriticPolicy, cartpole_mirror
+        >>> model = SymmetricA2C(
+        ...     SymmetricActorCriticPolicy,
+        ...     "CartPole-v1",
+        ...     n_steps=64,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(64).num_timesteps
+        64
+    """
+
+
+SYMMETRIC: dict[type, type] = {
+    algorithms.DQN: SymmetricDQN,
+    algorithms.PPO: SymmetricPPO,
+    algorithms.A2C: SymmetricA2C,
+}
+"""What takes the place of an algorithm of Stable-Baselines3."""
+
+
+def _symmetric_class(algorithm: type) -> type:
+    """A subclass of the algorithm that heeds environments; one's own algorithms have one too."""
+    known = SYMMETRIC.get(algorithm)
+    return known or type(f"Symmetric{algorithm.__name__}", (SymmetricAlgorithm, algorithm), {})
+
+
+def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any:
+    """A trained DQN, PPO or A2C of Stable-Baselines3 with equivariant networks.
+
+    The model that is returned predicts, is evaluated, learns on, and is saved and loaded as any
+    other. It has weights, a state of the optimizer and an empty replay buffer of its own, as if it
+    had been saved and loaded. The given model stays as it is, but both have one environment, so
+    that only one of them should learn; ``set_env`` gives the other one its own.
+
+    Where the environment normalises observations by ``VecNormalize``, the model that is returned
+    has statistics of its own too, a :class:`SymmetricMeanStd` of those so far; its
+    ``get_vec_normalize_env()`` returns them.
+
+    Args:
+        model: A ``DQN``, ``PPO`` or ``A2C`` with one of Stable-Baselines3's policies for vectors
+            or images.
+        symmetry: How a group acts on the observations and actions of the environment, as
+            :func:`check_symmetry` compares them. Pictures may be (H, W, C), which
+            Stable-Baselines3 transposes, or (C, H, W).
+        method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
+            function ``method(network, observation_action, action_action)`` that returns such a
+            wrapper; it is called for each network. See :class:`SymmetricActorCriticPolicy` for what
+            becomes of the parts of PPO.
+
+    Returns:
+        A :class:`SymmetricDQN`, :class:`SymmetricPPO` or :class:`SymmetricA2C`, which is also of
+        the model's class.
+
+    Raises:
+        TypeError: If the policy is another one, or a space is of another kind than what the
+            symmetry acts on.
+        ValueError: If the symmetry does not fit the spaces, a model of pictures has no
+            environment, or the environment normalises observations by statistics that cannot be
+            made symmetric, or that belong to the environment itself, as those of gymnasium's
+            ``NormalizeObservation`` do.
+
+    Example:
+        >>> from stable_baselines3 import DQN
+        >>> from equitune.rl import cartpole_mirror, equizero, symmetrize
+        >>> model = DQN("MlpPolicy", "CartPole-v1", buffer_size=1000).learn(200)
+        >>> symmetric = symmetrize(model, cartpole_mirror(), equizero)
+        >>> observation = symmetric.observation_space.sample()
+        >>> action, _ = symmetric.predict(observation, deterministic=True)
+        >>> mirrored, _ = symmetric.predict(-observation, deterministic=True)
+        >>> int(action) + int(mirrored)
+        1
+    """
+    plain = getattr(model, "policy", None)
+    if type(plain) not in POLICIES:
+        known = ", ".join(sorted({policy.__name__ for policy in POLICIES}))
+        raise TypeError(
+            f"model is a {type(model).__name__} with a policy of the class "
+            f"{type(plain).__name__}; use a DQN, PPO or A2C with one of {known}"
+        )
+    symmetric = _twin(model)
+    if symmetric.env is not None:
+        symmetric.env = with_own_statistics(model.env)
+        symmetric._vec_normalize_env = vec_env.unwrap_vec_normalize(symmetric.env)
+        _check_shared(symmetric.env, symmetry)
+    symmetric.policy_class = POLICIES[type(plain)]
+    symmetric.policy_kwargs = {**_arguments(plain), "symmetry": symmetry, "method": method}
+    # Without a seed, so that the generators of the process and the environment go on.
+    seed, symmetric.seed = symmetric.seed, None
+    symmetric._setup_model()
+    symmetric.seed = seed
+    _take_over(symmetric.policy, plain)
+    return symmetric
+
+
+def _twin(model: Any) -> Any:
+    """The model without networks and experience, with the state that a saved one would have."""
+    twin = copy.copy(model)
+    twin.__class__ = _symmetric_class(type(model))
+    shared = model._excluded_save_params()
+    for name, value in vars(model).items():
+        if name not in shared:
+            setattr(twin, name, copy.deepcopy(value))
+    # What the environment has shown last is to be shown anew.
+    twin._last_obs = twin._last_episode_starts = None
+    if hasattr(model, "replay_buffer"):
+        twin.replay_buffer = None
+        # These are chosen anew; one that is named would be taken for the user's own.
+        if twin.replay_buffer_class in CHOSEN:
+            twin.replay_buffer_class = None
+    return twin
+
+
+def _arguments(policy: Any) -> dict[str, Any]:
+    """What a policy was made with, but for what its algorithm gives to it."""
+    given = policy._get_constructor_parameters()
+    for name in ("observation_space", "action_space", "lr_schedule", "use_sde"):
+        given.pop(name, None)
+    shared = getattr(policy, "share_features_extractor", None)
+    if shared is not None:
+        given["share_features_extractor"] = shared
+    # Arguments of noise that there is none of.
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _take_over(symmetric: Any, plain: Any) -> None:
+    """Copies weights and what the optimizer knows of them."""
+    for own, given in symmetric.networks(plain):
+        own.load_state_dict(given.state_dict())
+        for new, old in zip(own.parameters(), given.parameters(), strict=True):
+            known = plain.optimizer.state.get(old)
+            if known:
+                symmetric.optimizer.state[new] = copy.deepcopy(known)
+
+
+def _replace(found: Iterable[Normaliser]) -> None:
+    """Puts statistics that the group keeps in the place of others."""
+    wanted = [(known.layer, known.symmetrized()) for known in found if not known.kept]
+    # All or none.
+    for layer, statistics in wanted:
+        layer.obs_rms = statistics
+
+
+def _check_shared(env: Any, symmetry: Any) -> None:
+    """Refuses statistics that the plain model would go on with."""
+    if not isinstance(symmetry, Symmetry):
+        return
+    for found in normalisers(env, for_network(symmetry, env)):
+        if found.shared and not found.kept:
+            name = type(found.layer).__name__
+            raise ValueError(
+                f"the environment of `model` normalises observations by {name}, whose statistics "
+                "the given model would share with the symmetric one; load the model without an "
+                "environment, symmetrize it, and use set_env(...) with a new one, or train with "
+                "VecNormalize"
+            )

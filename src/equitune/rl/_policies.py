@@ -1,0 +1,336 @@
+"""Policies of Stable-Baselines3 whose networks are symmetrised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune._extras import require
+from equitune.actions import Action
+from equitune.losses import negative_max_probability
+from equitune.rl._linear import matrices
+from equitune.rl._networks import Method, VectorSymmetrizer
+from equitune.rl._pictures import check_channels, is_picture
+from equitune.rl._symmetries import Symmetry
+from equitune.wrappers import EquiTune, Symmetrizer
+
+EXTRA = '"equitune[rl]"'
+spaces: Any = require("gymnasium.spaces", EXTRA)
+distributions: Any = require("stable_baselines3.common.distributions", EXTRA)
+layers: Any = require("stable_baselines3.common.torch_layers", EXTRA)
+common: Any = require("stable_baselines3.common.policies", EXTRA)
+dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
+
+__all__ = [
+    "SymmetricActorCriticPolicy",
+    "SymmetricDQNPolicy",
+    "SymmetricPolicy",
+    "SymmetricQNetwork",
+]
+
+Pairs = Iterator[tuple[nn.Module, nn.Module]]
+
+
+@final
+class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
+    """The Q-network of :class:`SymmetricDQNPolicy`: Stable-Baselines3's own, inside a wrapper.
+
+    Args:
+        symmetry: How the group acts.
+        method: What wraps the network.
+        **arguments: Those of Stable-Baselines3's ``QNetwork``.
+    """
+
+    features_extractor: Any
+
+    def __init__(self, *, symmetry: Symmetry, method: Method, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._takes_vectors = _takes_vectors(self, self.features_extractor)
+        wrapper = method(self.whole(self), symmetry.observation, symmetry.action)
+        self.q_net = _fast(wrapper, self.observation_space, int(self.action_space.n))
+        if not self._takes_vectors:
+            self.features_extractor = nn.Identity()
+
+    @staticmethod
+    def whole(network: Any) -> nn.Module:
+        """All of a plain Q-network that is behind the preparation of observations."""
+        return _behind(network, network.features_extractor, network.q_net)
+
+    def forward(self, obs: Any) -> Tensor:
+        """The values (B, A) of all actions."""
+        # What prepares observations would cost as much as the copies do, and leaves vectors alone.
+        if self._takes_vectors:
+            q_net: Any = self._modules["q_net"]
+            values: Tensor = q_net(obs.float())
+            return values
+        return super().forward(obs)  # type: ignore[no-any-return]
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Sets the mode, which each prediction asks for."""
+        if mode != self.training or mode != self.q_net.training:
+            super().set_training_mode(mode)
+
+
+class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
+    """What symmetric policies share: they are made with a symmetry and a method.
+
+    Abstract; it comes before a policy of Stable-Baselines3 among the bases of a class.
+    """
+
+    environment_known = False
+    """Whether an algorithm has looked at the environment, which a policy is not given."""
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        symmetry: Symmetry,
+        method: Method = EquiTune,
+        **arguments: Any,
+    ) -> None:
+        _check(symmetry, method, observation_space, action_space)
+        self.symmetry, self.method = symmetry, method
+        super().__init__(observation_space, action_space, lr_schedule, **arguments)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Sets the mode, as in Stable-Baselines3."""
+        if mode and not self.environment_known:
+            self.environment_known = True
+            warnings.warn(
+                f"a {type(self).__name__} is trained by an algorithm that does not see whether the "
+                "environment normalises observations or shows pictures as (H, W, C); use "
+                "SymmetricDQN, SymmetricPPO or SymmetricA2C, also to load it",
+                stacklevel=3,
+            )
+        super().set_training_mode(mode)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "symmetry": self.symmetry, "method": self.method}
+
+
+@final
+class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
+    """A policy of DQN whose Q-networks are equivariant (second paper, section 4.1).
+
+    Args:
+        observation_space: As for Stable-Baselines3's ``DQNPolicy``.
+        action_space: As for Stable-Baselines3's ``DQNPolicy``.
+        lr_schedule: As for Stable-Baselines3's ``DQNPolicy``.
+        symmetry: How the group acts on observations and actions. A policy that stands alone, or in
+            an algorithm other than :class:`SymmetricDQN`, is given what networks see: of pictures
+            (H, W, C) that is (C, H, W), as Stable-Baselines3 transposes them.
+        method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
+            function ``method(network, observation_action, action_action)`` that returns such a
+            wrapper. It is called for each network, and makes what it adds anew each time.
+        **arguments: What else ``DQNPolicy`` takes, such as ``net_arch``.
+
+    Raises:
+        TypeError: If a space is of another kind than what the symmetry acts on.
+        ValueError: If the symmetry does not fit the spaces.
+
+    Example:
+        >>> from equitune.rl import SymmetricDQN, SymmetricDQNPolicy, cartpole_mirror
+        >>> model = SymmetricDQN(
+        ...     SymmetricDQNPolicy,
+        ...     "CartPole-v1",
+        ...     buffer_size=1000,
+        ...     policy_kwargs={"symmetry": cartpole_mirror()},
+        ... )
+        >>> model.learn(200).num_timesteps
+        200
+    """
+
+    def make_q_net(self) -> SymmetricQNetwork:
+        """A Q-network with features and weights of its own."""
+        arguments = self._update_features_extractor(self.net_args, features_extractor=None)
+        network = SymmetricQNetwork(symmetry=self.symmetry, method=self.method, **arguments)
+        moved: SymmetricQNetwork = network.to(self.device)
+        return moved
+
+    def networks(self, plain: Any) -> Pairs:
+        """The networks inside of the wrappers, each with that of a plain policy."""
+        for own, given in ((self.q_net, plain.q_net), (self.q_net_target, plain.q_net_target)):
+            yield own.q_net.unwrap(), SymmetricQNetwork.whole(given)
+
+
+@final
+class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # type: ignore[misc]
+    """A policy of PPO or A2C that is equivariant, with a value that is invariant.
+
+    The scores of discrete actions, or the means of continuous ones, are put together by
+    ``method``. The value is the mean over the group. So are the variances of continuous actions,
+    which belong to no state, and the whole distribution is equivariant.
+
+    Args:
+        observation_space: As for Stable-Baselines3's ``ActorCriticPolicy``.
+        action_space: As for Stable-Baselines3's ``ActorCriticPolicy``; ``Discrete`` or ``Box``.
+        lr_schedule: As for Stable-Baselines3's ``ActorCriticPolicy``.
+        symmetry: As for :class:`SymmetricDQNPolicy`.
+        method: As for :class:`SymmetricDQNPolicy`; ``equizero`` is for discrete actions.
+        **arguments: What else ``ActorCriticPolicy`` takes, such as ``net_arch``.
+
+    Raises:
+        TypeError: As :class:`SymmetricDQNPolicy`.
+        ValueError: As :class:`SymmetricDQNPolicy`, for ``equizero`` with continuous actions, and
+            for ``use_sde``, whose noise is made from features that no group acts on.
+    """
+
+    pi_features_extractor: Any
+
+    def _build(self, lr_schedule: Any) -> None:
+        if self.use_sde:
+            raise ValueError(
+                "use_sde is True, but state-dependent noise is made from features that no group "
+                "acts on; use use_sde=False"
+            )
+        super()._build(lr_schedule)
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
+        moved, space = self.symmetry.observation, self.observation_space
+        actor = self.method(self.actor(self), moved, self.symmetry.action)
+        if not discrete and getattr(actor, "proxy_loss", None) is negative_max_probability:
+            raise ValueError(
+                "method is equizero, which compares the scores of discrete actions, but actions "
+                "are continuous; use EquiTune, or lambda_equitune"
+            )
+        critic = EquiTune(self.critic(self), moved)
+        if not _takes_vectors(self, self.pi_features_extractor):
+            nothing: Any = nn.Identity()
+            self.features_extractor = nothing
+            self.pi_features_extractor = self.vf_features_extractor = nothing
+        self.mlp_extractor = ActorAndCritic(_fast(actor, space, width), _fast(critic, space, 1))
+        self.action_net = self.value_net = nn.Identity()
+        if not discrete:
+            spread = _mean_of_variances(self.symmetry.action, width)
+            self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    @staticmethod
+    def actor(policy: Any) -> nn.Module:
+        """All of a plain policy that leads from prepared observations to actions."""
+        last = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
+        return _behind(policy, policy.pi_features_extractor, last)
+
+    @staticmethod
+    def critic(policy: Any) -> nn.Module:
+        """All of a plain policy that leads from prepared observations to values."""
+        last = nn.Sequential(policy.mlp_extractor.value_net, policy.value_net)
+        return _behind(policy, policy.vf_features_extractor, last)
+
+    def networks(self, plain: Any) -> Pairs:
+        """The networks inside of the wrappers, and what else learns, each with its plain one."""
+        own: Any = self.mlp_extractor
+        yield own.actor.unwrap(), self.actor(plain)
+        yield own.critic.unwrap(), self.critic(plain)
+        if hasattr(plain, "log_std"):
+            yield nn.ParameterList([self.log_std]), nn.ParameterList([plain.log_std])
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
+        if not isinstance(self.action_dist, distributions.DiagGaussianDistribution):
+            return super()._get_action_dist_from_latent(latent_pi)
+        spread: Any = self._spread
+        log_std = (spread @ (2 * self.log_std).exp()).log() / 2
+        return self.action_dist.proba_distribution(latent_pi, log_std)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "share_features_extractor": self.share_features_extractor}
+
+
+@final
+class ActorAndCritic(nn.Module):
+    """Two whole networks in the place of Stable-Baselines3's ``MlpExtractor``.
+
+    Args:
+        actor: From observations to scores or means of actions.
+        critic: From observations to values (B, 1).
+    """
+
+    def __init__(self, actor: nn.Module, critic: nn.Module) -> None:
+        super().__init__()
+        self.actor, self.critic = actor, critic
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(observations), self.critic(observations)
+
+    def forward_actor(self, observations: Tensor) -> Tensor:
+        """Scores or means of actions (B, A)."""
+        scores: Tensor = self.actor(observations)
+        return scores
+
+    def forward_critic(self, observations: Tensor) -> Tensor:
+        """Values (B, 1)."""
+        values: Tensor = self.critic(observations)
+        return values
+
+
+def _check(symmetry: object, method: object, observation_space: Any, action_space: Any) -> None:
+    if not isinstance(symmetry, Symmetry):
+        raise TypeError(
+            f"symmetry is a {type(symmetry).__name__}; use a Symmetry such as cartpole_mirror()"
+        )
+    if not callable(method):
+        raise TypeError(
+            f"method is a {type(method).__name__}; use EquiTune, equitune.rl.equizero, "
+            "equitune.rl.lambda_equitune, or a function that wraps a network"
+        )
+    symmetry.check_spaces(observation_space, action_space)
+    shape = observation_space.shape
+    if is_picture(observation_space) and shape[0] == min(shape):
+        check_channels(symmetry.observation, shape, 0)
+    if len(action_space.shape) > 1:
+        raise ValueError(
+            f"actions are of shape {action_space.shape}; use an environment whose actions are "
+            "vectors, such as with gymnasium.wrappers.TransformAction"
+        )
+
+
+def _mean_of_variances(action: Action, width: int) -> Tensor:
+    """What makes variances (width,) their mean over the group, (width, width) in float64."""
+    found = matrices(action, width)
+    # The covariances rho(g) diag(v) rho(g)^T, for each entry of v.
+    covariances = torch.einsum("gij,gkj->jik", found, found) / len(found)
+    diagonal = covariances.diagonal(dim1=1, dim2=2)
+    if not torch.allclose(torch.diag_embed(diagonal), covariances, atol=1e-9):
+        raise ValueError(
+            "symmetry turns continuous actions so that independent noise becomes dependent, which "
+            "this policy does not have; use a group that permutes and negates them, or one that "
+            "turns a plane by equal angles"
+        )
+    return diagonal.mT
+
+
+def _takes_vectors(policy: Any, extractor: nn.Module) -> bool:
+    """Whether observations are vectors that nothing has to be done to."""
+    space = policy.observation_space
+    return len(space.shape) == 1 and type(extractor) is layers.FlattenExtractor
+
+
+def _behind(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
+    """A network of prepared observations: with what extracts features, if that does anything."""
+    return network if _takes_vectors(policy, extractor) else nn.Sequential(extractor, network)
+
+
+def _fast(wrapper: object, space: Any, width: int) -> Any:
+    """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
+    if not isinstance(wrapper, Symmetrizer):
+        raise TypeError(
+            f"method returned a {type(wrapper).__name__}; it has to return a wrapper such as "
+            "EquiTune(network, observation_action, action_action)"
+        )
+    if len(space.shape) != 1:
+        return wrapper
+    try:
+        return VectorSymmetrizer(wrapper, space.shape[0], width)
+    except ValueError:
+        # An action of one's own need not be linear; spaces have been checked.
+        return wrapper

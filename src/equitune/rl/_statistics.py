@@ -1,0 +1,219 @@
+"""Running statistics of observations that a group keeps, for environments that normalise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from equitune._checks import described, require_type
+from equitune._extras import require
+from equitune.actions import Action
+from equitune.rl._symmetries import Symmetry
+
+EXTRA = '"equitune[rl]"'
+gymnasium: Any = require("gymnasium", EXTRA)
+running: Any = require("stable_baselines3.common.running_mean_std", EXTRA)
+vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
+
+__all__ = ["Normaliser", "SymmetricMeanStd", "normalisers", "with_own_statistics"]
+
+TOLERANCE = 1e-9
+"""How far, relative to its size, a moved entry may be from one of the entries, in float64."""
+
+
+@final
+class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
+    """Means and variances of observations and of all their moved copies.
+
+    With o drawn from what was seen and g from the group, each with equal chances::
+
+        mean = E[g o],    var = E[(g o)^2] - mean^2
+
+    The group keeps both, so that the normalised g o is g of the normalised o. They are updated,
+    copied, saved and loaded as those of Stable-Baselines3, whose place they take in
+    ``VecNormalize`` and in ``gymnasium.wrappers.NormalizeObservation``.
+
+    Args:
+        statistics: Those so far, with ``mean``, ``var`` and ``count``.
+        action: How the group acts on observations; it may exchange and negate entries.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the action mixes entries, as most rotations of a plane do: what divides
+            each entry by its own deviation does not go along with it.
+
+    Example:
+        >>> import numpy as np
+        >>> from stable_baselines3.common.running_mean_std import RunningMeanStd
+        >>> from equitune.rl import SymmetricMeanStd, cartpole_mirror
+        >>> statistics = SymmetricMeanStd(RunningMeanStd(shape=(4,)), cartpole_mirror().observation)
+        >>> statistics.update(np.ones((100, 4)))
+        >>> statistics.mean.tolist(), statistics.var.round(3).tolist()
+        ([0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0])
+    """
+
+    mean: Any
+    var: Any
+
+    def __init__(self, statistics: Any, action: Action) -> None:
+        if not all(hasattr(statistics, name) for name in ("mean", "var", "count")):
+            raise TypeError(
+                f"`statistics` must have mean, var and count, got {described(statistics)}; use a "
+                "RunningMeanStd of Stable-Baselines3"
+            )
+        require_type("action", action, Action, "the action on observations")
+        super().__init__(shape=np.shape(statistics.mean))
+        _check_sizes(action, self.mean.shape)
+        self.action = action
+        self.mean, self.var = self._of_copies(statistics.mean, statistics.var)
+        self.count = float(statistics.count)
+
+    def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: float) -> None:
+        """Adds a batch that has these moments, and all its moved copies."""
+        super().update_from_moments(*self._of_copies(batch_mean, batch_var), batch_count)
+
+    def copy(self) -> SymmetricMeanStd:
+        """The same statistics, which go on by themselves."""
+        return SymmetricMeanStd(self, self.action)
+
+    def _of_copies(self, mean: Any, var: Any) -> tuple[Any, Any]:
+        means, variances = (_orbit(self.action, moment) for moment in (mean, var))
+        # Negated entries vary as much as they did; the copies' means vary too.
+        return means.mean(axis=0), np.abs(variances).mean(axis=0) + means.var(axis=0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """A layer around an environment that shifts and scales observations by running statistics.
+
+    Attributes:
+        layer: It; ``obs_rms`` holds its statistics.
+        action: How the group acts on the observations that it normalises.
+        shared: Whether it belongs to the environment itself, and not to what vectorises it.
+    """
+
+    layer: Any
+    action: Action
+    shared: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether the group keeps the statistics, now and later."""
+        statistics = self.layer.obs_rms
+        return isinstance(statistics, SymmetricMeanStd) and statistics.action == self.action
+
+    def symmetrized(self) -> SymmetricMeanStd:
+        """The statistics that the group keeps."""
+        try:
+            return SymmetricMeanStd(self.layer.obs_rms, self.action)
+        except ValueError as error:
+            raise ValueError(
+                f"the environment normalises observations by {type(self.layer).__name__}: {error}"
+            ) from error
+
+
+def normalisers(env: Any, symmetry: Symmetry) -> list[Normaliser]:
+    """All that normalises observations by running statistics, from the outside to the inside.
+
+    Args:
+        env: Vectorised environments, as Stable-Baselines3 has wrapped them.
+        symmetry: How the group acts on the observations that networks are given.
+
+    Raises:
+        ValueError: If there is one that cannot be reached, or inside of what changes observations.
+    """
+    found, shape, changed = [], env.observation_space.shape, ""
+    for layer, shared in _layers(env):
+        if not hasattr(vars(layer).get("obs_rms"), "mean") or not getattr(layer, "norm_obs", True):
+            if not _commutes(layer, symmetry.observation):
+                changed = f"{type(layer).__name__} around that changes observations"
+            continue
+        given = layer.observation_space.shape
+        if given != shape:
+            changed = f"a wrapper around that changes their shape from {given} to {shape}"
+        if changed:
+            raise ValueError(
+                f"the environment normalises observations by {type(layer).__name__}, and {changed},"
+                " so that the group acts on its statistics in another way; use VecNormalize, "
+                "outside of all other wrappers"
+            )
+        found.append(Normaliser(layer, symmetry.observation, shared))
+    inner = env.unwrapped
+    if not hasattr(inner, "envs") and any(
+        inner.env_is_wrapped(gymnasium.wrappers.NormalizeObservation)
+    ):
+        raise ValueError(
+            "the environment normalises observations by NormalizeObservation in other processes "
+            f"({type(inner).__name__}), whose statistics cannot be made symmetric; use "
+            "VecNormalize(env) in its place, or DummyVecEnv"
+        )
+    return found
+
+
+def with_own_statistics(env: Any) -> Any:
+    """The same environments, normalised by copies of the statistics of ``VecNormalize``."""
+    if not isinstance(env, vec_env.VecEnvWrapper):
+        return env
+    inner = with_own_statistics(env.venv)
+    if isinstance(env, vec_env.VecNormalize):
+        own = copy.deepcopy(env)
+        own.set_venv(inner)
+        return own
+    if inner is env.venv:
+        return env
+    # copy.copy asks the new object for attributes before it has any.
+    own = object.__new__(type(env))
+    own.__dict__.update(env.__dict__, venv=inner)
+    return own
+
+
+def _layers(env: Any) -> Iterator[tuple[Any, bool]]:
+    """Each layer around an environment, and whether it belongs to the environment itself."""
+    while isinstance(env, vec_env.VecEnvWrapper):
+        yield env, False
+        env = env.venv
+    for single in getattr(env, "envs", ()):
+        layer = single
+        while isinstance(layer, gymnasium.Wrapper):
+            yield layer, True
+            layer = layer.env
+
+
+def _commutes(layer: Any, action: Action) -> bool:
+    """Whether it is the same to move what a layer is given and what it shows."""
+    if not isinstance(layer, gymnasium.ObservationWrapper):
+        return True
+    shape = layer.env.observation_space.shape
+    if shape != layer.observation_space.shape:
+        # The caller compares shapes.
+        return True
+    probe = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    shown = _orbit(action, layer.observation(probe))
+    moved = [layer.observation(copy.astype(np.float32)) for copy in _orbit(action, probe)]
+    return bool(np.allclose(shown, moved, atol=TOLERANCE))
+
+
+def _orbit(action: Action, values: Any) -> Any:
+    """The orbit of one observation, in float64."""
+    whole = torch.as_tensor(np.asarray(values, dtype=np.float64), device="cpu")
+    return action.orbit(whole[None])[:, 0].numpy()
+
+
+def _check_sizes(action: Action, shape: tuple[int, ...]) -> None:
+    """Refuses what does more than to exchange and negate entries."""
+    probe = np.random.default_rng(0).uniform(1, 2, shape)
+    moved, opposite = _orbit(action, probe), _orbit(action, -probe)
+    sizes = np.sort(np.abs(moved).reshape(len(moved), -1), axis=1)
+    if np.abs(sizes - np.sort(probe, axis=None)).max() <= TOLERANCE and (moved == -opposite).all():
+        return
+    raise ValueError(
+        f"each entry is divided by its own deviation, which {action!r} does not keep, since it "
+        "does more than to exchange and negate entries; use an environment that does not "
+        "normalise observations, such as VecNormalize(env, norm_obs=False)"
+    )

@@ -1,0 +1,258 @@
+"""Small random networks that know nothing of a symmetry, for what an action acts on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from equitune.actions import (
+    Action,
+    Drop,
+    ImageAction,
+    ProductAction,
+    TokenAction,
+    TreeAction,
+    TrivialAction,
+    VectorFieldAction,
+)
+
+__all__ = ["Architecture", "model_family"]
+
+IMAGE_DIMS = (-2, -1)
+
+
+@final
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a small network.
+
+    Attributes:
+        width: The number of hidden channels.
+        depth: The number of hidden layers.
+        batch_norm: Whether each of them has BatchNorm.
+        activation: The activation behind it.
+        outputs: The number of scores or channels, where the output action leaves it open.
+    """
+
+    width: int
+    depth: int
+    batch_norm: bool
+    activation: Callable[[], nn.Module]
+    outputs: int
+
+
+def model_family(
+    input_action: Action, output_action: Action | None
+) -> Callable[[Architecture], nn.Module]:
+    """Builds models from what an input action acts on to what an output action acts on.
+
+    Raises:
+        ValueError: If there is none between these two.
+    """
+    if not isinstance(input_action, Action):
+        raise TypeError(
+            f"input_action is a {type(input_action).__name__}; use an action such as "
+            "ImageAction(d4())"
+        )
+    if isinstance(input_action, TreeAction):
+        raise ValueError("input_action is a TreeAction; use the action of one tensor")
+    output = output_action or TrivialAction(input_action.group)
+    body = _body_of(input_action)
+    if isinstance(output, TreeAction):
+        actions = {key: act for key, act in output.actions.items() if not isinstance(act, Drop)}
+        if any(isinstance(key, int) for key in actions) or isinstance(output.others, Action):
+            raise ValueError(
+                "output_action is a TreeAction of a sequence; use one of a dict, with a name for "
+                "every field"
+            )
+        return lambda a: _Model(
+            body(a), {str(k): _head(body, act, a) for k, act in actions.items()}
+        )
+    return lambda a: _Model(body(a), {"": _head(body, output, a)})
+
+
+@final
+class _Model(nn.Module):
+    """A body, and a head or a dict of heads on it."""
+
+    def __init__(self, body: nn.Module, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.body = body
+        self.names = tuple(heads)
+        self.heads = nn.ModuleList(heads.values())
+        for module in self.modules():
+            # As after training: the statistics of a fresh BatchNorm do nothing.
+            for name, statistic in module.named_buffers(recurse=False):
+                if name == "running_mean":
+                    statistic.uniform_(-0.5, 0.5)
+                elif name == "running_var":
+                    statistic.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        features = self.body(x)
+        outputs = {name: head(features) for name, head in zip(self.names, self.heads, strict=True)}
+        single: Tensor | None = outputs.get("")
+        return outputs if single is None else single
+
+
+class _Body(nn.Module):
+    """From an input of any size to ``width`` channels."""
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.width = a.width
+        layers: list[nn.Module] = []
+        for _ in range(a.depth):
+            layers += [self._layer(a.width), *([self._norm(a.width)] if a.batch_norm else [])]
+            layers.append(a.activation())
+        self.layers = nn.Sequential(*layers)
+
+    def _layer(self, width: int) -> nn.Module:
+        return nn.Linear(width, width)
+
+    def _norm(self, width: int) -> nn.Module:
+        return nn.BatchNorm1d(width)
+
+    def _lift(self, x: Tensor, channels: int) -> Tensor:
+        """A fixed matrix (width, channels) without any symmetry."""
+        places = torch.arange(1, channels + 1, dtype=x.dtype, device=x.device)
+        rows = torch.arange(1, self.width + 1, dtype=x.dtype, device=x.device)
+        return torch.cos(0.7 * rows[:, None] * places + rows[:, None]) / math.sqrt(channels)
+
+
+@final
+class _VectorBody(_Body):
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        y: Tensor = self.layers(flat @ self._lift(flat, flat.shape[1]).T)
+        return y
+
+
+@final
+class _TokenBody(_Body):
+    def _norm(self, width: int) -> nn.Module:
+        return nn.LayerNorm(width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weight = next(self.parameters())
+        frequencies = torch.arange(1, self.width + 1, dtype=weight.dtype, device=weight.device)
+        features = torch.cos(0.9 * ids[..., None].to(weight.dtype) * frequencies + frequencies)
+        # Causal, as language models are.
+        y: Tensor = self.layers(features.cumsum(1))
+        return y
+
+
+@final
+class _ImageBody(_Body):
+    def _layer(self, width: int) -> nn.Module:
+        return nn.Conv2d(width, width, 3, padding=1)
+
+    def _norm(self, width: int) -> nn.Module:
+        return nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(len(x), -1, *x.shape[-2:])
+        x = torch.einsum("wc,bchv->bwhv", self._lift(x, x.shape[1]), x)
+        # It knows where up is, also where the layers do not.
+        rows, columns = (torch.arange(n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+        y: Tensor = self.layers(x * torch.sin(0.8 * rows[:, None] + 1.3 * columns + 1))
+        return y
+
+
+@final
+class _VectorHead(nn.Module):
+    """A linear layer to scores of a shape; pools images first."""
+
+    def __init__(self, width: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, math.prod(shape))
+        self.shape = shape
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = features.flatten(2).mean(-1) if features.dim() == 4 else features
+        y: Tensor = self.linear(pooled).unflatten(-1, self.shape)
+        return y
+
+
+@final
+class _PooledTokensHead(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        y: Tensor = self.linear(features.mean(1))
+        return y
+
+
+@final
+class _ImageHead(nn.Module):
+    """A convolution to images whose channels are of a shape."""
+
+    def __init__(self, width: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, math.prod(shape), 3, padding=1)
+        self.shape = shape
+
+    def forward(self, features: Tensor) -> Tensor:
+        y: Tensor = self.conv(features).unflatten(1, self.shape)
+        return y
+
+
+def _body_of(action: Action) -> type[_Body]:
+    factors = list(_factors(action))
+    if any(isinstance(factor, TokenAction) for factor in factors):
+        return _TokenBody
+    if any(isinstance(factor, ImageAction | VectorFieldAction) for factor in factors):
+        _require_last_dims(factors)
+        return _ImageBody
+    return _VectorBody
+
+
+def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
+    factors = list(_factors(action))
+    try:
+        sizes = action._extent()
+    except TypeError as error:
+        raise ValueError(
+            f"output_action is a {type(action).__name__}, for which there is no small model; "
+            "write one of your own"
+        ) from error
+    if any(isinstance(factor, ImageAction | VectorFieldAction) for factor in factors):
+        if body is not _ImageBody:
+            raise ValueError(
+                "output_action acts on images, but input_action does not; there is no small model "
+                "that makes images of vectors or tokens"
+            )
+        _require_last_dims(factors)
+        if any(d > 0 for d in sizes):
+            raise ValueError(f"output_action acts on the dims {sorted(sizes)}; count from the end")
+        channels = {d: 2 if size is None else size for d, size in sizes.items() if d < -2}
+        depth = -min(channels, default=-3)
+        return _ImageHead(
+            a.width, tuple(channels.get(d, 1 if channels else a.outputs) for d in range(-depth, -2))
+        )
+    if not sizes and body is _TokenBody:
+        return _PooledTokensHead(a.width, a.outputs)
+    depth = max((abs(d) for d in sizes), default=1)
+    dims = range(1, depth + 1) if any(d > 0 for d in sizes) else range(-depth, 0)
+    return _VectorHead(a.width, tuple(sizes.get(d) or (1 if sizes else a.outputs) for d in dims))
+
+
+def _factors(action: Action) -> Iterator[Action]:
+    if isinstance(action, ProductAction):
+        yield from _factors(action.first)
+        yield from _factors(action.second)
+    else:
+        yield action
+
+
+def _require_last_dims(factors: list[Action]) -> None:
+    for factor in factors:
+        if isinstance(factor, ImageAction | VectorFieldAction) and factor.dims != IMAGE_DIMS:
+            raise ValueError(f"the image action has dims {factor.dims}; use one of {IMAGE_DIMS}")

@@ -1,0 +1,272 @@
+"""Calls a function on a whole orbit, |G| + 4 times, and keeps what it returned."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune._checks import naming
+from equitune.actions import Action, Drop, TreeAction, TrivialAction
+from equitune.actions._tree import children, holds_tensor
+from equitune.groups import FiniteGroup
+from equitune.testing._batches import (
+    check_batch,
+    copied,
+    one_element_each,
+    output_tensors_of,
+    tensors_of,
+)
+from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant, magnitudes
+from equitune.testing._interactions import Interactions
+from equitune.testing._layers import Layers
+from equitune.wrappers import Symmetrizer
+
+__all__ = ["Trial", "run_trial"]
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One function on one orbit.
+
+    Attributes:
+        input_action: How the group acts on ``x``.
+        output_action: How it acts on what the function returns.
+        x: The batch.
+        tolerance: The largest difference that is allowed.
+        reference: fn(x).
+        outputs: The tensors of fn(gx) for every element g; empty where it has another structure.
+        gaps: How far fn(gx) is from g fn(x), for every element g; NaN is all that entry 0 can show.
+        each: (B,) int64, an element for each sample.
+        mixed_gap: How far fn is from equivariance where each sample has its own element.
+        repeat_gap: How far a second fn(x) is from the first.
+        interactions: Whether the output for a sample depends on the others of its batch.
+        draws: Whether torch's random numbers were used.
+        layers: The layers of fn that can break a symmetry; looked at only if something differs.
+        cut: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves its
+            activation: the name of that submodule.
+    """
+
+    input_action: Action
+    output_action: Action
+    x: Any
+    tolerance: Tolerance
+    reference: Any
+    outputs: tuple[list[Tensor], ...]
+    gaps: tuple[Gap, ...]
+    each: Tensor
+    mixed_gap: Gap
+    repeat_gap: Gap
+    interactions: Interactions
+    draws: bool
+    layers: Layers
+    cut: str | None
+
+    @property
+    def group(self) -> FiniteGroup:
+        """The group that acts."""
+        return self.input_action.group
+
+    @property
+    def all_gaps(self) -> tuple[Gap, ...]:
+        """Those of whole batches, and the mixed one last."""
+        return (*self.gaps, self.mixed_gap)
+
+    @property
+    def within(self) -> bool:
+        """Whether every difference of fn(gx) from g fn(x) is within what is allowed."""
+        return all(bool(gap.passes.all()) for gap in self.all_gaps)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether fn tells neither the samples of x nor the elements from each other."""
+        alike = are_alike(tensors_of(self.input_action, self.x))
+        return self.within and not alike and is_constant(self.outputs, self.tolerance)
+
+    @property
+    def is_invariance(self) -> bool:
+        """Whether the output shall not move at all."""
+        leaves = self.output_action.flatten(self.reference)
+        return all(isinstance(action, TrivialAction) for action, _ in leaves)
+
+    @functools.cached_property
+    def fixed(self) -> Tensor:
+        """(|G|, B) bool: whether gx and x are the same at a sample."""
+        leaves = tensors_of(self.input_action, self.x)
+        rows = []
+        for g in self.group.elements:
+            moved = tensors_of(self.input_action, self.input_action.transform(self.x, g))
+            same = [
+                [one.shape == other.shape and torch.equal(one, other)
+                 for one, other in zip(*pair, strict=True)]
+                for pair in zip(leaves, moved, strict=True)
+            ]  # fmt: skip
+            rows.append([all(parts) for parts in zip(*same, strict=True)])
+        return torch.tensor(rows, device="cpu")
+
+    def doubts(self) -> list[str]:
+        """What the output holds that its action cannot be meant for, such as boxes in pixels."""
+        leaves = self.output_action.flatten(self.reference)
+        return [doubt for action, leaf in leaves for doubt in action.doubts(leaf)]
+
+    def unseen(self) -> list[int]:
+        """The elements that change no sample of x, though they change other inputs."""
+        still = [g for g in self.group.elements if g and bool(self.fixed[g].all())]
+        leaves = tensors_of(self.input_action, self.x)
+        if not still or not all(leaf.is_floating_point() for leaf in leaves):
+            return still
+        generator = torch.Generator("cpu").manual_seed(0)
+        random = [torch.rand(y.shape, generator=generator, device="cpu").to(y) for y in leaves]
+        other = dataclasses.replace(self, x=self.input_action.unflatten(self.x, random))
+        return [g for g in still if not bool(other.fixed[g].all())]
+
+
+def run_trial(
+    fn: Callable[[Any], Any],
+    x: Any,
+    input_action: Action,
+    output_action: Action | None,
+    tolerance: Tolerance,
+) -> Trial:
+    """Calls fn |G| + 4 times, without gradients, always with a copy of its own.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or an action does not fit a structure.
+        ValueError: If the actions are of different groups or do not fit the shapes, or ``x`` is
+            empty, holds NaN, or cannot show anything because it is symmetric itself.
+    """
+    check_arguments(fn, x, input_action, output_action)
+    group, layers, state = input_action.group, Layers.of(fn), torch.get_rng_state()
+    with torch.no_grad():
+        returned = fn(copied(input_action, x))
+        act = output_action or invariance_of(returned, group)
+        check_output(act, returned, tensors_of(input_action, x)[0])
+        reference = copied(act, returned)
+        each = one_element_each(input_action, x)
+
+        def run(g: int | Tensor) -> tuple[list[Tensor], Gap]:
+            found = fn(copied(input_action, input_action.transform(x, g)))
+            try:
+                leaves = [leaf.detach().clone() for leaf in tensors_of(act, found, "fn(gx)")]
+            except (TypeError, ValueError) as error:
+                return [], Gap.without_comparison(f"fn(gx) is not like fn(x): {error}")
+            return leaves, Gap.between(leaves, tensors_of(act, moved(g)), tolerance, sizes)
+
+        def moved(g: int | Tensor) -> Any:
+            # Outputs may be on another device than inputs.
+            device = tensors_of(act, reference)[0].device
+            return act.transform(reference, g if isinstance(g, int) else g.to(device))
+
+        own, sizes = tensors_of(act, reference), _sizes(tensors_of(input_action, x))
+        runs = [(own, Gap.between(own, own, tolerance)), *(run(g) for g in group.elements[1:])]
+        outputs, gaps = zip(*runs, strict=True)
+        _, mixed_gap = run(each)
+        # The second fn(x) comes last, so that it can look for the causes of what was found.
+        right = all(bool(gap.passes.all()) for gap in (*gaps, mixed_gap))
+        with contextlib.nullcontext() if right else layers.watched():
+            _, repeat_gap = run(0)
+        interactions = Interactions.of(fn, x, (input_action, act), own, tolerance)
+    draws = not torch.equal(torch.get_rng_state(), state)
+    trial = Trial(
+        input_action, act, x, tolerance, reference, outputs, gaps, each, mixed_gap, repeat_gap,
+        interactions, draws, layers, _cut_of(fn),
+    )  # fmt: skip
+    _check_visible(trial)
+    return trial
+
+
+def invariance_of(output: Any, group: FiniteGroup) -> Action:
+    """The trivial action on every tensor of an output."""
+    fields = children(output)
+    if isinstance(output, Tensor) and output.dim():
+        return TrivialAction(group)
+    if isinstance(output, Tensor):
+        raise ValueError(
+            "fn returned a scalar; let it return one value per sample, and give a field that has "
+            "none, such as a loss, Drop() in a TreeAction"
+        )
+    if fields is None:
+        raise TypeError(f"fn returned a {type(output).__name__}; let it return tensors")
+    actions: dict[Any, Action | Drop] = {
+        key: invariance_of(value, group) for key, value in fields.items() if holds_tensor(value)
+    }
+    if not actions:
+        raise TypeError(
+            f"fn returned a {type(output).__name__} without a tensor; let it return a tensor, or a "
+            "structure of tensors"
+        )
+    return TreeAction(actions)
+
+
+def _sizes(leaves: list[Tensor]) -> Tensor:
+    """(B,) float64, the largest number that is computed with at each sample."""
+    sizes = torch.zeros(len(leaves[0]), dtype=torch.float64, device="cpu")
+    for leaf in leaves:
+        if leaf.is_floating_point() or leaf.is_complex():
+            largest = magnitudes(leaf).reshape(len(leaf), -1).amax(dim=1)
+            sizes = torch.maximum(sizes, largest.cpu())
+    return sizes
+
+
+def _cut_of(fn: object) -> str | None:
+    if isinstance(fn, Symmetrizer) and not isinstance(fn.output_action, TrivialAction):
+        return fn.at
+    return None
+
+
+def check_arguments(fn: object, x: Any, input_action: object, output_action: object | None) -> None:
+    """Refuses what cannot be checked, before fn is called."""
+    if not callable(fn) or isinstance(fn, type):
+        raise TypeError(f"fn is {fn!r}; use a function or a module, such as nn.ReLU()")
+    if not isinstance(input_action, Action):
+        raise TypeError(
+            f"input_action is a {type(input_action).__name__}; use an action such as "
+            "ImageAction(d4())"
+        )
+    if output_action is not None and not isinstance(output_action, Action):
+        raise TypeError(
+            f"output_action is a {type(output_action).__name__}; use an action, or None for "
+            "invariance"
+        )
+    if output_action is not None and output_action.group != input_action.group:
+        raise ValueError(
+            f"output_action is one of a group of order {output_action.group.order}, input_action "
+            f"one of a group of order {input_action.group.order}; use two actions of one group"
+        )
+    check_batch(input_action, x)
+    with naming("x"), torch.no_grad():
+        for g in input_action.group.generators:
+            input_action.transform(x, g)
+
+
+def check_output(action: Action, y: Any, x: Tensor) -> None:
+    """Refuses an output that its action cannot act on."""
+    for leaf in output_tensors_of(action, y):
+        if leaf.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"fn(x) has a tensor of shape {tuple(leaf.shape)} for a batch of {x.shape[0]}; its "
+                "first dimension must be the batch (give Drop() to a field that has none, such as "
+                "a loss)"
+            )
+    for g in action.group.generators:
+        try:
+            action.transform(y, g)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"output_action does not fit what fn returns: {error}") from error
+
+
+def _check_visible(trial: Trial) -> None:
+    """Refuses a check that cannot fail, one that only compares fn(x) with itself."""
+    still = trial.is_invariance and trial.group.order > 1 and bool(trial.fixed.all())
+    if trial.within and still:
+        raise ValueError(
+            "x is the same under every element of the group, so that no invariance can be seen "
+            "from it; use samples without symmetry, such as torch.randn(4, 3, 32, 32)"
+        )

@@ -1,0 +1,330 @@
+"""Generation in pieces, each of which is the best of those that the copies of a prompt give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitune._checks import require_counts
+from equitune._extras import require
+from equitune.text._averages import MeanOfProbabilities
+from equitune.text._checks import check_length
+from equitune.text._copies import OrbitCache
+from equitune.text._interfaces import GENERATE_CACHE, Interface
+from equitune.text._noise import GumbelNoise
+from equitune.text._orbit import OrbitLM
+from equitune.text._scorers import Scorer, checked_scores
+from equitune.text._settings import check_settings, ends, merged_settings, new_tokens
+from equitune.text._words import ResolvedWords
+
+__all__ = ["ChoosingLM"]
+
+GenerateDecoderOnlyOutput: Any = require(
+    "transformers.generation", '"equitune[text]"'
+).GenerateDecoderOnlyOutput
+
+TIE = 1e-6
+"""Scores, and sums of probabilities, that differ by less than this part of them are equal."""
+
+REFUSED = (
+    "streamer",
+    "stopping_criteria",
+    "assistant_model",
+    "cache",
+    "past_key_values",
+    "stop_strings",
+    "max_time",
+    "prefix_allowed_tokens_fn",
+    "guidance_scale",
+    "prompt_lookup_num_tokens",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+
+
+class ChoosingLM(OrbitLM):
+    """Generates some tokens from each copy of a prompt and keeps those of the best one.
+
+    Everything is in the frame of the prompt: copy g of a prompt X gives the next token v the
+    probability p_M(gv | gX), so that its tokens are mapped back already, and only the scorer reads
+    gX and what follows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        tokenizer: Any,
+        scorer: Scorer,
+        beam_length: int = 5,
+    ) -> None:
+        super().__init__(model, words, MeanOfProbabilities())
+        if not hasattr(tokenizer, "decode"):
+            raise TypeError(
+                f"tokenizer is a {type(tokenizer).__name__}; use that of the model, which turns "
+                "tokens into the sentences that are scored"
+            )
+        if not callable(scorer):
+            raise TypeError(
+                f"scorer is a {type(scorer).__name__}; use a function of a list of sentences that "
+                "returns a number for each"
+            )
+        require_counts(beam_length=beam_length)
+        self.tokenizer = tokenizer
+        self.scorer = scorer
+        self.beam_length = beam_length
+
+    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+        if not isinstance(elements, Tensor) or tuple(elements.shape) != (batch,):
+            given = (
+                f"of shape {tuple(elements.shape)}" if isinstance(elements, Tensor) else elements
+            )
+            raise ValueError(
+                f"elements is {given}, but {type(self).__name__} has a distribution for each group "
+                f"element and chooses between them in generate; use elements of shape ({batch},), "
+                "or use EquiLM for probabilities and losses"
+            )
+        return elements[:, None].to(device)
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Generates ``beam_length`` tokens from each copy, keeps the best, and goes on from it.
+
+        The copy with the best score of its whole sentence is kept; of several, that with the higher
+        sum of its new tokens' probabilities; of several still, one by chance: by the noise of a
+        :class:`GumbelNoise` among ``logits_processor``, by torch's generator otherwise (second
+        paper, appendix C.2).
+
+        Args:
+            inputs: (B, T), the prompts.
+            generation_config: As for transformers' ``generate``.
+            **kwargs: As for transformers' ``generate``: greedy, sampling and beams within the
+                ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
+
+        Returns:
+            The sequences, or a ``GenerateDecoderOnlyOutput`` of them, as transformers do.
+
+        Raises:
+            ValueError: If something is asked for that has no meaning here, the scorer does not
+                return a number for each sentence, or the context of the model is too short.
+        """
+        prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if not isinstance(prompts, Tensor) or prompts.dim() != 2:
+            raise ValueError("generate needs inputs, token ids of shape (B, T)")
+        mask = kwargs.pop("attention_mask", None)
+        settings, options = merged_settings(self, generation_config, kwargs)
+        for name in REFUSED:
+            if getattr(settings, name, None) or options.get(name) is not None:
+                raise ValueError(
+                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
+                    "from several copies; leave it out"
+                )
+        check_settings(settings, options, self.words)
+        processors = list(options.pop("logits_processor", None) or ())
+        return _Search(self, prompts, mask, processors, settings, options).run()
+
+    def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
+        """The ``generate`` of transformers, of the copies that ``elements`` names.
+
+        Args:
+            inputs: (B, T), the prompts.
+            **kwargs: As for transformers' ``generate``, with ``elements`` of shape (B,).
+        """
+        # Past the checks of OrbitLM, which were made for the whole.
+        return super(OrbitLM, self).generate(inputs, **kwargs)
+
+
+class _Search:
+    """One call of generate: the prompts so far, and the cache of their copies."""
+
+    def __init__(
+        self,
+        model: ChoosingLM,
+        prompts: Tensor,
+        mask: Tensor | None,
+        processors: list[Any],
+        settings: Any,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.settings, self.options = model, settings, options
+        self.interface = Interface(model)
+        repeats = settings.num_return_sequences or 1
+        self.pad = settings.pad_token_id
+        if mask is None:
+            mask = _mask(prompts, self.pad, ends(settings))
+        self.tokens = prompts.repeat_interleave(repeats, dim=0)
+        self.mask = mask.repeat_interleave(repeats, dim=0)
+        self.processors = processors
+        self.noise = _noise(processors, self.tokens.shape[0])
+        if repeats > 1 and not settings.do_sample and self.noise is None:
+            raise ValueError(
+                f"num_return_sequences is {repeats}, but without chance all of them are alike; "
+                "use do_sample=True, or GumbelNoise as a logits_processor"
+            )
+        self.active = list(range(self.tokens.shape[0]))
+        self.cache: Any = None
+        self.returns_dict = bool(settings.return_dict_in_generate)
+        start = prompts.shape[1]
+        self.length = start + new_tokens(model, settings, start)
+        if self.length == start:
+            raise ValueError(
+                f"max_length is {settings.max_length}, but the prompts have {start} tokens; use "
+                "max_new_tokens"
+            )
+        check_length(model, start, self.length - start)
+        self.eos = torch.tensor(ends(settings), dtype=torch.int64, device=prompts.device)
+        if self.pad is None:
+            self.pad = int(self.eos[0]) if self.eos.numel() else 0
+        self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
+        settings.update(
+            num_return_sequences=1,
+            max_length=None,
+            # That of each block is given in new tokens; None, or 0 in older versions.
+            min_length=type(settings)().min_length,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=self.pad,
+        )
+
+    def run(self) -> Any:
+        """Block after block, until all sequences have ended or are long enough."""
+        # A scorer that cannot be used shall say so before anything is generated.
+        checked_scores(self.model.scorer, self._texts(self.tokens, self.mask))
+        while self.active and self.tokens.shape[1] < self.length:
+            self._block()
+        if self.returns_dict:
+            return GenerateDecoderOnlyOutput(sequences=self.tokens)
+        return self.tokens
+
+    def _block(self) -> None:
+        order, count = self.model.group.order, len(self.active)
+        start = self.tokens.shape[1]
+        tokens = self.tokens[self.active].repeat_interleave(order, dim=0)
+        mask = self.mask[self.active].repeat_interleave(order, dim=0)
+        elements = torch.arange(order, device=tokens.device).repeat(count)
+        length = min(self.model.beam_length, self.length - start)
+        least = min(length, max(0, self.shortest - start))
+        # None is filled with the model's own number.
+        own = self.model.generation_config.min_new_tokens
+        self.settings.update(max_new_tokens=length, min_new_tokens=least if least or own else None)
+        prefix = self._prefix(tokens, mask, elements)
+        output = self.model.generate_block(
+            tokens,
+            attention_mask=mask,
+            elements=elements,
+            generation_config=self.settings,
+            logits_processor=self._processors(order),
+            **({} if prefix is None else {GENERATE_CACHE: prefix}),
+            **self.options,
+        )
+        new = output.sequences[:, start:]
+        alive = self._alive(new)
+        sums = self._sums(output, alive)
+        moved = self.model.words.action.transform(output.sequences, elements)
+        texts = self._texts(moved, torch.cat([mask, alive.to(mask.dtype)], dim=1))
+        scores = checked_scores(self.model.scorer, texts).view(count, order)
+        chosen = self._choose(scores, sums.view(count, order), start)
+        rows = torch.arange(count) * order + chosen
+        self._append(new[rows.to(new.device)], alive[rows.to(new.device)])
+
+    def _prefix(self, tokens: Tensor, mask: Tensor, elements: Tensor) -> Any:
+        """The cache of all but the last token, which the next block does not change."""
+        if self.settings.use_cache is False or tokens.shape[1] < 2:
+            return None
+        past = 0 if self.cache is None else self.cache.get_seq_length()
+        new = slice(past, tokens.shape[1] - 1)
+        self.cache = self.model(
+            tokens[:, new],
+            attention_mask=mask[:, :-1],
+            **self.interface.positions(mask[:, :-1], past),
+            cache=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            elements=elements,
+            return_dict=False,
+        )[-1]
+        taken: OrbitCache = self.cache.snapshot()
+        taken.batch_repeat_interleave(self.settings.num_beams or 1)
+        return taken
+
+    def _processors(self, order: int) -> list[Any]:
+        # All copies of a prompt have its noise: in its frame nothing is moved.
+        rows = [place for place in self.active for _ in range(order)]
+        return [p.take(rows) if isinstance(p, GumbelNoise) else p for p in self.processors]
+
+    def _alive(self, new: Tensor) -> Tensor:
+        """(S, t) bool, the tokens up to the first that ends a sequence, that one included."""
+        ends = torch.isin(new, self.eos)
+        return (ends.long().cumsum(dim=1) - ends.long()) == 0
+
+    def _sums(self, output: Any, alive: Tensor) -> Tensor:
+        """The sums of the new tokens' probabilities."""
+        log_probs = self.model.compute_transition_scores(
+            output.sequences,
+            output.logits,
+            getattr(output, "beam_indices", None),
+            normalize_logits=True,
+        )
+        probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
+        sums: Tensor = probabilities.sum(dim=1).double().cpu()
+        return sums
+
+    def _choose(self, scores: Tensor, sums: Tensor, length: int) -> Tensor:
+        """The best copy of each prompt, by score, sum of probabilities, and chance."""
+        if self.noise is None:
+            chance = torch.rand(scores.shape)
+        else:
+            chance = self.noise.take(self.active).ties(length)
+        for ranks in (scores, sums):
+            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
+            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
+            chance = chance.masked_fill(~tied, -torch.inf)
+        return chance.argmax(dim=1)
+
+    def _append(self, new: Tensor, alive: Tensor) -> None:
+        shape = (self.tokens.shape[0], new.shape[1])
+        tokens = self.tokens.new_full(shape, self.pad)
+        mask = self.mask.new_zeros(shape)
+        tokens[self.active] = new.masked_fill(~alive, self.pad)
+        mask[self.active] = alive.to(mask.dtype)
+        self.tokens = torch.cat([self.tokens, tokens], dim=1)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        ended = torch.isin(new, self.eos).any(dim=1).tolist()
+        going = [place for place, end in enumerate(ended) if not end]
+        if self.cache is not None and len(going) < len(self.active):
+            order = self.model.group.order
+            kept = [place * order + copy for place in going for copy in range(order)]
+            self.cache.batch_select_indices(torch.tensor(kept, dtype=torch.int64))
+        self.active = [self.active[place] for place in going]
+
+    def _texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        return [
+            self.model.tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
+            for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
+        ]
+
+
+def _noise(processors: list[Any], sequences: int) -> GumbelNoise | None:
+    for processor in processors:
+        if isinstance(processor, GumbelNoise):
+            if len(processor.seeds) != sequences:
+                raise ValueError(
+                    f"the noise has {len(processor.seeds)} seeds for {sequences} sequences; use "
+                    "one for each prompt, times num_return_sequences"
+                )
+            return processor
+    return None
+
+
+def _mask(prompts: Tensor, pad: int | None, eos: list[int]) -> Tensor:
+    """The mask of prompts that came without one, as transformers infer it from their padding."""
+    if pad is None or pad in eos:
+        return torch.ones_like(prompts)
+    return (prompts != pad).to(prompts.dtype)

@@ -1,0 +1,269 @@
+"""Measures of language models: log-probabilities, fairness, perplexity, regard."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitune._checks import (
+    require_counts,
+    require_entries,
+    require_int,
+    require_module,
+    require_tensor,
+    require_type,
+)
+from equitune._extras import require
+from equitune.text._checks import context_length
+from equitune.text._interfaces import Interface
+from equitune.text._words import ResolvedWords
+
+__all__ = [
+    "fairness_gap",
+    "perplexity",
+    "regard_distribution",
+    "regard_gap",
+    "sequence_log_prob",
+]
+
+
+# A requirement of transformers.
+tqdm: Any = require("tqdm", '"equitune[text]"').tqdm
+
+
+@torch.no_grad()
+def sequence_log_prob(
+    model: nn.Module,
+    context: Tensor,
+    continuation: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The log-probability log P(X2 | X1) that a model goes on from a context with a continuation.
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        context: (B, T1) token ids, X1.
+        continuation: (B, T2) token ids, X2.
+        attention_mask: (B, T1 + T2), 0 at padding, which counts nothing; contexts are padded on
+            their left, continuations on their right.
+
+    Returns:
+        (B,) in nats: float64, summed from the model's scores.
+
+    Raises:
+        ValueError: If the shapes do not fit, there is nothing to go on from or with, or contexts
+            are padded on their right.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune.text import sequence_log_prob
+        >>> log_p = sequence_log_prob(model, torch.tensor([[1, 2]]), torch.tensor([[3, 4, 5]]))
+        >>> log_p.shape, bool(log_p < 0)
+        (torch.Size([1]), True)
+    """
+    require_module("model", model)
+    require_tensor("context", context, "(B, L1)")
+    require_tensor("continuation", continuation, "(B, L2)")
+    if attention_mask is not None:
+        require_tensor("attention_mask", attention_mask, "(B, L1 + L2)")
+    if context.dim() != 2 or continuation.dim() != 2 or context.shape[0] != continuation.shape[0]:
+        raise ValueError(
+            f"context has shape {tuple(context.shape)} and continuation "
+            f"{tuple(continuation.shape)}; use (B, T1) and (B, T2)"
+        )
+    if not context.shape[1] or not continuation.shape[1]:
+        raise ValueError("context and continuation need at least one token each")
+    tokens = torch.cat([context, continuation], dim=1)
+    options: dict[str, Any] = {}
+    if attention_mask is not None:
+        if attention_mask.shape != tokens.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; use "
+                f"{tuple(tokens.shape)}, that of context and continuation together"
+            )
+        if not attention_mask[:, context.shape[1] - 1].all():
+            raise ValueError(
+                "attention_mask is 0 at the end of a context, from which the continuation goes on; "
+                "pad contexts on their left"
+            )
+        options["attention_mask"] = attention_mask
+        options |= Interface(model).positions(attention_mask)
+    scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
+    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
+    if attention_mask is not None:
+        found = found.masked_fill(attention_mask[:, context.shape[1] :] == 0, 0)
+    total: Tensor = found.sum(dim=1)
+    return total
+
+
+def fairness_gap(
+    model: nn.Module,
+    words: ResolvedWords,
+    context: Tensor,
+    continuation: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The largest ``|log P(gX2 | gX1) - log P(X2 | X1)|`` of all g: 0 if fair (equation 4).
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        words: The equality words whose group acts.
+        context: (B, T1) token ids, X1.
+        continuation: (B, T2) token ids, X2.
+        attention_mask: (B, T1 + T2), 0 at padding.
+
+    Returns:
+        (B,) in nats, float64; divide by T2 for nats per token.
+
+    Raises:
+        ValueError: As :func:`sequence_log_prob`.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune import TokenAction
+        >>> from equitune.text import EquiLM, ResolvedWords, fairness_gap
+        >>> words = ResolvedWords(TokenAction.cyclic_swaps(20, [(3, 4)]), (), ((3, 4),), ())
+        >>> text = torch.tensor([[1, 3]]), torch.tensor([[7, 4, 5]])
+        >>> bool(fairness_gap(EquiLM(model, words), words, *text) < 1e-5)
+        True
+    """
+    require_type("words", words, ResolvedWords, "those of EqualityWords(...).resolve(tokenizer)")
+    plain = sequence_log_prob(model, context, continuation, attention_mask)
+    gaps = [torch.zeros_like(plain)]
+    for g in words.group.elements[1:]:
+        start, rest = (words.action.transform(part, g) for part in (context, continuation))
+        gaps.append((sequence_log_prob(model, start, rest, attention_mask) - plain).abs())
+    return torch.stack(gaps).amax(dim=0)
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) -> float:
+    """The perplexity of a long text, read through a window that moves on by a stride.
+
+    Each token is predicted once. The first window predicts all of its tokens but the first, every
+    later one its last ``stride`` tokens (fewer at the end) from what stands before them in the
+    window, which is at least ``window - stride`` tokens.
+
+    Args:
+        model: A causal language model of transformers, or a symmetrised one; in eval mode.
+        tokens: (T,) token ids of the whole text.
+        window: The tokens that are read at a time, at most the context of the model.
+        stride: How many tokens the window moves on.
+
+    Returns:
+        exp of the mean negative log-probability of a token.
+
+    Raises:
+        ValueError: If ``tokens`` is no text of two tokens or more, or window and stride do not fit.
+
+    Example:
+        >>> import torch
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> from equitune.text import perplexity
+        >>> perplexity(model, torch.arange(20).repeat(5), window=16, stride=8) > 1
+        True
+    """
+    require_counts(window=window, stride=stride)
+    require_module("model", model)
+    require_tensor("tokens", tokens, "(T,)")
+    window = require_int("window", window, "how many tokens are read at a time")
+    stride = require_int("stride", stride, "how many tokens the window moves on")
+    if tokens.dim() != 1 or tokens.shape[0] < 2:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; use (T,), T at least 2")
+    limit = context_length(model)
+    if window < 2 or (limit is not None and window > limit):
+        raise ValueError(
+            f"window is {window}; use 2 or more, and at most the model's context of {limit} tokens"
+        )
+    if stride >= window:
+        raise ValueError(
+            f"stride is {stride} for a window of {window}; use less, so that no token is left out"
+        )
+    device = next(model.parameters()).device
+    total, read = 0.0, 1
+    # Shown on terminals only.
+    with tqdm(total=tokens.shape[0], desc="perplexity", unit="token", disable=None) as bar:
+        while read < tokens.shape[0]:
+            stop = min(max(window, read + stride), tokens.shape[0])
+            begin = max(0, stop - window)
+            piece = tokens[None, begin:stop].to(device)
+            split = read - begin
+            total -= float(sequence_log_prob(model, piece[:, :split], piece[:, split:]))
+            read = stop
+            bar.update(stop - bar.n)
+    return float(torch.tensor(total / (tokens.shape[0] - 1), dtype=torch.float64).exp())
+
+
+def regard_distribution(
+    labels: Sequence[Hashable], categories: Sequence[Hashable]
+) -> dict[Hashable, float]:
+    """How the labels of a group's sentences are distributed over categories.
+
+    Args:
+        labels: One label for each sentence.
+        categories: All labels that there are, in the order of the result.
+
+    Returns:
+        The fraction of each category.
+
+    Raises:
+        ValueError: If there are no labels, or one is no category.
+
+    Example:
+        >>> from equitune.text import regard_distribution
+        >>> regard_distribution(["good", "bad", "good", "good"], ["bad", "good"])
+        {'bad': 0.25, 'good': 0.75}
+    """
+    labels = require_entries("labels", labels, "one label for each text")
+    categories = require_entries("categories", categories, "all labels that there are")
+    if not labels:
+        raise ValueError("labels is empty; use the label of at least one sentence")
+    counts = Counter(labels)
+    unknown = [label for label in counts if label not in set(categories)]
+    if unknown:
+        raise ValueError(f"labels has {unknown}, but categories are {list(categories)}")
+    return {category: counts[category] / len(labels) for category in categories}
+
+
+def regard_gap(distributions: Mapping[Hashable, Mapping[Hashable, float]]) -> float:
+    """The largest total variation distance between the regard of two demographic groups.
+
+    Args:
+        distributions: For each group what :func:`regard_distribution` gives.
+
+    Returns:
+        Half the sum of absolute differences, from 0 (alike) to 1, of the two groups that differ
+        most.
+
+    Raises:
+        ValueError: If there are fewer than two groups, or they have different categories.
+
+    Example:
+        >>> from equitune.text import regard_gap
+        >>> regard_gap({"he": {"bad": 0.25, "good": 0.75}, "she": {"bad": 0.5, "good": 0.5}})
+        0.25
+    """
+    require_type("distributions", distributions, Mapping, "a distribution for each group")
+    if len(distributions) < 2:
+        raise ValueError(f"distributions has {len(distributions)} groups; use two or more")
+    categories = {frozenset(distribution) for distribution in distributions.values()}
+    if len(categories) != 1:
+        raise ValueError("distributions have different categories; use the same for all groups")
+    return max(
+        sum(abs(first[category] - second[category]) for category in first) / 2
+        for first, second in itertools.combinations(distributions.values(), 2)
+    )

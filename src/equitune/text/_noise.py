@@ -1,0 +1,122 @@
+"""Randomness that is carried along with the words, so that generations can be compared."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import operator
+from collections.abc import Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune._checks import require_entries
+from equitune._extras import require
+from equitune.actions import TokenAction
+
+__all__ = ["GumbelNoise"]
+
+LogitsProcessor: Any = require("transformers", '"equitune[text]"').LogitsProcessor
+
+
+@final
+class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
+    """Gumbel noise on every entry of the vocabulary, a draw for each sequence and position.
+
+    The most probable token under the noise is a sample of the model, so that greedy decoding with
+    it is sampling. Unlike the numbers behind ``torch.multinomial``, the noise belongs to
+    the words and moves with them: a fair model that is given the moved prompt and the moved noise
+    generates the moved text, token for token.
+
+    Pass it to ``generate`` as the last of ``logits_processor``, with ``do_sample=False``;
+    temperature and top-k come before it in that list.
+
+    Args:
+        action: The action on token ids, ``words.action``.
+        seeds: One whole number for each sequence. What is drawn for a seed depends on the column
+            in the batch, padding included, and neither on the other sequences nor on the device.
+
+    Raises:
+        TypeError: If ``action`` is no ``TokenAction``, or a seed no whole number.
+
+    Example:
+        >>> import torch
+        >>> from equitune import TokenAction
+        >>> from equitune.text import GumbelNoise
+        >>> noise = GumbelNoise(TokenAction.cyclic_swaps(5, [(1, 2)]), seeds=[7])
+        >>> ids, scores = torch.tensor([[0, 3]]), torch.zeros(1, 5)
+        >>> torch.equal(noise(ids, scores)[0, [2, 1]], noise.moved(1)(ids, scores)[0, [1, 2]])
+        True
+    """
+
+    def __init__(self, action: TokenAction, seeds: Iterable[int]) -> None:
+        if not isinstance(action, TokenAction):
+            raise TypeError(f"action is a {type(action).__name__}; use words.action")
+        given = require_entries("seeds", seeds, "one whole number for each sequence")
+        self.seeds = tuple(map(_whole, given))
+        self.action = action
+        self.elements: tuple[int, ...] = (0,) * len(self.seeds)
+        self._on_scores = action.on_logits()
+
+    def moved(self, g: int) -> GumbelNoise:
+        """The noise that the group element g has moved, as it moves the words."""
+        group = self.action.group
+        group.check_element(g)
+        return self._with(self.seeds, [group.compose(g, h) for h in self.elements])
+
+    def take(self, sequences: Iterable[int]) -> GumbelNoise:
+        """The noise of these sequences, in this order; each can be taken several times."""
+        kept = list(sequences)
+        return self._with([self.seeds[s] for s in kept], [self.elements[s] for s in kept])
+
+    def ties(self, length: int) -> Tensor:
+        """(S, |G|), numbers to break ties between copies with, carried along like the noise.
+
+        The number of copy h of a sequence X is that of copy h g^-1 of gX.
+        """
+        group = self.action.group
+        drawn = self._draw(length, group.order, stream=1)
+        moved = [
+            [group.inverse(group.compose(h, g)) for h in group.elements] for g in self.elements
+        ]
+        return drawn.gather(1, torch.tensor(moved, dtype=torch.int64, device="cpu"))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores (S, V) with the noise of the next position, that of ``input_ids.shape[1]``."""
+        if scores.shape[0] != len(self.seeds):
+            raise ValueError(
+                f"the noise has {len(self.seeds)} seeds, but there are {scores.shape[0]} sequences;"
+                " give one seed for each of them (beams have no noise)"
+            )
+        drawn = self._draw(input_ids.shape[1], scores.shape[1], stream=0)
+        elements = torch.tensor(self.elements, dtype=torch.int64, device="cpu")
+        moved: Tensor = self._on_scores.transform(drawn, elements)
+        return scores + moved.to(scores)
+
+    def _draw(self, length: int, size: int, stream: int) -> Tensor:
+        generator = torch.Generator("cpu")
+        rows = []
+        for seed in self.seeds:
+            generator.manual_seed(_mixed(seed, length, stream))
+            rows.append(torch.empty(size, dtype=torch.float64).exponential_(generator=generator))
+        return -torch.stack(rows).log()
+
+    def _with(self, seeds: Iterable[int], elements: Iterable[int]) -> GumbelNoise:
+        # A copy, so that the action on scores is validated once.
+        noise = copy.copy(self)
+        noise.seeds, noise.elements = tuple(seeds), tuple(elements)
+        return noise
+
+
+def _whole(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise TypeError(f"seeds has {seed!r}; use whole numbers") from error
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of 32 bits, all that torch's CPU generator reads, without patterns."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")

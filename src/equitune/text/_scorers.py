@@ -1,0 +1,101 @@
+"""Scores of sentences: what EquiZeroLM prefers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune._checks import require_counts, require_type
+
+__all__ = ["ClassificationScorer", "checked_scores"]
+
+Scorer = Callable[[list[str]], Any]
+"""A list of sentences to as many numbers, the larger the better."""
+
+
+@final
+class ClassificationScorer:
+    """The expected value of a text-classification pipeline's labels, such as a regard classifier.
+
+    Args:
+        pipeline: ``transformers.pipeline("text-classification", ...)``, or what is called alike.
+        values: What each label is worth; labels that are not named are refused.
+        batch_size: The sentences in one pass of the classifier.
+
+    Raises:
+        TypeError: If ``pipeline`` cannot be called.
+        ValueError: If ``values`` is empty, or no finite number.
+
+    Example:
+        >>> from equitune.text import ClassificationScorer
+        >>> found = [{"label": "positive", "score": 0.75}, {"label": "negative", "score": 0.25}]
+        >>> def pipeline(texts, top_k, batch_size):
+        ...     return [found for text in texts]
+        >>> ClassificationScorer(pipeline, {"positive": 1.0, "negative": -1.0})(["She smiled."])
+        [0.5]
+    """
+
+    def __init__(
+        self, pipeline: Callable[..., Any], values: Mapping[str, float], *, batch_size: int = 32
+    ) -> None:
+        if not callable(pipeline):
+            raise TypeError(
+                f"pipeline is a {type(pipeline).__name__}; use "
+                'transformers.pipeline("text-classification", ...)'
+            )
+        require_type("values", values, Mapping, "a number for each label")
+        require_counts(batch_size=batch_size)
+        if not values or not all(math.isfinite(value) for value in values.values()):
+            raise ValueError(f"values is {dict(values)}; use a finite number for each label")
+        self.pipeline = pipeline
+        self.values = dict(values)
+        self.batch_size = batch_size
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        """The expected values of sentences.
+
+        Raises:
+            ValueError: If the pipeline gives a label that has no value.
+        """
+        return [self._expected(labels) for labels in self.labels(texts)]
+
+    def labels(self, texts: list[str]) -> list[list[dict[str, Any]]]:
+        """All labels of each sentence with their probabilities, as the pipeline gives them."""
+        found = self.pipeline(texts, top_k=None, batch_size=self.batch_size)
+        return [labels if isinstance(labels, list) else [labels] for labels in found]
+
+    def _expected(self, labels: Sequence[Mapping[str, Any]]) -> float:
+        missing = sorted({entry["label"] for entry in labels} - self.values.keys())
+        if missing:
+            raise ValueError(
+                f"the pipeline gives the labels {missing}, but values has {sorted(self.values)}; "
+                "use a value for each label"
+            )
+        return math.fsum(self.values[entry["label"]] * entry["score"] for entry in labels)
+
+
+def checked_scores(scorer: Scorer, texts: list[str]) -> Tensor:
+    """The scores of sentences, each distinct one scored once; refuses what are no scores."""
+    distinct = list(dict.fromkeys(texts))
+    given = scorer(list(distinct))
+    try:
+        scores = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"scorer returned a {type(given).__name__} that holds no numbers ({error}); return "
+            "one number for each sentence"
+        ) from error
+    if scores.shape != (len(distinct),):
+        raise ValueError(
+            f"scorer returned scores of shape {tuple(scores.shape)} for {len(distinct)} sentences; "
+            f"return one number for each sentence, ({len(distinct)},)"
+        )
+    if scores.isnan().any():
+        bad = distinct[int(scores.isnan().nonzero()[0])]
+        raise ValueError(f"scorer returned NaN for {bad!r}; return a number for each sentence")
+    place = {text: index for index, text in enumerate(distinct)}
+    return scores[[place[text] for text in texts]]

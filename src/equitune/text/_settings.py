@@ -1,0 +1,131 @@
+"""What ``generate`` is asked for, read as transformers read it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from equitune.text._checks import context_length
+from equitune.text._noise import GumbelNoise
+from equitune.text._phrases import check_phrases
+from equitune.text._variants import token_ids
+from equitune.text._words import ResolvedWords
+
+__all__ = ["check_settings", "ends", "merged_settings", "new_tokens", "tokens_of"]
+
+NAMES_ONE = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""Where of several tokens one is taken, whatever the model says."""
+
+NAMES_TOKENS = (
+    "eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "sequence_bias",
+)
+
+READS_ACTIVATIONS = (
+    "output_attentions",
+    "output_hidden_states",
+    "penalty_alpha",
+    "dola_layers",
+    "use_mtp",
+    "speculation_type",
+)
+
+NEW_TOKENS = 20
+"""As many as transformers generate by default."""
+
+
+def merged_settings(model: Any, given: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model's own settings, changed by a ``GenerationConfig`` and by keyword arguments.
+
+    Returns:
+        The settings, a copy, and the arguments that are no settings.
+    """
+    settings = copy.deepcopy(model.generation_config)
+    if given is not None:
+        changes = given.to_diff_dict()
+        changes.pop("transformers_version", None)
+        settings.update(**{name: value for name, value in changes.items() if value is not None})
+    if options.get("max_length") is None and settings.max_length == type(settings)().max_length:
+        # In older releases a default, for prompts of any length.
+        settings.max_length = None
+    return settings, settings.update(**options)
+
+
+def new_tokens(model: Any, settings: Any, length: int) -> int:
+    """How many tokens follow a prompt at most."""
+    if settings.max_new_tokens is not None:
+        return int(settings.max_new_tokens)
+    if settings.max_length is not None:
+        return max(0, int(settings.max_length) - length)
+    limit = context_length(model)
+    return NEW_TOKENS if limit is None else max(0, min(NEW_TOKENS, limit - length))
+
+
+def ends(settings: Any) -> list[int]:
+    """The tokens that end a sequence."""
+    return tokens_of(settings.eos_token_id)
+
+
+def tokens_of(given: Any) -> list[int]:
+    """The tokens of a setting that is one token, several, or none."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, int) else [int(token) for token in given]
+
+
+def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords) -> None:
+    """Refuses what would break the promise of equivariance, or what copies do not have.
+
+    Args:
+        settings: Those of ``generate``, merged.
+        options: Its other arguments.
+        words: The equality words.
+    """
+    for name in NAMES_ONE:
+        for token in tokens_of(getattr(settings, name, None)):
+            check_phrases(name, token, words)
+    for name in NAMES_TOKENS:
+        check_phrases(name, getattr(settings, name, None), words)
+    if settings.pad_token_id is None and words.equality & set(ends(settings)[:1]):
+        raise ValueError(
+            "eos_token_id names equality words, and the first of them pads sentences; use another "
+            "token as pad_token_id"
+        )
+    _check_stop_strings(settings.stop_strings, options.get("tokenizer"), words)
+    if getattr(settings, "constraints", None):
+        raise ValueError(
+            "constraints are objects, in which equality words cannot be found; use force_words_ids"
+        )
+    for name in READS_ACTIVATIONS:
+        if getattr(settings, name, None):
+            raise ValueError(
+                f"{name} reads activations, which are those of copies and cannot be put together; "
+                "leave it out"
+            )
+    if settings.cache_implementation == "paged":
+        raise ValueError(
+            "cache_implementation='paged' is a cache of a fixed number of copies; leave it out"
+        )
+    if getattr(settings, "assistant_ensemble_weight", None) is not None:
+        raise ValueError(
+            "assistant_ensemble_weight adds the probabilities of the assistant, on which the group "
+            "does not act; leave it out, and the assistant makes proposals alone"
+        )
+    processors = options.get("logits_processor") or ()
+    if settings.do_sample and any(isinstance(p, GumbelNoise) for p in processors):
+        raise ValueError(
+            "do_sample=True draws tokens where GumbelNoise has drawn already; use do_sample=False"
+        )
+
+
+def _check_stop_strings(given: Any, tokenizer: Any, words: ResolvedWords) -> None:
+    # Without a tokenizer they are refused by transformers.
+    if given is None or tokenizer is None:
+        return
+    texts = [given] if isinstance(given, str) else list(given)
+    for places in zip(*(token_ids(tokenizer, text) for text in texts), strict=True):
+        check_phrases("stop_strings", places, words)

@@ -1,0 +1,246 @@
+"""How keypoints and labels move when an image is rotated or flipped, and what boxes share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import final
+
+import torch
+from torch import Tensor
+
+from equitune._checks import require_counts, require_entries
+from equitune.actions import Action, ImageAction, PermutationAction
+from equitune.actions._base import dimension, in_format_of
+from equitune.actions._image import vector_moves
+from equitune.actions._table import Table
+from equitune.groups import Embedding
+from equitune.vision._plausibility import Size, unit_doubts
+
+__all__ = ["CoordinateAction", "KeypointAction", "Move", "is_length", "label_swaps", "point_row"]
+
+Move = tuple[int, int]
+"""Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
+
+
+class CoordinateAction(Action):
+    """Moves coordinates: each new one is an old one, or the size of the image minus an old one."""
+
+    images: ImageAction
+    image_size: Size | None
+    _sources: Table
+    _signs: Table
+    _offsets: Table
+
+    def _set(self, images: ImageAction, image_size: Size | None) -> None:
+        _require_image_action(images)
+        self.group = images.group
+        self.images = images
+        self.image_size = _check_size(images, image_size)
+        height, width = self.image_size or (1.0, 1.0)
+        rows = [self._row(vector_moves(element), (width, height)) for element in images.elements]
+        sources, signs, offsets = zip(*rows, strict=True)
+        self._sources = Table(torch.tensor(sources, device="cpu"))
+        self._signs = Table(torch.tensor(signs, dtype=torch.float64, device="cpu"))
+        self._offsets = Table(torch.tensor(offsets, dtype=torch.float64, device="cpu"))
+
+    @abstractmethod
+    def _row(
+        self, moves: tuple[Move, Move], size: Size
+    ) -> tuple[list[int], list[int], list[float]]:
+        """For one element: the source, sign and offset of each entry."""
+
+    def _move(self, x: Tensor, g: int | Tensor) -> Tensor:
+        """Moves the entries along the last dimension."""
+        shape = [1] * (x.dim() - 1) + [-1]
+        if isinstance(g, Tensor):
+            shape[0] = x.shape[0]
+        sources, signs, offsets = (
+            table.on(x.device)[g].view(shape)
+            for table in (self._sources, self._signs, self._offsets)
+        )
+        return x.gather(-1, sources.expand_as(x)) * signs.to(x.dtype) + offsets.to(x.dtype)
+
+    def _check_coordinates(self, x: Tensor, g: int | Tensor, last: tuple[int, ...]) -> None:
+        self.check(x, g)
+        if x.dim() < 2 or x.shape[-1] not in last:
+            given = " or ".join(map(str, last))
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but {type(self).__name__} moves the {given} "
+                "numbers along the last dimension"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; use floating-point coordinates")
+
+
+@final
+class KeypointAction(CoordinateAction):
+    """Moves keypoints (B, ..., K, 2), or (B, ..., K, 3) with a visibility, with their image.
+
+    Elements that reflect the image also exchange keypoints, such as the left and the right hand.
+
+    A keypoint that is not labelled, (0, 0, 0) as in COCO, has no place and stays what it is. (So
+    that g^-1 undoes g, the three other corners of the image, with visibility 0, stay as well.)
+
+    Args:
+        images: How the group moves the images.
+        keypoints: The number K of keypoints.
+        swaps: The pairs of keypoints, counted from 0, that a reflection exchanges.
+        image_size: As for :class:`BoxAction`; for keypoints that are indices of pixels, the
+            largest indices (H - 1, W - 1).
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``.
+        ValueError: If a pair names no keypoint, or one twice, or ``image_size`` does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction
+        >>> from equitune.vision import KeypointAction
+        >>> flip = ImageAction.horizontal_flip()
+        >>> hands = torch.tensor([[[0.25, 0.5], [1.0, 0.5]]])  # left, right
+        >>> KeypointAction(flip, 2, swaps=[(0, 1)]).transform(hands, 1)
+        tensor([[[0.0000, 0.5000],
+                 [0.7500, 0.5000]]])
+        >>> labelled = torch.tensor([[[10.0, 20.0, 2.0], [0.0, 0.0, 0.0]]])  # the second is not
+        >>> KeypointAction(flip, 2, image_size=(64, 100)).transform(labelled, 1)
+        tensor([[[90., 20.,  2.],
+                 [ 0.,  0.,  0.]]])
+    """
+
+    def __init__(
+        self,
+        images: ImageAction,
+        keypoints: int,
+        swaps: Sequence[tuple[int, int]] = (),
+        image_size: Size | None = None,
+    ) -> None:
+        self._set(images, image_size)
+        require_counts(keypoints=keypoints)
+        self._labels = label_swaps(images, keypoints, swaps, dim=-2)
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        self._check_coordinates(x, g, (2, 3))
+        dimension(x, -2, self, self._labels.size)
+        exchanged = self._labels.transform(x, g)
+        points, visibility = exchanged[..., :2], exchanged[..., 2:]
+        moved = self._move(points, g)
+        if visibility.shape[-1]:
+            moved = torch.where(self._unlabelled(points, visibility), points, moved)
+            moved = torch.cat([moved, visibility], dim=-1)
+        return in_format_of(x, moved)
+
+    def restrict(self, embedding: Embedding) -> KeypointAction:
+        restricted = object.__new__(KeypointAction)
+        restricted._set(self.images.restrict(embedding), self.image_size)
+        restricted._labels = self._labels.restrict(embedding)
+        return restricted
+
+    def doubts(self, x: Tensor) -> list[str]:
+        self._check_coordinates(x, 0, (2, 3))
+        return unit_doubts(x[..., :2], x[..., :2], self.image_size)
+
+    def _unlabelled(self, points: Tensor, visibility: Tensor) -> Tensor:
+        # The corners are moved to each other exactly: none is reached from elsewhere.
+        height, width = self.image_size or (1.0, 1.0)
+        x, y = points.split(1, dim=-1)
+        corners = ((x == 0) | (x == width)) & ((y == 0) | (y == height))
+        unlabelled: Tensor = corners & (visibility == 0)
+        return unlabelled
+
+    def _row(
+        self, moves: tuple[Move, Move], size: Size
+    ) -> tuple[list[int], list[int], list[float]]:
+        return point_row(moves, size)
+
+    def _extent(self) -> dict[int, int | None]:
+        return {-2: self._labels.size, -1: 2}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self.images, self._labels, self.image_size)
+
+
+def label_swaps(
+    images: ImageAction, count: int, swaps: Sequence[tuple[int, int]], dim: int = -1
+) -> PermutationAction:
+    """Exchanges classes or channels where an image is reflected, such as left and right organs.
+
+    By itself it is the output action of scores; for maps of scores, (B, count, H, W), use
+    ``ProductAction.simultaneous(images, label_swaps(images, count, swaps, dim=-3))``.
+
+    Args:
+        images: How the group moves the images.
+        count: The number of classes.
+        swaps: The pairs of classes, counted from 0, that a reflection exchanges.
+        dim: The dimension of the classes.
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``.
+        ValueError: If ``count`` is below 1, or a pair names no class, or one twice.
+
+    Example:
+        >>> from equitune import ImageAction
+        >>> from equitune.vision import label_swaps
+        >>> label_swaps(ImageAction.horizontal_flip(), 3, [(1, 2)]).permutations
+        ((0, 1, 2), (0, 2, 1))
+    """
+    _require_image_action(images)
+    require_counts(count=count)
+    exchanged = list(range(count))
+    for pair in require_entries("swaps", swaps, "pairs of numbers, such as [(1, 2)]"):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"swaps has {pair!r}; use pairs of numbers, such as (1, 2)")
+        left, right = pair
+        for index in pair:
+            if not _is_index(index, count):
+                raise ValueError(f"swaps names {index!r} in {tuple(pair)}, but count is {count}")
+        if exchanged[left] != left or exchanged[right] != right or left == right:
+            raise ValueError(
+                f"swaps has {tuple(pair)}, which names one twice; use pairs that share nothing"
+            )
+        exchanged[left], exchanged[right] = right, left
+    kept = list(range(count))
+    rows = [exchanged if element >= 4 else kept for element in images.elements]
+    return PermutationAction(images.group, rows, dim)
+
+
+def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:
+    """For a point (x, y): the source, sign and offset of each coordinate; ``size`` is (W, H)."""
+    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
+    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
+    return sources, signs, offsets
+
+
+def is_length(side: object) -> bool:
+    """Whether it is a finite number above 0, of numpy too."""
+    return isinstance(side, Real) and 0 < float(side) < math.inf
+
+
+def _is_index(index: object, count: int) -> bool:
+    return isinstance(index, Integral) and 0 <= int(index) < count
+
+
+def _require_image_action(images: object) -> None:
+    if not isinstance(images, ImageAction):
+        raise TypeError(
+            f"images is a {type(images).__name__}; use the action on the images, such as "
+            "ImageAction(d4())"
+        )
+
+
+def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
+    if image_size is None:
+        return None
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
+    if len(sides) != 2 or not all(is_length(side) for side in sides):
+        raise ValueError(f"image_size is {image_size}; use (H, W), or None for relative ones")
+    height, width = image_size
+    if height != width and any(element % 2 for element in images.elements):
+        raise ValueError(
+            f"image_size is {tuple(image_size)}, and the group rotates by 90 degrees, which "
+            "exchanges height and width; use None, and put the model into "
+            "equitune.vision.RelativeCoordinates, so that its coordinates are relative"
+        )
+    return float(height), float(width)

@@ -1,0 +1,299 @@
+"""How boxes of grid cells and anchors move: they change cells, and their coordinates move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from equitune._checks import require_counts, require_int
+from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
+from equitune.actions._base import dimension, in_format_of, require_embedding
+from equitune.groups import Embedding
+from equitune.vision._boxes import BoxAction, BoxFormat
+from equitune.vision._coordinates import is_length
+from equitune.vision._plausibility import Size
+
+__all__ = ["BoxMapAction", "GridBoxAction"]
+
+AnchorShapes = Sequence[tuple[float, float]]
+SAME = 1e-2
+"""How much shapes of anchors may differ relatively and count as one: some are rounded."""
+
+
+@final
+class GridBoxAction(Action):
+    """Moves boxes (B, N, 4), one or more for each cell of one or more grids, with their image.
+
+    The box of a cell goes to the cell that the cell goes to, and its coordinates move as those of
+    :class:`BoxAction`. N is the sum of rows x columns x anchors of all grids; the grids follow each
+    other, such as the levels of a feature pyramid, each row by row, and the anchors of a cell stand
+    together, as torchvision's SSD, RetinaNet and FCOS have them. :meth:`on_scores` is the matching
+    action on the scores (B, N, C). For maps (B, A * 4, H, W) there is :class:`BoxMapAction`.
+
+    Args:
+        images: How the group moves the images.
+        grids: (rows, columns) of each grid, ``[(80, 80), (40, 40), (20, 20)]`` for instance.
+        box_format: As for :class:`BoxAction`.
+        image_size: As for :class:`BoxAction`.
+        anchor_shapes: (width, height) of each anchor of a cell, or any multiple of them: a rotation
+            by 90 degrees exchanges those that stand and those that lie. Default: one box per cell.
+            Boxes of a cell that differ in nothing but their number have equal shapes.
+
+    Raises:
+        TypeError: If ``images`` is no ``ImageAction``, or another argument is no list of pairs.
+        ValueError: If a grid is not square although the group rotates by 90 degrees, which
+            exchanges its rows and columns; if the shape of an anchor, turned by 90 degrees, is not
+            among the shapes, so that no box of another cell can take the place of its box; as
+            :class:`BoxAction`.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.vision import GridBoxAction
+        >>> action = GridBoxAction(ImageAction(c4()), [(1, 1), (2, 2)], "cxcywh")
+        >>> boxes = torch.zeros(1, 5, 4)
+        >>> boxes[0, 2] = torch.tensor([0.8, 0.2, 0.1, 0.3])  # at the top right
+        >>> action.transform(boxes, 1)[0, 1]  # at the top left
+        tensor([0.2000, 0.2000, 0.3000, 0.1000])
+    """
+
+    def __init__(
+        self,
+        images: ImageAction,
+        grids: Sequence[tuple[int, int]],
+        box_format: BoxFormat = "xyxy",
+        image_size: Size | None = None,
+        anchor_shapes: AnchorShapes = ((1.0, 1.0),),
+    ) -> None:
+        self._boxes = BoxAction(images, box_format, image_size)
+        anchors = _anchors(images, anchor_shapes)
+        self._cells = PermutationAction(
+            images.group, _cell_moves(images, check_grids(images, grids), anchors), dim=-2
+        )
+        self.group = images.group
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        dimension(x, -2, self, self._cells.size)
+        return self._boxes.transform(self._cells.transform(x, g), g)
+
+    def on_scores(self, dim: int = -2) -> PermutationAction:
+        """The matching action on scores (B, N, C), or on what else there is for each box.
+
+        Keypoints (B, N, K, 2) of each cell change cells and move:
+        ``ProductAction.simultaneous(KeypointAction(images, K), boxes.on_scores(dim=-3))``.
+
+        Args:
+            dim: The dimension of the N boxes.
+        """
+        return PermutationAction(self.group, self._cells.permutations, dim)
+
+    def restrict(self, embedding: Embedding) -> GridBoxAction:
+        require_embedding(self, embedding)
+        restricted = object.__new__(GridBoxAction)
+        restricted.group = embedding.subgroup
+        restricted._boxes = self._boxes.restrict(embedding)
+        restricted._cells = self._cells.restrict(embedding)
+        return restricted
+
+    def doubts(self, x: Tensor) -> list[str]:
+        return self._boxes.doubts_of_each(x)
+
+    def _extent(self) -> dict[int, int | None]:
+        return {-2: self._cells.size, -1: 4}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self._boxes, self._cells)
+
+
+@final
+class BoxMapAction(Action):
+    """Moves maps of boxes (B, ..., A * 4, H, W), with A boxes for each cell, with their image.
+
+    The layout of a detection head's last convolution: four channels per anchor. The cells move as
+    the pixels of :class:`equitune.ImageAction`, and the four numbers as those of
+    :class:`BoxAction`. Grids of any size will do, and of several: maps that are not square exchange
+    rows and columns when they are rotated by 90 degrees. For lists (B, N, 4) there is
+    :class:`GridBoxAction`.
+
+    Args:
+        images: How the group moves the images.
+        box_format: As for :class:`BoxAction`.
+        image_size: As for :class:`BoxAction`.
+        anchor_shapes: As for :class:`GridBoxAction`.
+
+    Raises:
+        TypeError: As for :class:`GridBoxAction`.
+        ValueError: As for :class:`GridBoxAction`, but for the grids.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, TreeAction, d4
+        >>> from equitune.vision import BoxMapAction
+        >>> boxes = BoxMapAction(ImageAction(d4()), "ltrb")
+        >>> distances = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1).expand(1, 4, 2, 3)
+        >>> moved = boxes.transform(distances, 1)
+        >>> moved.shape, moved[0, :, 0, 0].tolist()
+        (torch.Size([1, 4, 3, 2]), [2.0, 3.0, 4.0, 1.0])
+        >>> pyramid = TreeAction([boxes, boxes, boxes])
+    """
+
+    def __init__(
+        self,
+        images: ImageAction,
+        box_format: BoxFormat = "xyxy",
+        image_size: Size | None = None,
+        anchor_shapes: AnchorShapes = ((1.0, 1.0),),
+    ) -> None:
+        self._boxes = BoxAction(images, box_format, image_size)
+        # Not those of the images, whose dims may be others.
+        self._pixels = ImageAction(images.group, images.elements)
+        self._anchors = PermutationAction(images.group, _anchors(images, anchor_shapes), dim=-4)
+        self.group = images.group
+
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        moved = self._pixels.transform(x, g)
+        boxes = moved.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
+        boxes = self._boxes.transform(self._anchors.transform(boxes, g), g)
+        result = boxes.movedim(-1, -3).flatten(-4, -3)
+        return in_format_of(moved, result.contiguous())
+
+    def on_scores(self, classes: int = 1) -> Action:
+        """The matching action on maps of scores (B, ..., A * classes, H, W).
+
+        Args:
+            classes: The number of channels for each anchor; they stand together.
+
+        Raises:
+            ValueError: If ``classes`` is below 1.
+        """
+        require_counts(classes=classes)
+        channels = torch.arange(classes, device="cpu")
+        moves = torch.tensor(self._anchors.permutations, device="cpu").unsqueeze(-1) * classes
+        exchanged = PermutationAction(self.group, (moves + channels).flatten(1), dim=-3)
+        return ProductAction.simultaneous(self._pixels, exchanged)
+
+    def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
+        return self._pixels.shape_classes(x)
+
+    def restrict(self, embedding: Embedding) -> BoxMapAction:
+        require_embedding(self, embedding)
+        restricted = object.__new__(BoxMapAction)
+        restricted.group = embedding.subgroup
+        restricted._boxes = self._boxes.restrict(embedding)
+        restricted._pixels = self._pixels.restrict(embedding)
+        restricted._anchors = self._anchors.restrict(embedding)
+        return restricted
+
+    def doubts(self, x: Tensor) -> list[str]:
+        boxes = x.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
+        return self._boxes.doubts_of_each(boxes)
+
+    def _channels(self, x: Tensor) -> int:
+        channels = dimension(x, -3, self)
+        if x.shape[channels] != 4 * self._anchors.size:
+            raise ValueError(
+                f"`x` must have 4 channels for each of {self._anchors.size} anchors, got "
+                f"{x.shape[channels]} along dim -3 of shape {tuple(x.shape)}; use anchor_shapes "
+                "with one shape for each box of a cell, and on_scores(...) for the scores"
+            )
+        return channels
+
+    def _extent(self) -> dict[int, int | None]:
+        return {-3: 4 * self._anchors.size, -2: None, -1: None}
+
+    def _state(self) -> tuple[object, ...]:
+        return (self._boxes, self._anchors)
+
+
+def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
+    """The grids as pairs; refuses what is no list of them, or exchanges rows and columns."""
+    use = "(rows, columns), such as [(80, 80), (40, 40)]"
+    pairs = [
+        (require_int("rows", rows, use, least=1), require_int("columns", columns, use, least=1))
+        for rows, columns in _pairs("grids", grids, use)
+    ]
+    for rows, columns in pairs:
+        if rows != columns and any(element % 2 for element in images.elements):
+            raise ValueError(
+                f"`grids` must be square where the group rotates by 90 degrees, which exchanges "
+                f"rows and columns, got {(rows, columns)}; use BoxMapAction on maps "
+                "(B, A * 4, rows, columns)"
+            )
+    return pairs
+
+
+def _anchors(images: ImageAction, shapes: object) -> Tensor:
+    """(|G|, A): where each anchor of a cell goes."""
+    if not isinstance(images, ImageAction):
+        raise TypeError(
+            f"`images` must be an ImageAction, got a {type(images).__name__}; use the action on "
+            "the images, such as ImageAction(d4())"
+        )
+    pairs = _pairs("anchor_shapes", shapes, "(width, height), such as [(1, 1), (1, 2), (2, 1)]")
+    kept = list(range(len(pairs)))
+    turned = kept
+    if any(element % 2 for element in images.elements):
+        turned = _turned(pairs)
+    return torch.tensor(
+        [turned if element % 2 else kept for element in images.elements], device="cpu"
+    )
+
+
+def _turned(shapes: Sequence[tuple[float, float]]) -> list[int]:
+    """The anchor that each anchor becomes by a rotation by 90 degrees."""
+    turned = list(range(len(shapes)))
+    free = set(turned)
+    for a, (width, height) in enumerate(shapes):
+        if a not in free:
+            continue
+        # Itself, if it is square; else the first of those that have its shape lying down.
+        square = _same((width, height), (height, width))
+        other = a if square else next(
+            (b for b in sorted(free - {a}) if _same(shapes[b], (height, width))), None
+        )  # fmt: skip
+        if other is None:
+            raise ValueError(
+                f"`anchor_shapes` must hold each shape turned by 90 degrees as often as itself, "
+                f"got {(width, height)} without its {(height, width)}, so that a rotation leaves "
+                "its box no place; use a group of flips and half turns, or select whole copies "
+                "with EquiZero or Canonicalize"
+            )
+        turned[a], turned[other] = other, a
+        free -= {a, other}
+    return turned
+
+
+def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
+
+
+def _pairs(name: str, given: object, wanted: str) -> list[tuple[float, float]]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
+    for pair in given:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
+        if not all(is_length(side) for side in pair):
+            raise ValueError(
+                f"`{name}` must hold finite positive numbers, got {pair!r}; use {wanted}"
+            )
+    if not given:
+        raise ValueError(f"`{name}` must hold at least one pair, got {given!r}; use {wanted}")
+    return [(first, second) for first, second in given]
+
+
+def _cell_moves(images: ImageAction, grids: list[tuple[int, int]], anchors: Tensor) -> Tensor:
+    """(|G|, N): where the box of each anchor of each cell goes."""
+    boxes = anchors.shape[1]
+    parts, before = [], 0
+    pixels = ImageAction(images.group, images.elements)
+    for rows, columns in grids:
+        numbers = torch.arange(rows * columns, device="cpu").view(1, rows, columns)
+        cells = [pixels.transform(numbers, g).flatten().argsort() for g in images.group.elements]
+        places = torch.stack(cells).unsqueeze(-1) * boxes + anchors.unsqueeze(1)
+        parts.append(places.flatten(1) + before)
+        before += rows * columns * boxes
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,193 @@
+"""Whether coordinates can be what an action takes them for: their unit, the format of boxes.
+
+All of it looks at values, which synchronises an accelerator: calls of models and actions do not
+ask, :func:`check_coordinates` and the testing kit do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equitune._checks import naming
+from equitune.actions import Action
+
+__all__ = [
+    "FORMATS",
+    "PLACED",
+    "Size",
+    "box_doubts",
+    "check_coordinates",
+    "corners",
+    "on_host",
+    "unit",
+    "unit_doubts",
+]
+
+Size = tuple[float, float]
+"""(H, W)."""
+
+FORMATS = ("xyxy", "xywh", "cxcywh", "ltrb", "deltas")
+PLACED = FORMATS[:3]
+"""The formats that place a box in its image; the others are relative to a cell or an anchor."""
+FAR = 4.0
+"""No coordinate is more than so many images away, unless its unit is wrong."""
+OUTSIDE = 0.1
+"""How much of the image a box may be cut off at, in the format that all boxes fit."""
+ROUNDING = 1e-2
+"""How much of the image an end may lie before its start: boxes without a size, in bfloat16."""
+CUT = 8
+"""Of fewer boxes one may be cut by the border; that is no evidence of another format."""
+PIXELS = 8
+"""In images of at least this size, not everything lies in the first pixel."""
+
+
+def check_coordinates(coordinates: Any, action: Action) -> None:
+    """Refuses coordinates that cannot be what their action takes them for.
+
+    A wrong ``box_format`` or a forgotten ``image_size`` raises no error where models are called,
+    because untrained heads return anything and looking at values synchronises accelerators: the
+    wrapper is exactly equivariant, and wrong. So call this once on what a trained model returns.
+    It runs on every device. ``equitune.testing.assert_equivariant`` asks the same of the output,
+    and warns.
+
+    Args:
+        coordinates: What a model returns: a tensor, or a structure of them for a ``TreeAction``.
+        action: The action on it; parts that are not coordinates are not looked at.
+
+    Raises:
+        ValueError: If a box ends before it starts or has a negative size; if a coordinate is more
+            than four images away, or all of them lie in the first pixel of an image in pixels; if
+            several boxes, or one of eight or more, leave the image in the format of the action,
+            but all fit another one; if all boxes of an image are centred where no element moves
+            them, as means over boxes of different cells or queries are.
+        TypeError: If ``action`` is no action, or does not fit ``coordinates``.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, c4
+        >>> from equitune.vision import BoxAction, check_coordinates
+        >>> boxes = torch.tensor([[[0.7, 0.3, 0.2, 0.1], [0.2, 0.8, 0.1, 0.1]]])
+        >>> check_coordinates(boxes, BoxAction(ImageAction(c4()), "cxcywh"))
+        >>> check_coordinates(boxes, BoxAction(ImageAction(c4()), "xyxy"))
+        Traceback (most recent call last):
+            ...
+        ValueError: `coordinates` must hold boxes ...; use box_format='cxcywh', which ...
+    """
+    if not isinstance(action, Action):
+        raise TypeError(
+            f"`action` must be an action, got a {type(action).__name__}; use that on the output, "
+            "such as BoxAction(images)"
+        )
+    with naming("coordinates"):
+        for part, values in action.flatten(coordinates, "coordinates"):
+            for doubt in part.doubts(values):
+                raise ValueError(f"`coordinates` must hold {doubt}")
+
+
+def unit_doubts(points: Tensor, lengths: Tensor, image_size: Size | None) -> list[str]:
+    """What is wrong with the unit of points (..., 2), or of what else is measured in it."""
+    points, wide = on_host(points).abs(), on_host(lengths).abs()
+    if not wide.numel():
+        return []
+    if bool((points > FAR * unit(image_size)).any()):
+        furthest = float(points.amax())
+        if image_size is None:
+            return [
+                f"coordinates relative to the size of the image, in [0, 1], got {furthest:.6g}; "
+                "use image_size=(H, W) for pixels, or equitune.vision.RelativeCoordinates"
+            ]
+        return [
+            f"pixels of an image of image_size={image_size}, got {furthest:.6g}; use the size (H, "
+            "W) of the image that the model sees"
+        ]
+    largest = float(wide.amax())
+    if image_size is not None and min(image_size) >= PIXELS and 0 < largest <= 1:
+        return [
+            f"pixels of an image of image_size={image_size}, got at most {largest:.6g} everywhere; "
+            "use image_size=None for coordinates relative to the size of the image"
+        ]
+    return []
+
+
+def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[str]:
+    """What is wrong with boxes (..., 4), the likeliest reason first."""
+    found = on_host(boxes).reshape(-1, 4)
+    found = found[(found != 0).any(-1)]
+    if not found.numel():
+        return []
+    if box_format not in PLACED:
+        return _sides_doubts(found) if box_format == "ltrb" else []
+    sides = unit(image_size)
+    ends = corners(found, box_format)
+    units = unit_doubts(ends.view(-1, 2), found, image_size)
+    if units:
+        return units
+    reversed_ = (ends[:, 2:] < ends[:, :2] - ROUNDING * sides).any(-1)
+    fitting = [
+        repr(other)
+        for other in PLACED
+        if other != box_format and _fits(corners(found, other), sides)
+    ]
+    instead = "the box_format of the model"
+    if fitting:
+        instead = f"box_format={' or '.join(fitting)}, which all boxes fit"
+    if bool(reversed_.any()):
+        bad = [round(value, 4) for value in found[reversed_][0].tolist()]
+        return [
+            f"boxes whose ends lie after their starts in the format {box_format!r}, got {bad}, one "
+            f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
+        ]
+    leaving = ~_inside(ends, sides)
+    count = int(leaving.sum())
+    if fitting and count and (count > 1 or len(found) >= CUT):
+        bad = [round(value, 4) for value in found[leaving][0].tolist()]
+        return [
+            f"boxes inside of their images in the format {box_format!r}, got {bad}, one of "
+            f"{count} of {len(found)} boxes that leave it; use {instead}"
+        ]
+    return []
+
+
+def corners(boxes: Tensor, box_format: str) -> Tensor:
+    """The boxes (..., 4) as xyxy."""
+    first, second = boxes.split(2, dim=-1)
+    if box_format == "xywh":
+        return torch.cat([first, first + second], dim=-1)
+    if box_format == "cxcywh":
+        return torch.cat([first - second / 2, first + second / 2], dim=-1)
+    return boxes
+
+
+def on_host(x: Tensor) -> Tensor:
+    """The values in float64 on the CPU: some accelerators have none."""
+    return x.detach().cpu().double()
+
+
+def unit(image_size: Size | None) -> Tensor:
+    """(W, H) in the unit of the coordinates, in float64."""
+    height, width = image_size or (1.0, 1.0)
+    return torch.tensor((width, height), dtype=torch.float64, device="cpu")
+
+
+def _fits(ends: Tensor, sides: Tensor) -> bool:
+    return bool((ends[:, 2:] >= ends[:, :2]).all() & _inside(ends, sides).all())
+
+
+def _inside(ends: Tensor, sides: Tensor) -> Tensor:
+    """(M,) bool: whether boxes (M, 4) lie in their image, but for a margin."""
+    both = sides.repeat(2)
+    return ((ends >= -OUTSIDE * both) & (ends <= (1 + OUTSIDE) * both)).all(-1)
+
+
+def _sides_doubts(found: Tensor) -> list[str]:
+    sums = found[:, :2] + found[:, 2:]
+    if bool((sums < 0).any()):
+        bad = [round(value, 4) for value in found[(sums < 0).any(-1)][0].tolist()]
+        return [
+            f"distances to the left, upper, right and lower sides of boxes, got {bad}, which has a "
+            "negative size; use the box_format of the model, if it is trained"
+        ]
+    return []

@@ -1,0 +1,141 @@
+"""One image, its copies, and what the models make of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from equitune._checks import require_strings
+from equitune.viz._canvas import (
+    as_picture,
+    check_image,
+    check_normalisation,
+    left_as_they_were,
+    new_figure,
+    picture_action,
+    require_wrapper,
+    show_picture,
+    transformed_copies,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_orbit"]
+
+IN_A_ROW = 8
+
+
+def draw_orbit(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    plain: nn.Module | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Figure:
+    """The copies of an image, what a plain model says of each, and how a wrapper weighs them.
+
+    The bars are the weights w_g(x) of the copies gx, and the title is the wrapper's answer, which
+    is the same for every copy (second paper, equations 2 and 4). The models run in eval mode and
+    without gradients, and are left as they were.
+
+    Args:
+        model: A wrapper of one image that returns class scores (B, classes): EquiTune, EquiZero,
+            LambdaEquiTune, or another :class:`equitune.Symmetrizer`.
+        image: (C, H, W) as the models take it, with 1 or 3 channels; floating-point or uint8, on
+            their device. It need not be square.
+        plain: A model whose answers stand above the copies, such as ``model.backbone``.
+        classes: The names of the classes. Default their numbers.
+        mean: The mean of each channel that the image was normalised with, to show it without;
+            None if its values are in [0, 1].
+        std: Likewise, what it was divided by.
+
+    Returns:
+        A figure with one picture per element, in the group's order, and then the bars.
+
+    Raises:
+        TypeError: If ``model`` is no wrapper, ``plain`` no module, or ``image`` no tensor.
+        ValueError: If the image is not (C, H, W) or out of range, a model does not return class
+            scores, or ``classes``, ``mean`` or ``std`` are of the wrong length.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> import torch
+        >>> from equitune import EquiTune, ImageAction, c4
+        >>> from equitune.viz import draw_orbit
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+        >>> model = EquiTune(backbone, ImageAction(c4()))
+        >>> figure = draw_orbit(model, torch.rand(1, 8, 8), plain=backbone, classes=["cat", "dog"])
+        >>> len(figure.axes)
+        5
+    """
+    wrapper = require_wrapper(model)
+    if classes is not None:
+        classes = require_strings("classes", classes, "the names of the classes")
+    if plain is not None and not isinstance(plain, nn.Module):
+        raise TypeError(
+            f"plain is a {type(plain).__name__}; use a torch.nn.Module, such as model.backbone"
+        )
+    image = check_image(image)
+    check_normalisation(mean, std, len(image))
+    action = picture_action(wrapper)
+    copies = transformed_copies(action, image)
+    # The action on what is shown, and not what is shown of a copy: a group that exchanges colours
+    # mixes up their normalisation.
+    pictures = transformed_copies(action, as_picture(image, mean, std))
+    with left_as_they_were(wrapper, *([] if plain is None else [plain])):
+        told = wrapper.explain(image.unsqueeze(0))
+        answers = None if plain is None else [plain(copy) for copy in copies]
+    answer = _said(told.output, classes, "model")
+    names = wrapper.group.names
+    titles = list(names)
+    if answers is not None:
+        titles = [
+            f"{name}\n{_said(y, classes, 'plain')}" for name, y in zip(names, answers, strict=True)
+        ]
+
+    columns = min(len(copies), IN_A_ROW)
+    rows = math.ceil(len(copies) / columns)
+    figure = new_figure(max(1.6 * columns, 4), 2 * rows + 1.7)
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.5] * rows, 1])
+    for k, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        axes = figure.add_subplot(grid[divmod(k, columns)])
+        show_picture(axes, picture)
+        axes.set_title(title, fontsize=8)
+    # Without ticks on its left, so that each bar stands below its copy.
+    axes = figure.add_subplot(grid[rows, :])
+    weights = told.weights[:, 0].double().tolist()
+    bars = axes.bar(range(len(weights)), weights, width=0.6)
+    axes.bar_label(bars, [f"{weight:.2f}" for weight in weights], fontsize=8)
+    axes.set_xticks(range(len(weights)), names, fontsize=8)
+    axes.set_yticks([])
+    axes.set_xlim(-0.5, len(weights) - 0.5)
+    axes.set_ylim(0, 1.25)
+    axes.set_title("weights of the copies", fontsize=8)
+    figure.suptitle(f"{type(wrapper).__name__} says {answer}", fontsize=10)
+    return figure
+
+
+def _said(scores: object, classes: Sequence[str] | None, name: str) -> str:
+    """The class with the largest score, and its probability."""
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"{name} returned {given} for one image; use a model that returns class scores, "
+            "floating-point of shape (B, classes); for dense outputs use draw_feature_maps"
+        )
+    if classes is not None and len(classes) != scores.shape[1]:
+        raise ValueError(
+            f"classes has {len(classes)} names, but {name} returns {scores.shape[1]} scores; "
+            "use one name per score"
+        )
+    probabilities = scores[0].to(torch.float64).softmax(0)
+    best = int(probabilities.argmax())
+    label = f"class {best}" if classes is None else classes[best]
+    return f"{label} {float(probabilities[best]):.0%}"
