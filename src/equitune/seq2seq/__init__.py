@@ -3,10 +3,10 @@
 from equitune.seq2seq._copies import Independent, Lockstep
 from equitune.seq2seq._decoding import Decoded, GreedyDecoder
 from equitune.seq2seq._proxies import (
-    entropy,
-    negative_least_probability,
+    mean_entropy,
+    mean_error_probability,
+    negative_log_min_probability,
     negative_log_probability,
-    negative_max_probability,
 )
 from equitune.seq2seq._wrappers import EquiSeq2Seq, EquiZeroSeq2Seq, LambdaSeq2Seq, OrbitSeq2Seq
 
@@ -19,8 +19,8 @@ __all__ = [
     "LambdaSeq2Seq",
     "Lockstep",
     "OrbitSeq2Seq",
-    "entropy",
-    "negative_least_probability",
+    "mean_entropy",
+    "mean_error_probability",
+    "negative_log_min_probability",
     "negative_log_probability",
-    "negative_max_probability",
 ]

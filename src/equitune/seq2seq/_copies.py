@@ -45,8 +45,8 @@ class Feedback(ABC):
 class Lockstep(Feedback):
     """All copies decode one sequence together.
 
-    At each step the averaged distribution says which symbol is next, and each copy is fed that
-    symbol as its own frame has it. What is decoded is one sequence that all copies have seen.
+    At each step the averaged distribution says which token is next, and each copy is fed that
+    token as its own frame has it. What is decoded is one sequence that all copies have seen.
     """
 
     def average(self, copies: CopySearch, weights: Tensor | None) -> Decoded:
@@ -56,7 +56,7 @@ class Lockstep(Feedback):
 @final
 @dataclass(frozen=True)
 class Independent(Feedback):
-    """Each copy goes on with its own symbols, and the distributions are averaged step by step.
+    """Each copy goes on with its own tokens, and the distributions are averaged step by step.
 
     This is what the papers' experiments did. Behind the first step at which the copies differ, it
     averages distributions of different sequences.
@@ -84,12 +84,12 @@ class CopySearch:
     """The encoded copies of B sequences, from which they can be decoded.
 
     Copies of one source that are equal, and were fed the same, have the same scores to the last
-    bit: those of the first of them. So rounding does not decide between symbols that a source
+    bit: those of the first of them. So rounding does not decide between tokens that a source
     with a symmetry of its own leaves equally probable.
 
     Attributes:
         decoder: What decodes.
-        action: How the group acts on symbols.
+        action: How the group acts on tokens.
         score_action: How it acts on their scores.
         classes: The elements, by the shape of their copies.
         search: What the decoder goes on from, for all |G| B copies, group-major. Its state is
@@ -146,16 +146,16 @@ class CopySearch:
     def read(self, scores: Tensor) -> Decoded:
         """What such scores say: stacks (|G|, B, ...), each entry in the frame of its copy."""
         raw = self.decoder.read(log_probabilities(scores), self.search.targets)
-        return Decoded(*map(self._stack, (raw.symbols, raw.scores, raw.mask)))
+        return Decoded(*map(self._stack, (raw.tokens, raw.scores, raw.mask)))
 
     def together(self, weights: Tensor | None) -> StepFunctions:
-        """The steps of the average, where each copy is fed the symbols in its own frame.
+        """The steps of the average, where each copy is fed the tokens in its own frame.
 
         The state to start from is that of the search.
         """
 
-        def mixed(run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
-            copied = symbols.repeat(self.action.group.order, *[1] * (symbols.dim() - 1))
+        def mixed(run: Run, tokens: Tensor, states: Any) -> tuple[Tensor, Any]:
+            copied = tokens.repeat(self.action.group.order, *[1] * (tokens.dim() - 1))
             scores, states = run(self.action.transform(copied, self.elements), states)
             return self._mixture(scores, weights), states
 
@@ -164,9 +164,9 @@ class CopySearch:
         )
 
     def apart(self, weights: Tensor | None) -> StepFunctions:
-        """The steps of the average, where each copy goes on with its own symbols.
+        """The steps of the average, where each copy goes on with its own tokens.
 
-        The state to start from is the first symbols of all copies, and the state of the search.
+        The state to start from is the first tokens of all copies, and the state of the search.
         """
 
         def mixed(_: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -198,7 +198,7 @@ class CopySearch:
         if logs is not None:
             stack = stack + logs.view(*logs.shape, *[1] * (stack.dim() - 2))
         if self.same is not None:
-            # A sum goes by its order: symbols whose copies change places get the same one.
+            # A sum goes by its order: tokens whose copies change places get the same one.
             stack = stack.sort(dim=0).values
         return stack.logsumexp(dim=0) - (math.log(len(stack)) if logs is None else 0.0)
 
@@ -224,32 +224,32 @@ class CopySearch:
         logs = widened(weights).clamp(min=torch.finfo(stack.dtype).tiny).log()
         return self.mixture(stack, logs)
 
-    def _step(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         same, states = state
-        scores, states = self._run(self.decoder.model.step, symbols, states)
+        scores, states = self._run(self.decoder.model.step, tokens, states)
         if same is not None:
-            same = first_equal(same, self._stack(symbols))
+            same = first_equal(same, self._stack(tokens))
             scores = scores[_rows(same)]
         return scores, (same, states)
 
-    def _steps(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _steps(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         same, states = state
         every = functools.partial(every_step, self.decoder.model)
-        scores, states = self._run(every, symbols, states)
+        scores, states = self._run(every, tokens, states)
         if same is not None:
             rows = []
-            for column in symbols.unbind(dim=1):
+            for column in tokens.unbind(dim=1):
                 same = first_equal(same, self._stack(column))
                 rows.append(_rows(same))
             scores = scores.gather(0, torch.stack(rows, dim=1)[..., None].expand_as(scores))
         return scores, (same, states)
 
-    def _run(self, run: Run, symbols: Tensor, states: Any) -> tuple[Tensor, Any]:
+    def _run(self, run: Run, tokens: Tensor, states: Any) -> tuple[Tensor, Any]:
         """Goes on with all copies: one batch per class."""
         if len(self.classes) == 1:
-            scores, state = run(symbols, states[0])
+            scores, state = run(tokens, states[0])
             return scores, (state,)
-        stack = self._stack(symbols)
+        stack = self._stack(tokens)
         ran = [
             run(stack[list(elements)].flatten(0, 1), state)
             for elements, state in zip(self.classes, states, strict=True)

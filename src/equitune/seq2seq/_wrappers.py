@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from equitune._checks import require_type
 from equitune.actions import Action, TokenAction, TreeAction, TrivialAction
 from equitune.actions._table import Table
 from equitune.seq2seq._copies import CopySearch, Feedback, Lockstep, first_equal
@@ -34,12 +35,12 @@ class OrbitSeq2Seq(Symmetrizer):
         input_action: How the group acts on the source, such as a ``TokenAction``, or a mapping
             from the names of arguments, ``"source"`` and what else the model's ``encode`` takes,
             to actions.
-        symbol_action: How the group acts on the ids of symbols. It has to keep those that start,
+        token_action: How the group acts on the ids of tokens. It has to keep those that start,
             end and pad sequences where they are.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the actions are of different groups, or ``symbol_action`` moves a symbol
+        ValueError: If the actions are of different groups, or ``token_action`` moves a token
             that starts, ends or pads.
     """
 
@@ -49,26 +50,23 @@ class OrbitSeq2Seq(Symmetrizer):
         self,
         backbone: GreedyDecoder,
         input_action: Action | Mapping[str, Action],
-        symbol_action: TokenAction,
+        token_action: TokenAction,
     ) -> None:
-        if not isinstance(backbone, GreedyDecoder):
-            raise TypeError(
-                f"backbone is a {type(backbone).__name__}; use GreedyDecoder(model, start=..., "
-                "end=..., limit=...)"
-            )
-        _check_symbols(backbone, symbol_action)
+        use = "GreedyDecoder(model, bos=..., eos=..., max_length=...)"
+        require_type("backbone", backbone, GreedyDecoder, use)
+        _check_tokens(backbone, token_action)
         inputs = {"source": input_action} if isinstance(input_action, Action) else input_action
         if isinstance(inputs, Mapping):
             _check_names(backbone, inputs)
-            inputs = {**inputs, "targets": symbol_action}
+            inputs = {**inputs, "targets": token_action}
         fields = {
-            "symbols": symbol_action,
-            "scores": symbol_action.on_logits(),
-            "mask": TrivialAction(symbol_action.group),
+            "tokens": token_action,
+            "scores": token_action.on_logits(),
+            "mask": TrivialAction(token_action.group),
         }
         super().__init__(backbone, inputs, TreeAction(fields))
         self.input_action = input_action
-        self.symbol_action = symbol_action
+        self.token_action = token_action
         self._score_action = fields["scores"]
         self._inverses = Table(torch.tensor(self.group.inverses, device="cpu"))
 
@@ -97,7 +95,7 @@ class OrbitSeq2Seq(Symmetrizer):
         classes = tuple(orbit.elements for orbit in passes)
         copies = CopySearch.of(
             self.backbone,
-            self.symbol_action,
+            self.token_action,
             self._score_action,
             classes,
             searches,
@@ -138,16 +136,16 @@ class AveragingSeq2Seq(OrbitSeq2Seq):
         copies, passes = self._begin(self._bind(source, (), options))
         return copies.together(copies.shared(self.weigh(passes)[0])), copies.search.state
 
-    def step(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The averaged log-probabilities (B, V) of what follows symbols (B,); the next state."""
-        return self._go_on(state[0].step, symbols, state)
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The averaged log-probabilities (B, V) of what follows tokens (B,); the next state."""
+        return self._go_on(state[0].step, tokens, state)
 
-    def steps(self, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Those of all steps of known symbols (B, L), as (B, L, V); the next state."""
-        return self._go_on(state[0].steps, symbols, state)
+    def steps(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Those of all steps of known tokens (B, L), as (B, L, V); the next state."""
+        return self._go_on(state[0].steps, tokens, state)
 
-    def _go_on(self, run: Any, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
-        scores, states = run(symbols, state[1])
+    def _go_on(self, run: Any, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        scores, states = run(tokens, state[1])
         return scores, (state[0], states)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
@@ -159,7 +157,7 @@ class AveragingSeq2Seq(OrbitSeq2Seq):
 
 @final
 class EquiSeq2Seq(AveragingSeq2Seq):
-    """The mean over the group of the distributions of each next symbol (first paper, section 5.2).
+    """The mean over the group of the distributions of each next token (first paper, section 5.2).
 
     The scores of what is decoded are log-probabilities.
 
@@ -168,7 +166,7 @@ class EquiSeq2Seq(AveragingSeq2Seq):
         input_action: How the group acts on the source, such as a ``TokenAction``, or a mapping
             from the names of arguments, ``"source"`` and what else the model's ``encode`` takes,
             to actions.
-        symbol_action: How the group acts on the ids of symbols. It has to keep those that start,
+        token_action: How the group acts on the ids of tokens. It has to keep those that start,
             end and pad sequences where they are.
         feedback: What each copy is fed next: :class:`Lockstep` or :class:`Independent`.
 
@@ -177,7 +175,7 @@ class EquiSeq2Seq(AveragingSeq2Seq):
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the actions are of different groups, or ``symbol_action`` moves a symbol
+        ValueError: If the actions are of different groups, or ``token_action`` moves a token
             that starts, ends or pads. Calls raise it for tensors without an action.
 
     Example:
@@ -188,22 +186,22 @@ class EquiSeq2Seq(AveragingSeq2Seq):
         >>> class BagOfWords(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.words, self.symbols = nn.Embedding(9, 16), nn.Embedding(7, 16)
+        ...         self.words, self.tokens = nn.Embedding(9, 16), nn.Embedding(7, 16)
         ...         self.cell, self.scores = nn.GRUCell(16, 16), nn.Linear(16, 7)
         ...
         ...     def encode(self, tokens):
         ...         return self.words(tokens).mean(dim=1)
         ...
-        ...     def step(self, symbols, hidden):
-        ...         hidden = self.cell(self.symbols(symbols), hidden)
+        ...     def step(self, tokens, hidden):
+        ...         hidden = self.cell(self.tokens(tokens), hidden)
         ...         return self.scores(hidden), hidden
-        >>> decoder = GreedyDecoder(BagOfWords(), start=1, end=2, pad=0, limit=20)
+        >>> decoder = GreedyDecoder(BagOfWords(), bos=1, eos=2, pad=0, max_length=20)
         >>> words = TokenAction.cyclic_swaps(9, [(5, 6)])
-        >>> symbols = TokenAction.cyclic_swaps(7, [(3, 4)])
-        >>> model = EquiSeq2Seq(decoder, words, symbols).eval()
+        >>> tokens = TokenAction.cyclic_swaps(7, [(3, 4)])
+        >>> model = EquiSeq2Seq(decoder, words, tokens).eval()
         >>> commands = torch.tensor([[5, 7, 8], [8, 8, 6]])
-        >>> swapped = model(words.transform(commands, 1)).symbols
-        >>> torch.equal(symbols.transform(swapped, 1), model(commands).symbols)
+        >>> swapped = model(words.transform(commands, 1)).tokens
+        >>> torch.equal(tokens.transform(swapped, 1), model(commands).tokens)
         True
     """
 
@@ -211,11 +209,11 @@ class EquiSeq2Seq(AveragingSeq2Seq):
         self,
         backbone: GreedyDecoder,
         input_action: Action | Mapping[str, Action],
-        symbol_action: TokenAction,
+        token_action: TokenAction,
         *,
         feedback: Feedback | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, symbol_action)
+        super().__init__(backbone, input_action, token_action)
         self.feedback = _checked_feedback(feedback)
 
     def weigh(self, passes: list[OrbitPass]) -> tuple[Tensor | None, Tensor | None]:
@@ -232,7 +230,7 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
     Args:
         backbone: As for :class:`EquiSeq2Seq`.
         input_action: As for :class:`EquiSeq2Seq`.
-        symbol_action: As for :class:`EquiSeq2Seq`.
+        token_action: As for :class:`EquiSeq2Seq`.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
             logit each, (N,) or (N, 1); or an :class:`equitune.weights.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
@@ -253,13 +251,13 @@ class LambdaSeq2Seq(AveragingSeq2Seq, LambdaSymmetrizer):
         self,
         backbone: GreedyDecoder,
         input_action: Action | Mapping[str, Action],
-        symbol_action: TokenAction,
+        token_action: TokenAction,
         *,
         weight_net: nn.Module,
         weight_input: str = "input",
         feedback: Feedback | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, symbol_action)
+        super().__init__(backbone, input_action, token_action)
         self._weigh_by(weight_net, weight_input, ("input",))
         self.feedback = _checked_feedback(feedback)
 
@@ -284,11 +282,11 @@ class EquiZeroSeq2Seq(OrbitSeq2Seq, SelectingSymmetrizer):
     Args:
         backbone: As for :class:`EquiSeq2Seq`.
         input_action: As for :class:`EquiSeq2Seq`.
-        symbol_action: As for :class:`EquiSeq2Seq`.
+        token_action: As for :class:`EquiSeq2Seq`.
         proxy_loss: Maps the decoded copies, a :class:`Decoded` of stacks (|G|, B, ...), to losses
-            (|G|, B); the smallest wins. See ``equitune.seq2seq``: ``negative_max_probability``,
-            ``entropy``, ``negative_log_probability``, ``negative_least_probability``. A module
-            becomes a submodule, and is kept in eval mode.
+            (|G|, B); the smallest wins. See ``equitune.seq2seq``: ``mean_error_probability``,
+            ``mean_entropy``, ``negative_log_probability``, ``negative_log_min_probability``. A
+            module becomes a submodule, and is kept in eval mode.
         gradient: As for :class:`equitune.EquiZero`: whose gradient the chosen scores have.
         tie_tolerance: As for :class:`equitune.EquiZero`.
 
@@ -305,14 +303,14 @@ class EquiZeroSeq2Seq(OrbitSeq2Seq, SelectingSymmetrizer):
         self,
         backbone: GreedyDecoder,
         input_action: Action | Mapping[str, Action],
-        symbol_action: TokenAction,
+        token_action: TokenAction,
         *,
         proxy_loss: Callable[[Decoded], Tensor],
         gradient: Gradient | None = "equitune",
         tie_tolerance: float | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, symbol_action)
-        example = "equitune.seq2seq.negative_max_probability"
+        super().__init__(backbone, input_action, token_action)
+        example = "equitune.seq2seq.mean_error_probability"
         self._select_by(proxy_loss, gradient, tie_tolerance, example)
 
     def _evaluate(self, call: MovedCall) -> tuple[Any, Tensor | None, Tensor | None]:
@@ -338,27 +336,25 @@ class EquiZeroSeq2Seq(OrbitSeq2Seq, SelectingSymmetrizer):
 
 def _equal_copies(call: MovedCall, elements: tuple[int, ...], stacks: list[Tensor]) -> Tensor:
     """(E, B) int64, the first element whose copy of the source, options included, is equal."""
-    # Targets are compared where they are fed, symbol by symbol. The first tensor is the source.
+    # Targets are compared where they are fed, token by token. The first tensor is the source.
     targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
     leaves = [leaf for _, leaf in call.leaves]
     sources = [s for i, s in enumerate(stacks) if i == 0 or leaves[i] is not targets]
     return torch.tensor(elements, device=sources[0].device)[first_equal(*sources)]
 
 
-def _checked_feedback(feedback: object) -> Feedback:
+def _checked_feedback(feedback: Feedback | None) -> Feedback:
     if feedback is None:
         return Lockstep()
-    if not isinstance(feedback, Feedback):
-        given = f"the class {feedback.__name__}" if isinstance(feedback, type) else repr(feedback)
-        raise TypeError(f"feedback is {given}; use Lockstep() or Independent()")
-    return feedback
+    checked: Feedback = require_type("feedback", feedback, Feedback, "Lockstep() or Independent()")
+    return checked
 
 
 def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
     """Refuses actions on arguments that the model's ``encode`` does not take."""
     if "targets" in inputs:
         raise ValueError(
-            "input_action has an action for 'targets', which symbol_action moves; leave it out"
+            "`input_action` must not move 'targets', got an action for them; use `token_action`"
         )
     parameters = [*inspect.signature(decoder.model.encode).parameters.values()]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -368,26 +364,22 @@ def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
     for name in inputs:
         if name not in names:
             raise ValueError(
-                f"input_action has an action for {name!r}, but the arguments are {names}; the "
-                "first one is called 'source', the others as the model's encode calls them"
+                f"`input_action` must have names out of {names}, got {name!r}; use 'source' for "
+                "the first argument of the model's encode, and its own names for the others"
             )
 
 
-def _check_symbols(decoder: GreedyDecoder, action: object) -> None:
-    if not isinstance(action, TokenAction):
-        raise TypeError(
-            f"symbol_action is a {type(action).__name__}; use a TokenAction, how the group acts "
-            "on the ids of symbols"
-        )
-    for name in ("start", "end", "pad"):
-        symbol = getattr(decoder, name)
-        if symbol >= action.vocabulary_size:
+def _check_tokens(decoder: GreedyDecoder, action: TokenAction) -> None:
+    require_type("token_action", action, TokenAction, "the action of the group on output ids")
+    for name in ("bos", "eos", "pad"):
+        token, size = getattr(decoder, name), action.vocabulary_size
+        if token >= size:
             raise ValueError(
-                f"symbol_action has {action.vocabulary_size} symbols, but the decoder's {name} is "
-                f"{symbol}; use the action of all symbols"
+                f"`token_action` must act on all tokens, the decoder's {name} {token} included, "
+                f"got an action on {size} of them; use that of the whole vocabulary"
             )
-        if any(row[symbol] != symbol for row in action.permutations):
+        if any(row[token] != token for row in action.permutations):
             raise ValueError(
-                f"symbol_action moves {symbol}, but the decoder's {name} is {symbol}; use an "
-                "action that keeps it where it is"
+                f"`token_action` must keep the decoder's {name} where it is, got one that moves "
+                f"{token}; use an action that fixes it"
             )
