@@ -196,7 +196,7 @@ class Work:
         """The zero-shot rows: their names, their groups and wrappers; none for the ceiling."""
         wrappers: dict[str, Callable[..., nn.Module]] = {
             "EquiSeq2Seq, lockstep": EquiSeq2Seq,
-            "EquiSeq2Seq, independent": functools.partial(EquiSeq2Seq, feedback=Independent()),
+            "EquiSeq2Seq, independent": functools.partial(EquiSeq2Seq, runner=Independent()),
         }
         for proxy in PROXIES:
             name = f"EquiZeroSeq2Seq, {proxy.__name__}"

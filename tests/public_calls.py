@@ -344,14 +344,14 @@ SEQ2SEQ = {
         seq2seq.EquiSeq2Seq,
         lambda: given(
             backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
-            feedback=seq2seq.Lockstep(),
+            runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.LambdaSeq2Seq": Call(
         seq2seq.LambdaSeq2Seq,
         lambda: given(
             backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
-            weight_net=scorer(), weight_input="input", feedback=seq2seq.Lockstep(),
+            weight_net=scorer(), weight_input="input", runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.EquiZeroSeq2Seq": Call(
@@ -767,7 +767,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
+        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.SymmetrizedSeq2Seq", "text.OrbitLM",
         "text.TokenAverage", "testing.Formula", "rl.Gridworld",
     ], ABSTRACT),
     **dict.fromkeys([

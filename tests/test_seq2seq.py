@@ -60,13 +60,13 @@ class Score(nn.Module):
 WRAPPERS = {
     "lockstep": lambda case, decoder: EquiSeq2Seq(decoder, case.inputs, case.tokens),
     "independent": lambda case, decoder: EquiSeq2Seq(
-        decoder, case.inputs, case.tokens, feedback=Independent()
+        decoder, case.inputs, case.tokens, runner=Independent()
     ),
     "lambda": lambda case, decoder: LambdaSeq2Seq(
         decoder, case.inputs, case.tokens, weight_net=Score()
     ),
     "lambda, independent": lambda case, decoder: LambdaSeq2Seq(
-        decoder, case.inputs, case.tokens, weight_net=Score(), feedback=Independent()
+        decoder, case.inputs, case.tokens, weight_net=Score(), runner=Independent()
     ),
     **{
         f"equizero, {proxy.__name__}": lambda case, decoder, proxy=proxy: EquiZeroSeq2Seq(
@@ -158,7 +158,7 @@ def test_lockstep_is_its_formula(name):
 def test_independent_copies_are_averaged(name):
     case, decoder = CASES[name], CASES[name].decoder()
     source, given = case.sources(), case.given()
-    model = EquiSeq2Seq(decoder, case.inputs, case.tokens, feedback=Independent())
+    model = EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=Independent())
     found = model(source, length=7, **given)
     copies = copies_alone(case, decoder, source, length=7, **given)
     expected = torch.stack([copy.scores.softmax(-1) for copy in copies]).mean(0)
@@ -195,7 +195,7 @@ def test_equizero_takes_the_best_copy(name, proxy):
     stacks = Decoded(*(torch.stack([getattr(copy, field) for copy in copies])
                        for field in ("tokens", "scores", "mask")))  # fmt: skip
     losses = proxy(stacks)
-    torch.testing.assert_close(explanation.scores, losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(explanation.scores, -losses, rtol=1e-9, atol=1e-12)
     best = losses.argmin(0)
     assert best.unique().numel() > 1
     for row, g in enumerate(best.tolist()):
@@ -272,9 +272,9 @@ def test_weights_of_zero_have_gradients():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("feedback", [Lockstep(), Independent()])
+@pytest.mark.parametrize("runner", [Lockstep(), Independent()])
 @torch.no_grad()
-def test_the_limits_of_lambda(feedback):
+def test_the_limits_of_lambda(runner):
     case = CASES["steps, cyclic(3)"]
     decoder, source = case.decoder(), case.sources()
 
@@ -286,16 +286,12 @@ def test_the_limits_of_lambda(feedback):
         def forward(self, x):
             return 1e4 * Score()(x)
 
-    equal = LambdaSeq2Seq(
-        decoder, case.inputs, case.tokens, weight_net=Constant(), feedback=feedback
-    )
-    mean = EquiSeq2Seq(decoder, case.inputs, case.tokens, feedback=feedback)
+    equal = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Constant(), runner=runner)
+    mean = EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=runner)
     torch.testing.assert_close(
         equal(source, length=6).scores, mean(source, length=6).scores, **EXACT
     )
-    peaked = LambdaSeq2Seq(
-        decoder, case.inputs, case.tokens, weight_net=Peaked(), feedback=feedback
-    )
+    peaked = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Peaked(), runner=runner)
     explanation = peaked.explain(source, length=6)
     copies = copies_alone(case, decoder, source, length=6)
     certain = explanation.weights.amax(0) == 1
@@ -568,14 +564,14 @@ def test_gradients_of_equal_copies_are_those_of_all_copies():
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("feedback", [Lockstep(), Independent()], ids=["lockstep", "independent"])
+@pytest.mark.parametrize("runner", [Lockstep(), Independent()], ids=["lockstep", "independent"])
 @pytest.mark.parametrize("name", ["steps, cyclic(3)", "runs, symmetric(3)"])
-def test_weights_of_equal_copies_sum_to_one_with_dropout(name, feedback):
+def test_weights_of_equal_copies_sum_to_one_with_dropout(name, runner):
     case = CASES[name]
     source = torch.tensor([*STILL.get(f"{name}, reflected", STILL[name]), [4, 7, 5, 3, 9]])
     net = nn.Sequential(nn.Embedding(WORDS, 8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(40, 1))
     model = LambdaSeq2Seq(
-        case.decoder(), case.inputs, case.tokens, weight_net=net.double(), feedback=feedback
+        case.decoder(), case.inputs, case.tokens, weight_net=net.double(), runner=runner
     )
     equal = (case.source.orbit(source)[:, None] == case.source.orbit(source)).all(-1)
     model.eval()
@@ -594,7 +590,7 @@ def test_weights_of_equal_copies_sum_to_one_with_dropout(name, feedback):
     # The first source is all of its copies: nothing depends on its weights.
     still = model(source[:1], length=4).scores
     with torch.no_grad():
-        plain = EquiSeq2Seq(case.decoder(), case.inputs, case.tokens, feedback=feedback)
+        plain = EquiSeq2Seq(case.decoder(), case.inputs, case.tokens, runner=runner)
         uniform = plain(source[:1], length=4).scores
     if name == "steps, cyclic(3)":
         torch.testing.assert_close(still, uniform, **EXACT)
@@ -625,7 +621,7 @@ def test_scores_are_wide_log_probabilities(dtype):
     for model in (
         decoder,
         EquiSeq2Seq(decoder, case.inputs, case.tokens),
-        EquiSeq2Seq(decoder, case.inputs, case.tokens, feedback=Independent()),
+        EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=Independent()),
         EquiZeroSeq2Seq(decoder, case.inputs, case.tokens, proxy_loss=proxy),
     ):
         for along in ({}, {"targets": case.targets()}):

@@ -20,7 +20,7 @@ from equitune.seq2seq import (
     Independent,
     LambdaSeq2Seq,
     Lockstep,
-    OrbitSeq2Seq,
+    SymmetrizedSeq2Seq,
     mean_entropy,
     mean_error_probability,
     negative_log_probability,
@@ -48,7 +48,7 @@ def all_wrappers(decoder=None):
     actions = (CASE.source, CASE.tokens)
     return [
         EquiSeq2Seq(decoder, *actions),
-        EquiSeq2Seq(decoder, *actions, feedback=Independent()),
+        EquiSeq2Seq(decoder, *actions, runner=Independent()),
         LambdaSeq2Seq(decoder, *actions, weight_net=WordScore().double()),
         EquiZeroSeq2Seq(decoder, *actions, proxy_loss=mean_error_probability),
     ]
@@ -143,8 +143,8 @@ def test_impossible_tokens_keep_gradients_finite():
             return scores.masked_fill(torch.arange(TOKENS) == 8, -torch.inf), state
 
     decoder = GreedyDecoder(Never().double(), bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH)
-    for feedback in (Lockstep(), Independent()):
-        model = EquiSeq2Seq(decoder, CASE.source, CASE.tokens, feedback=feedback)
+    for runner in (Lockstep(), Independent()):
+        model = EquiSeq2Seq(decoder, CASE.source, CASE.tokens, runner=runner)
         decoded = model(CASE.sources(), length=4)
         decoded.scores[..., 3:8].sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())
@@ -159,8 +159,8 @@ def test_small_probabilities_are_not_cut_off():
 
     torch.manual_seed(0)
     decoder = GreedyDecoder(Sure().double(), bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH)
-    for feedback in (Lockstep(), Independent()):
-        model = EquiSeq2Seq(decoder, CASE.source, CASE.tokens, feedback=feedback)
+    for runner in (Lockstep(), Independent()):
+        model = EquiSeq2Seq(decoder, CASE.source, CASE.tokens, runner=runner)
         learned = model(CASE.sources(), length=4).scores
         with torch.no_grad():
             plain = model(CASE.sources(), length=4).scores
@@ -213,11 +213,11 @@ def test_they_compile_to_one_graph(index):
 def test_phases_of_lambda():
     model = all_wrappers()[2]
     learned = weights_phase(model)
-    assert {id(p) for p in learned} == {id(p) for p in model.weight_net.parameters()}
+    assert {id(p) for p in learned} == {id(p) for p in model.weighting.net.parameters()}
     assert not any(p.requires_grad for p in model.backbone.parameters())
     learned = backbone_phase(model)
     assert {id(p) for p in learned} == {id(p) for p in model.backbone.parameters()}
-    assert not model.weight_net.training
+    assert not model.weighting.net.training
     assert len(joint_phase(model)) == len(list(model.parameters()))
     reads = LambdaSeq2Seq(
         CASE.decoder(), CASE.source, CASE.tokens,
@@ -239,13 +239,13 @@ def test_a_proxy_module_stays_in_eval_mode_and_gets_no_gradient():
             return self.scale * mean_error_probability(decoded)
 
     model = EquiZeroSeq2Seq(CASE.decoder(), CASE.source, CASE.tokens, proxy_loss=Learned())
-    assert not model.proxy_loss.training
+    assert not model.weighting.loss.training
     model.train()
     assert model.backbone.training
-    assert not model.proxy_loss.training
-    assert "proxy_loss.scale" in model.state_dict()
+    assert not model.weighting.loss.training
+    assert "weighting.loss.scale" in model.state_dict()
     backbone_phase(model)
-    assert not model.proxy_loss.scale.requires_grad
+    assert not model.weighting.loss.scale.requires_grad
 
 
 def test_the_backbone_keeps_its_mode_weights_and_flags():
@@ -256,7 +256,7 @@ def test_the_backbone_keeps_its_mode_weights_and_flags():
     for model in all_wrappers(decoder):
         assert not decoder.model.training
         assert model.unwrap() is decoder
-        names = {name for name in model.state_dict() if not name.startswith("weight_net.")}
+        names = {name for name in model.state_dict() if not name.startswith("weighting.")}
         assert names == {f"backbone.model.{name.removeprefix('model.')}" for name in before}
         model(source)
         model.freeze_backbone()
@@ -381,7 +381,7 @@ def test_values():
     assert len({Lockstep(), Lockstep(), Independent()}) == 2
     assert repr(Independent()) == "Independent()"
     assert "max_length=12" in repr(all_wrappers()[0])
-    assert issubclass(EquiSeq2Seq, OrbitSeq2Seq)
+    assert issubclass(EquiSeq2Seq, SymmetrizedSeq2Seq)
 
 
 def decoder_of(**changes):
@@ -443,13 +443,14 @@ BAD_WRAPPERS = [
     (lambda d: EquiSeq2Seq(decoder_of(pad=3), CASE.source, CASE.tokens), ValueError,
      "`token_action` must keep the decoder's pad where it is, got one that moves 3"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.tokens, weight_net=WordScore(),
-                             weight_input="output"), ValueError, "use .input. or the dotted"),
+                             weight_input="output"), ValueError,
+     r"`weighting` must read one of \['input', 'submodule'\], .* got 'output'"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.tokens, weight_net=WordScore(),
                              weight_input=None), TypeError, "`weight_input` must .* None"),
-    (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens, feedback="lockstep"), TypeError,
-     r"`feedback` must .*, got 'lockstep'; use Lockstep\(\) or Independent\(\)"),
-    (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens, feedback=Lockstep), TypeError,
-     "`feedback` must .*, got the class Lockstep"),
+    (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens, runner="lockstep"), TypeError,
+     r"`runner` must .*, got 'lockstep'; use Lockstep\(\), Independent\(\) or"),
+    (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens, runner=Lockstep), TypeError,
+     "`runner` must .*, got the class Lockstep"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.tokens, weight_net=len), TypeError,
      "`weight_net` must be a torch.nn.Module, got a builtin"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.tokens, weight_net=WordScore(),
@@ -496,7 +497,7 @@ def test_calls_that_do_not_fit():
     wrong = EquiZeroSeq2Seq(
         decoder_of(), CASE.source, CASE.tokens, proxy_loss=lambda decoded: decoded.scores
     )
-    with pytest.raises(ValueError, match="proxy_loss returned"):
+    with pytest.raises(ValueError, match="`proxy_loss` must return one number"):
         wrong(SOURCE)
     for shape, wrong_steps in (((2, 1, TOKENS), "step"), ((6, 2, TOKENS), "steps")):
         other = Steps()
@@ -514,7 +515,7 @@ def test_calls_that_do_not_fit():
         GreedyDecoder(Turned(), bos=BOS, eos=EOS, max_length=MAX_LENGTH), CASE.source, CASE.tokens,
         weight_net=nn.Sequential(nn.Flatten(1), nn.LazyLinear(1)), weight_input="model.summary",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="use a submodule whose first dimension is the batch"):
+    with pytest.raises(ValueError, match="use the name of a submodule whose first dim"):
         turned(torch.randint(3, WORDS, (4, 3)))
     twice = LambdaSeq2Seq(
         decoder_of(), CASE.source, CASE.tokens, weight_net=WordScore(), weight_input="model.cell"
