@@ -426,7 +426,7 @@ BAD_WRAPPERS = [
     (lambda d: EquiSeq2Seq(Steps(), CASE.source, CASE.tokens), TypeError,
      r"`backbone` must be a GreedyDecoder, got a Steps; use GreedyDecoder\(model"),
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens.on_logits()), TypeError,
-     "`token_action` must be a TokenAction, got a PermutationAction"),
+     "`token_action` must act on ids, got a PermutationAction; use a TokenAction"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(TOKENS, [(EOS, 4, 5)])),
      ValueError, "`token_action` must keep the decoder's eos where it is, got one that moves 2"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(TOKENS, [(BOS, 4, 5)])),
@@ -490,7 +490,7 @@ def test_bad_wrappers(row):
 
 def test_calls_that_do_not_fit():
     model = EquiSeq2Seq(decoder_of(), CASE.source, CASE.tokens)
-    with pytest.raises(ValueError, match="holds the id 11"):
+    with pytest.raises(ValueError, match="got the id 11"):
         model(torch.full((2, 3), WORDS))
     with pytest.raises(ValueError, match="acts on 7 entries along dim -1"):
         EquiSeq2Seq(decoder_of(), CASE.source, TokenAction.cyclic_swaps(7, [(3, 4, 5)]))(SOURCE)

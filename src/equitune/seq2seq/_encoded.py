@@ -58,7 +58,7 @@ class Encoded:
 
     def __init__(self, call: Call, mix: Mix, elements: Sequence[int]) -> None:
         actions: Any = call.output_action
-        self.decoder: Any = call.function
+        self.decoder: Any = call.backbone
         self.call, self.elements = call, elements
         self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
         self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)

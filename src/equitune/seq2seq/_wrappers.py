@@ -8,8 +8,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from equitune._checks import require_function, require_type
-from equitune.actions import Action, TokenAction, TreeAction, TrivialAction
+from equitune._checks import described, require_function, require_type
+from equitune.actions import Action, TreeAction, TrivialAction
 from equitune.runners import Runner
 from equitune.runners._base import Mixing
 from equitune.seq2seq._decoding import Decoded, GreedyDecoder
@@ -84,7 +84,7 @@ class SymmetrizedSeq2Seq(Symmetrized):
         self,
         backbone: GreedyDecoder,
         input_action: Actions,
-        token_action: TokenAction,
+        token_action: Action,
         *,
         weighting: Weighting | None = None,
         runner: Runner | None = None,
@@ -199,7 +199,7 @@ class EquiSeq2Seq(SymmetrizedSeq2Seq):
         self,
         backbone: GreedyDecoder,
         input_action: Actions,
-        token_action: TokenAction,
+        token_action: Action,
         *,
         runner: Runner | None = None,
     ) -> None:
@@ -237,7 +237,7 @@ class LambdaSeq2Seq(SymmetrizedSeq2Seq):
         self,
         backbone: GreedyDecoder,
         input_action: Actions,
-        token_action: TokenAction,
+        token_action: Action,
         *,
         weight_net: nn.Module,
         weight_input: str = "input",
@@ -287,7 +287,7 @@ class EquiZeroSeq2Seq(SymmetrizedSeq2Seq):
         self,
         backbone: GreedyDecoder,
         input_action: Actions,
-        token_action: TokenAction,
+        token_action: Action,
         *,
         proxy_loss: Callable[[Decoded], Tensor],
         gradient: Gradient | None = "equitune",
@@ -336,16 +336,20 @@ def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
             )
 
 
-def _check_tokens(decoder: GreedyDecoder, action: TokenAction) -> None:
-    require_type("token_action", action, TokenAction, "the action of the group on output ids")
+def _check_tokens(decoder: GreedyDecoder, action: Action) -> None:
+    use = "a TokenAction, the action of the group on output ids"
+    size = require_type("token_action", action, Action, use).vocabulary_size
+    if size is None:
+        raise TypeError(f"`token_action` must act on ids, got {described(action)}; use {use}")
+    rows = action.on_logits().permutations
     for name in ("bos", "eos", "pad"):
-        token, size = getattr(decoder, name), action.vocabulary_size
+        token = getattr(decoder, name)
         if token >= size:
             raise ValueError(
                 f"`token_action` must act on all tokens, the decoder's {name} {token} included, "
                 f"got an action on {size} of them; use that of the whole vocabulary"
             )
-        if any(row[token] != token for row in action.permutations):
+        if any(row[token] != token for row in rows):
             raise ValueError(
                 f"`token_action` must keep the decoder's {name} where it is, got one that moves "
                 f"{token}; use an action that fixes it"
