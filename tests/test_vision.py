@@ -658,7 +658,7 @@ def test_calls_run_where_there_are_no_values_to_look_at(action, y, said):
 def test_the_check_needs_an_action():
     with pytest.raises(TypeError, match="`action` must be an action, got a str"):
         check_coordinates(XYXY, "xyxy")
-    with pytest.raises(TypeError, match="`coordinates` must be one tensor .* got a list"):
+    with pytest.raises(TypeError, match=r"`coordinates` must be one tensor .* got a list"):
         check_coordinates([XYXY], BoxAction(C4))
 
 

@@ -31,30 +31,36 @@ from equitune.groups import (
     symmetric,
     trivial,
 )
+from equitune.weightings import Best, Canonical, Learned, Uniform, Weighting
 from equitune.wrappers import (
     Canonicalize,
     EquiTune,
     EquiZero,
+    Explaining,
     Explanation,
     LambdaEquiTune,
     OrbitModule,
     RegularFeatures,
-    Symmetrizer,
+    Symmetrized,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Best",
+    "Canonical",
     "Canonicalize",
     "Drop",
     "Embedding",
     "EquiTune",
     "EquiZero",
+    "Explaining",
     "Explanation",
     "FiniteGroup",
     "ImageAction",
     "LambdaEquiTune",
+    "Learned",
     "MatrixAction",
     "OneOf",
     "OrbitModule",
@@ -64,11 +70,13 @@ __all__ = [
     "RegularFeatureAction",
     "RegularFeatures",
     "SignedPermutationAction",
-    "Symmetrizer",
+    "Symmetrized",
     "TokenAction",
     "TreeAction",
     "TrivialAction",
+    "Uniform",
     "VectorFieldAction",
+    "Weighting",
     "WholeBatchAction",
     "c4",
     "cyclic",
@@ -81,7 +89,7 @@ __all__ = [
 
 # Imported when they are first asked for: some need an extra.
 _KITS = {"audit", "heads", "losses", "rl", "seq2seq", "testing", "text", "training", "vision",
-         "viz", "weights"}  # fmt: skip
+         "viz", "weight_nets"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
