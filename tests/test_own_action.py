@@ -99,7 +99,7 @@ def test_other_wrappers_with_volumes():
     net = Net(1, dense=False)
     lam = LambdaEquiTune(Net(2, True), CUBE, CUBE, weight_net=net, weight_input="input")
     assert_equivariant(lam.double().eval(), x, CUBE, CUBE)
-    canonical = Canonicalize(Net(2, True), CUBE, CUBE, canonicalizer=net)
+    canonical = Canonicalize(Net(2, True), CUBE, CUBE, weight_net=net)
     assert_equivariant(canonical.double().eval(), x, CUBE, CUBE)
     features = RegularFeatures(Net(2, True), CUBE, CUBE)
     assert_equivariant(features.double().eval(), x, CUBE, RegularFeatureAction(CUBE))

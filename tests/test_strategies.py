@@ -266,8 +266,8 @@ def test_models_shrink_and_do_not_touch_the_global_seed():
 
 @pytest.mark.parametrize(("action", "output", "message"), [
     (TreeAction({"x": D4}), None, "use the action of one tensor"),
-    (D4, TreeAction([TrivialAction(d4()), D4]), "a name for every field, got a TreeAction"),
-    (D4, TreeAction(others=D4), "of a dict with a name for every field, got a TreeAction"),
+    (D4, TreeAction([TrivialAction(d4()), D4]), "name for every field, got a TreeAction"),
+    (D4, TreeAction(others=D4), "name for every field, got a TreeAction"),
     (D4, OneOf([D4, TreeAction([D4])]), "`output_action` must be one of a tensor, .* got a OneOf"),
     (D4, VectorFieldAction(d4(), channel_dim=1), "count from the end"),
     (SET, ImageAction(symmetric(3), [0] * 6), "output_action acts on images"),
