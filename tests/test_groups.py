@@ -1,15 +1,18 @@
 """Groups: constructors, products, subgroups, cosets, and one near-group for each axiom."""
 
 import itertools
+import math
 import pickle
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from equitune import (
     Embedding,
     FiniteGroup,
+    MatrixAction,
     c4,
     cyclic,
     d4,
@@ -85,6 +88,49 @@ def test_generated_groups(generators):
     for g, h in itertools.product(group.elements, repeat=2):
         product = tuple(rows[g][i] for i in rows[h])
         assert rows[group.compose(g, h)] == product
+
+
+def test_elements_are_called_by_words():
+    group = FiniteGroup.from_generators([(1, 2, 3, 0), (0, 3, 2, 1)], names=["r", "s"])
+    assert group.order == 8
+    named = dict(zip(group.names, group.elements, strict=True))
+    r, s = named["r"], named["s"]
+    assert named["e"] == 0
+    assert named["r^2"] == group.compose(r, r)
+    assert named["s r"] == group.compose(s, r)
+    assert len(named) == 8
+    assert FiniteGroup.from_generators([(1, 2, 3, 0), (0, 3, 2, 1)]) == group
+    assert FiniteGroup.from_generators([(0, 1)], names=["s"]).names == ("e",)
+
+
+SIGNED = [[[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64, torch.int8])
+def test_groups_of_matrices(dtype):
+    table = torch.tensor(SIGNED, dtype=dtype)
+    assert FiniteGroup.from_matrices(table, names=["e", "r", "h", "l"]) == c4()
+    for rows in (SIGNED, list(table), table.numpy()):
+        assert FiniteGroup.from_matrices(rows) == c4()
+
+
+@given(finite_groups(max_order=12))
+def test_groups_of_matrices_are_those_of_permutations(group):
+    table = torch.eye(group.order, dtype=torch.float64)[torch.tensor(group.cayley_table)].mT
+    assert FiniteGroup.from_matrices(table) == group
+    random = torch.randn(group.order, group.order, dtype=torch.float64) + 4 * torch.eye(group.order)
+    MatrixAction(FiniteGroup.from_matrices(random @ table @ random.inverse()), table)
+
+
+def test_rotations_by_thirds_are_a_group_up_to_rounding():
+    angles = 2 * math.pi * torch.arange(12, dtype=torch.float64) / 12
+    table = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).view(
+        12, 2, 2
+    )
+    assert FiniteGroup.from_matrices(table) == cyclic(12)
+    assert FiniteGroup.from_matrices(table.float()) == cyclic(12)
+    with pytest.raises(ValueError, match="be closed"):
+        FiniteGroup.from_matrices(table + 1e-6)
 
 
 @given(finite_groups(), st.data())
@@ -172,6 +218,32 @@ BAD_CALLS = {
         lambda: generate_permutations([(0,), (1, 0)]),
         "must move 1 indices, got 2",
     ),
+    "names of generators": (
+        lambda: FiniteGroup.from_generators([(1, 0)], names=["a", "b"]),
+        "`names` must have 1 entries",
+    ),
+    "ambiguous names": (
+        lambda: FiniteGroup.from_generators([(1, 2, 0, 3, 4), (0, 1, 2, 4, 3)], names=["a", "a"]),
+        "`names` must tell elements apart",
+    ),
+    "largest": (
+        lambda: generate_permutations([(1, 2, 3, 0), (1, 0, 2, 3)], largest=20),
+        "at most 20",
+    ),
+    "matrices that are not closed": (
+        lambda: FiniteGroup.from_matrices(SIGNED[:2]),
+        "`matrices` must be closed, got no product of element 1 and element 1",
+    ),
+    "matrices twice": (
+        lambda: FiniteGroup.from_matrices([[[1]], [[1]]]),
+        r"`matrices\[1\]` must be new, got matrices\[0\] again",
+    ),
+    "identity of matrices": (
+        lambda: FiniteGroup.from_matrices([[[-1]], [[1]]]),
+        r"`matrices\[0\]` must be the identity",
+    ),
+    "singular matrices": (lambda: FiniteGroup.from_matrices([[[0]]]), "must be the identity"),
+    "no matrices": (lambda: FiniteGroup.from_matrices([]), "`matrices` must be"),
     "size": (lambda: cyclic(0), "`n` must be 1 or more, got 0"),
     "element": (lambda: c4().compose(0, 4), "`h` must be an element of a group of order 4, got 4"),
     "negative element": (lambda: c4().inverse(-1), "`g` must be an element .* got -1"),

@@ -1,4 +1,4 @@
-"""The page "An action of your own": its example, outside of the package, with all that uses actions."""
+"""The page "An action of your own": its example, with all that uses actions."""
 
 import ast
 import re
@@ -176,7 +176,7 @@ def test_each_sample_has_its_own_element_in_compiled_code():
     (lambda: Reverse().transform([1], 1), TypeError, "`x` must be one tensor for Reverse"),
     (lambda: Reverse().transform(torch.tensor(1.0), 1), ValueError, r"WholeBatchAction\(group\)"),
     (lambda: Reverse().transform(torch.rand(2, 3), 2), ValueError, "order 2, got 2"),
-    (lambda: Reverse().transform(torch.rand(2, 3), torch.tensor([0])), ValueError, "one element per"),
+    (lambda: Reverse().transform(torch.rand(2, 3), torch.tensor([0])), ValueError, "one element"),
     (lambda: Reverse().transform(torch.rand(2, 3), torch.zeros(2)), TypeError, "must be int64"),
     (lambda: Reverse().orbit(torch.rand(2, 3), [0, 5]), ValueError, "order 2, got 5"),
     (lambda: CUBE.orbit(torch.rand(2, 3, 4, 5)), ValueError, "shape_classes"),

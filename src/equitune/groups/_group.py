@@ -20,7 +20,7 @@ from equitune._checks import (
     require_type,
 )  # fmt: skip
 from equitune.groups._axioms import FIRST, check_axioms, check_homomorphism, generated
-from equitune.groups._matrices import require_matrices
+from equitune.groups._matrices import beyond, identity_of, require_matrices
 from equitune.groups._permutations import as_permutations, multiply, words
 
 
@@ -94,6 +94,9 @@ class FiniteGroup:
             True
         """
         perms = as_permutations("permutations", permutations)
+        found = perms[0]
+        right = found == tuple(range(len(found)))
+        require(right, "permutations[0]", "be the identity", found, FIRST)
         index = {perms[g]: g for g in reversed(range(len(perms)))}
         products = [[index.get(multiply(a, b), -1) for b in perms] for a in perms]
         return cls(_closed("permutations", products, "generate_permutations(...)"), names)
@@ -154,6 +157,8 @@ class FiniteGroup:
             True
         """
         table, _, tolerance, _ = require_matrices(matrices, "|G|")
+        wrong = beyond((table[0] - identity_of(table)).abs(), tolerance)
+        require(not wrong, "matrices[0]", "be the identity", wrong, FIRST)
         # In units of what an entry may be off.
         unit = tolerance.clamp(min=torch.finfo(torch.float64).tiny)
         known, products = (table / unit).flatten(1), []
@@ -340,7 +345,6 @@ def _closed(name: str, products: list[list[int]], use: str) -> list[list[int]]:
             use,
         )
     for g, found in enumerate(products[0]):
-        require(products[0][0] == 0, f"{name}[0]", "be the identity", "not the identity", FIRST)
         require(found == g, f"{name}[{g}]", "be new", f"{name}[{found}] again", "each one once")
     return products
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from equitune._checks import require, require_entries, require_ints
+from equitune._checks import require, require_entries, require_int, require_ints
 
 Permutation = tuple[int, ...]
 """Where each index is sent."""
@@ -40,6 +40,8 @@ def words(
 ) -> dict[Permutation, tuple[int, ...]]:
     """Each product with the numbers of its factors, of which the last one acts first."""
     perms = as_permutations("generators", generators)
+    if largest is not None:
+        largest = require_int("largest", largest, "the most elements, or None", least=1)
     found: dict[Permutation, tuple[int, ...]] = {tuple(range(len(perms[0]))): ()}
     queue = list(found)
     for current in queue:
