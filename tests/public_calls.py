@@ -36,10 +36,12 @@ from equitune import (
     RegularAction,
     RegularFeatureAction,
     RegularFeatures,
+    SignedPermutationAction,
     TokenAction,
     TreeAction,
     TrivialAction,
     VectorFieldAction,
+    WholeBatchAction,
     audit,
     c4,
     cyclic,
@@ -124,7 +126,10 @@ CORE = {
         FiniteGroup.from_permutations, permutations=[(0, 1), (1, 0)], names=("e", "s")
     ),
     "groups.FiniteGroup.from_generators": call(
-        FiniteGroup.from_generators, generators=[(1, 2, 0)]
+        FiniteGroup.from_generators, generators=[(1, 2, 0)], names=["r"]
+    ),
+    "groups.FiniteGroup.from_matrices": call(
+        FiniteGroup.from_matrices, matrices=[[[1.0]], [[-1.0]]], names=("e", "s")
     ),
     "groups.FiniteGroup.compose": call(C4.compose, g=1, h=2),
     "groups.FiniteGroup.inverse": call(C4.inverse, g=1),
@@ -140,7 +145,9 @@ CORE = {
     "groups.cyclic": call(cyclic, n=3),
     "groups.dihedral": call(dihedral, n=3),
     "groups.symmetric": call(symmetric, n=3),
-    "groups.generate_permutations": call(generate_permutations, generators=[(1, 2, 0)]),
+    "groups.generate_permutations": call(
+        generate_permutations, generators=[(1, 2, 0)], largest=3
+    ),
     "actions.ImageAction": call(ImageAction, group=C4, elements=[0, 1, 2, 3], dims=(-2, -1)),
     "actions.ImageAction.horizontal_flip": call(ImageAction.horizontal_flip, dims=(-2, -1)),
     "actions.ImageAction.vertical_flip": call(ImageAction.vertical_flip, dims=(-2, -1)),
@@ -169,6 +176,14 @@ CORE = {
     "actions.PermutationAction.transform": call(
         PermutationAction(C4, TURN).transform, x=torch.rand(2, 4), g=1
     ),
+    "actions.SignedPermutationAction": call(
+        SignedPermutationAction, group=D2, sources=[(0, 1), (1, 0)], signs=[(1, 1), (-1, -1)],
+        offsets=[(0.0, 0.0), (1.0, 1.0)], dim=-1,
+    ),
+    "actions.SignedPermutationAction.transform": call(
+        SignedPermutationAction(D2, [(0,), (0,)], [(1,), (-1,)]).transform, x=torch.rand(2, 1), g=1
+    ),
+    "actions.WholeBatchAction": call(WholeBatchAction, group=C4),
     "actions.RegularAction": call(RegularAction, group=C4, dim=1),
     "actions.RegularFeatureAction": call(RegularFeatureAction, fiber=TrivialAction(C4)),
     "actions.RegularFeatureAction.transform": call(POINTS.transform, x=FEATURES, g=1),
