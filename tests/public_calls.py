@@ -706,8 +706,6 @@ def agent() -> Any:
 
 
 RL = {
-    "rl.CoordinateGridworld": call(rl.CoordinateGridworld, size=5, render_mode=None),
-    "rl.PixelGridworld": call(rl.PixelGridworld, size=5, render_mode=None),
     "rl.Move": call(rl.Move, observation={"x": "-x"}, action={"left": "right"}, name="mirror"),
     "rl.Symmetry": call(
         rl.Symmetry, observation=MIRROR.observation, action=MIRROR.action, names=tuple("abcd")
@@ -768,7 +766,7 @@ NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
         "wrappers.Symmetrizer", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
-        "text.TokenAverage", "testing.Formula", "rl.Gridworld",
+        "text.TokenAverage", "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -777,7 +775,7 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "rl.gridworld_pixel_rotations", "rl.gridworld_rotations",
+        "rl.cartpole_mirror",
         "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
         "text.MeanOfProbabilities",
     ], ALONE),

@@ -285,6 +285,7 @@ def test_an_entry_that_is_0_but_for_rounding():
 @pytest.mark.parametrize(
     ("name", "observation", "state"),
     [
+        ("CartPole-v1", [0.1, -0.2, 0.03, 0.0], [0.1, -0.2, 0.03, 0.0]),
         ("Pendulum-v1", [0.0, 1.0, -2.0], [np.pi / 2, -2.0]),
         ("MountainCar-v0", [-0.3, 0.01], [-0.3, 0.01]),
         ("MountainCarContinuous-v0", [-0.3, 0.01], [-0.3, 0.01]),
@@ -311,6 +312,8 @@ def test_no_angle_is_refused(name):
 def test_other_environments_are_named():
     with pytest.raises(ValueError, match="how PointMass is put into a state is not known; known"):
         set_state(cases.PointMass(), np.zeros(4))
+    with pytest.raises(ValueError, match="how FrozenLakeEnv is put into a state is not known"):
+        set_state(gymnasium.make("FrozenLake-v1"), 0)
 
 
 def test_a_right_map_of_acrobot_is_seen_all_over_the_space():

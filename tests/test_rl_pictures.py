@@ -10,17 +10,16 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 from torch import nn
 
+import gridworld
 import rl_cases as cases
 from equitune import ImageAction, MatrixAction, PermutationAction, c4, cyclic, d4
 from equitune.rl import (
-    PixelGridworld,
     SymmetricDQN,
     SymmetricDQNPolicy,
     SymmetricPPO,
     Symmetry,
     check_symmetry,
     equizero,
-    gridworld_pixel_rotations,
     symmetrize,
 )
 from equitune.rl._pictures import ChannelsFirst
@@ -115,7 +114,7 @@ def test_what_the_environment_keeps_is_what_the_network_keeps(algorithm):
 
 
 COLUMNS = [list(range(40)), list(reversed(range(40)))]
-TURNS = gridworld_pixel_rotations().action
+TURNS = gridworld.pixel_rotations().action
 SQUARE = cases.quarter_turns_of_d4().action
 
 
@@ -286,17 +285,17 @@ def test_without_an_environment_pictures_have_no_known_layout(tmp_path):
 
 
 def test_a_policy_in_a_plain_algorithm_warns_when_it_is_trained(tmp_path):
-    symmetry = gridworld_pixel_rotations()
+    symmetry = gridworld.pixel_rotations()
     model = DQN(
-        SymmetricDQNPolicy, PixelGridworld(5), device="cpu", **SETTINGS[DQN],
+        SymmetricDQNPolicy, gridworld.PixelGridworld(5), device="cpu", **SETTINGS[DQN],
         policy_kwargs={"symmetry": symmetry},
     )  # fmt: skip
-    seen = torch.from_numpy(PixelGridworld(5).reset(seed=0)[0][None])
+    seen = torch.from_numpy(gridworld.PixelGridworld(5).reset(seed=0)[0][None])
     assert_equivariant(model.q_net, seen, symmetry.observation, symmetry.action)
     model.save(tmp_path / "model")
     with pytest.warns(UserWarning, match="use SymmetricDQN, SymmetricPPO or SymmetricA2C"):
         model.learn(8)
-    SymmetricDQN.load(tmp_path / "model", env=PixelGridworld(5), device="cpu").learn(8)
+    SymmetricDQN.load(tmp_path / "model", env=gridworld.PixelGridworld(5), device="cpu").learn(8)
 
 
 def test_an_algorithm_of_another_policy_is_refused():

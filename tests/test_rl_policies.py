@@ -13,11 +13,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
+import gridworld
 import rl_cases as cases
 from equitune import Canonicalize, EquiTune, MatrixAction, cyclic, symmetric
 from equitune.rl import (
     Move,
-    PixelGridworld,
     SymmetricA2C,
     SymmetricActorCriticPolicy,
     SymmetricDQN,
@@ -29,7 +29,6 @@ from equitune.rl import (
     cartpole_mirror,
     continuous_symmetry,
     equizero,
-    gridworld_pixel_rotations,
     lambda_equitune,
     symmetrize,
 )
@@ -193,11 +192,11 @@ def test_two_extractors_are_saved_with_a_policy(tmp_path):
         "batch_size": 16,
         "policy_kwargs": {"share_features_extractor": False},
     }
-    model = PPO("CnnPolicy", PixelGridworld(5), device="cpu", **settings)
-    found = symmetrize(model, gridworld_pixel_rotations())
+    model = PPO("CnnPolicy", gridworld.PixelGridworld(5), device="cpu", **settings)
+    found = symmetrize(model, gridworld.pixel_rotations())
     found.policy.save(tmp_path / "policy")
     loaded = type(found.policy).load(tmp_path / "policy")
-    x = torch.from_numpy(np.stack([PixelGridworld(5).reset(seed=0)[0]]))
+    x = torch.from_numpy(np.stack([gridworld.PixelGridworld(5).reset(seed=0)[0]]))
     for policy in (found.policy, loaded):
         networks = policy.mlp_extractor
         assert networks.actor.unwrap()[0] is not networks.critic.unwrap()[0]
@@ -218,7 +217,7 @@ def test_training_from_scratch_is_equivariant_all_along():
 
 
 def test_networks_of_pictures():
-    env, symmetry = PixelGridworld(5), gridworld_pixel_rotations()
+    env, symmetry = gridworld.PixelGridworld(5), gridworld.pixel_rotations()
     model = DQN("CnnPolicy", env, buffer_size=50, learning_starts=4, device="cpu").learn(8)
     found = symmetrize(model, symmetry, equizero)
     pictures = np.stack([env.reset(seed=seed)[0] for seed in range(3)])

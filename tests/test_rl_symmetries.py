@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gridworld
 import rl_cases as cases
 from equitune import (
-    ImageAction,
     PermutationAction,
     RegularAction,
     TrivialAction,
@@ -27,8 +27,6 @@ from equitune.rl import (
     cartpole_mirror,
     continuous_symmetry,
     discrete_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
 )
 from equitune.testing import assert_action, assert_group
 
@@ -68,18 +66,6 @@ def test_the_named_ones_are_what_the_paper_says():
     assert matrix(acrobot.observation, 1, 6).diag().tolist() == [1, -1, 1, -1, -1, -1]
     assert acrobot.action.permutations == ((0, 1, 2), (2, 1, 0))
     assert cart.group.names == acrobot.group.names == ("e", "mirror")
-
-
-def test_both_symmetries_of_the_grid_world_are_of_c4():
-    places, pictures = gridworld_rotations(), gridworld_pixel_rotations()
-    assert places.group == pictures.group == c4()
-    assert places.group.names == c4().names
-    assert places.action == pictures.action
-    # Counter-clockwise: what lay to the right lies above, and the move to the right is one up.
-    to_the_right = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
-    assert places.observation.transform(to_the_right, 1).tolist() == [[0, 1, -1, 0]]
-    assert places.action.permutations[1] == (1, 2, 3, 0)
-    assert pictures.observation == ImageAction(c4())
 
 
 def test_an_exchange_may_be_written_once():
@@ -175,17 +161,17 @@ def test_random_moves_generate_an_action(data):
 
 
 def test_a_symmetry_is_a_value():
-    symmetry = gridworld_rotations()
-    assert symmetry == gridworld_rotations()
-    assert symmetry != gridworld_pixel_rotations()
-    assert hash(symmetry) == hash(gridworld_rotations())
+    symmetry = gridworld.rotations()
+    assert symmetry == gridworld.rotations()
+    assert symmetry != gridworld.pixel_rotations()
+    assert hash(symmetry) == hash(gridworld.rotations())
     assert pickle.loads(pickle.dumps(symmetry)) == symmetry
     with pytest.raises(AttributeError):
         symmetry.names = None
 
 
 def test_subgroups_keep_the_names():
-    symmetry = gridworld_rotations()
+    symmetry = gridworld.rotations()
     half = symmetry.restrict(symmetry.group.subgroup([2]))
     assert half.names == symmetry.names
     assert half.group.names == ("e", "r^2")
@@ -211,8 +197,8 @@ VALUE_ERRORS = {
     "an action twice": (built({}, {}, actions=["l", "l"]), "actions has the name 'l' twice"),
     "a name with a minus": (built({}, {}, names=["-a"]), "text that has no minus in front"),
     "an empty name": (built({}, {}, names=["a", ""]), "has the name ''"),
-    "no names": (built({}, {}, names=[]), "give the names of its entries"),
-    "one name": (built({}, {}, names="abc"), "give the names of its entries"),
+    "no names": (built({}, {}, names=[]), "use the names of its entries"),
+    "one name": (built({}, {}, names="abc"), "use the names of its entries"),
     "no moves": (lambda: discrete_symmetry(THREE, ["l"], []), "moves is empty"),
     "nothing moves": (built({}, {}), "move m leaves everything where it is"),
     "it moves to itself": (built({"a": "a"}, {"l": "l"}), "leaves everything where it is"),
@@ -239,7 +225,7 @@ VALUE_ERRORS = {
     ),
     "two groups of one order": (
         lambda: Symmetry(TrivialAction(c4()), TrivialAction(cyclic(2) * cyclic(2))),
-        "give two actions of one group",
+        "use two actions of one group",
     ),
 }
 

@@ -2,7 +2,6 @@
 
 from equitune.rl._algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
 from equitune.rl._checking import check_symmetry
-from equitune.rl._gridworld import CoordinateGridworld, Gridworld, PixelGridworld
 from equitune.rl._networks import VectorSymmetrizer, equizero, lambda_equitune
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
 from equitune.rl._report import Mismatch, SymmetryReport
@@ -15,16 +14,11 @@ from equitune.rl._symmetries import (
     cartpole_mirror,
     continuous_symmetry,
     discrete_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
 )
 
 __all__ = [
-    "CoordinateGridworld",
-    "Gridworld",
     "Mismatch",
     "Move",
-    "PixelGridworld",
     "SymmetricA2C",
     "SymmetricActorCriticPolicy",
     "SymmetricDQN",
@@ -40,8 +34,6 @@ __all__ = [
     "continuous_symmetry",
     "discrete_symmetry",
     "equizero",
-    "gridworld_pixel_rotations",
-    "gridworld_rotations",
     "lambda_equitune",
     "set_state",
     "symmetrize",

@@ -9,7 +9,6 @@ import numpy as np
 
 from equitune._checks import described, naming
 from equitune._extras import require
-from equitune.rl._gridworld import Gridworld
 
 classic: Any = require("gymnasium.envs.classic_control", '"equitune[rl]"')
 
@@ -21,8 +20,7 @@ SetState = Callable[[Any, Any], None]
 def set_state(env: Any, observation: Any) -> None:
     """Puts an environment into the state that an observation shows.
 
-    Known are CartPole, Acrobot, Pendulum, MountainCar with discrete or continuous actions, and the
-    grid worlds of :mod:`equitune.rl`.
+    Known are CartPole, Acrobot, Pendulum, and MountainCar with discrete or continuous actions.
 
     Args:
         env: The environment, wrapped or not; ``reset`` has been called.
@@ -47,7 +45,7 @@ def set_state(env: Any, observation: Any) -> None:
     if setter is None:
         raise ValueError(
             f"how {type(env.unwrapped).__name__} is put into a state is not known; known are "
-            "CartPole, Acrobot, Pendulum, MountainCar and the grid worlds of equitune.rl"
+            "CartPole, Acrobot, Pendulum and MountainCar"
         )
     setter(env, observation)
 
@@ -98,12 +96,7 @@ def _put_pendulum(env: Any, observation: Any) -> None:
     env.unwrapped.state = np.array([np.arctan2(sin, cos), velocity])
 
 
-def _set_gridworld(env: Any, observation: Any) -> None:
-    env.unwrapped.set_state(observation)
-
-
 SETTERS: dict[type, SetState] = {
-    Gridworld: _set_gridworld,
     classic.CartPoleEnv: _set_cartpole,
     classic.AcrobotEnv: _set_acrobot,
     classic.PendulumEnv: _set_pendulum,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require_entries, require_strings, require_type
-from equitune.actions import Action, ImageAction, MatrixAction, PermutationAction
-from equitune.groups import Embedding, FiniteGroup, c4
+from equitune.actions import Action, MatrixAction, PermutationAction
+from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._permutations import Permutation, multiply
 from equitune.rl._spaces import check_action_space, check_observation_space
 
@@ -24,11 +24,7 @@ __all__ = [
     "cartpole_mirror",
     "continuous_symmetry",
     "discrete_symmetry",
-    "gridworld_pixel_rotations",
-    "gridworld_rotations",
 ]
-
-MOVES = ("right", "up", "left", "down")
 
 LARGEST = 1000
 """More elements than a network is ever symmetrised by: moves that make them have a slip."""
@@ -96,8 +92,10 @@ class Symmetry:
         """The same symmetry, of a subgroup only.
 
         Example:
-            >>> from equitune.rl import gridworld_rotations
-            >>> symmetry = gridworld_rotations()
+            >>> from equitune.rl import Move, discrete_symmetry
+            >>> after = {"east": "north", "north": "west", "west": "south", "south": "east"}
+            >>> turn = Move({"x": "y", "y": "-x"}, after)
+            >>> symmetry = discrete_symmetry(["x", "y"], list(after), [turn])
             >>> half_turns = symmetry.restrict(symmetry.group.subgroup([2]))
             >>> half_turns.action.permutations
             ((0, 1, 2, 3), (2, 3, 0, 1))
@@ -257,26 +255,6 @@ def acrobot_mirror() -> Symmetry:
     negated = {name: f"-{name}" for name in entries if not name.startswith("cos")}
     torques = ["torque -1", "torque 0", "torque 1"]
     return discrete_symmetry(entries, torques, [Move(negated, {"torque -1": "torque 1"}, "mirror")])
-
-
-def gridworld_rotations() -> Symmetry:
-    """The rotations of the grid world, counter-clockwise, on its coordinates: c4.
-
-    Observations are those of :class:`equitune.rl.CoordinateGridworld`, (agent x, agent y, goal x,
-    goal y); actions are 0 (right), 1 (up), 2 (left) and 3 (down).
-    """
-    turned = {"agent x": "agent y", "agent y": "-agent x", "goal x": "goal y", "goal y": "-goal x"}
-    after = dict(zip(MOVES, MOVES[1:] + MOVES[:1], strict=True))
-    return discrete_symmetry(list(turned), MOVES, [Move(turned, after, "r")])
-
-
-def gridworld_pixel_rotations() -> Symmetry:
-    """The rotations of the grid world, counter-clockwise, on its pictures: c4.
-
-    Observations are those of :class:`equitune.rl.PixelGridworld`, pictures (3, H, W); actions are
-    0 (right), 1 (up), 2 (left) and 3 (down).
-    """
-    return Symmetry(ImageAction(c4()), gridworld_rotations().action)
 
 
 def _checked_moves(moves: Iterable[Move]) -> list[Move]:
