@@ -214,7 +214,7 @@ def rotations() -> Symmetry:
 
 def pixel_rotations() -> Symmetry:
     """The rotations of the grid, counter-clockwise, on pictures: c4."""
-    return Symmetry(ImageAction(c4()), rotations().action)
+    return Symmetry(ImageAction(c4()), rotations().on_actions)
 
 
 def _picture(size: int, agent: Cell, goal: Cell, cell: int) -> Any:

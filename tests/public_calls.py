@@ -708,19 +708,20 @@ def agent() -> Any:
 RL = {
     "rl.Move": call(rl.Move, observation={"x": "-x"}, action={"left": "right"}, name="mirror"),
     "rl.Symmetry": call(
-        rl.Symmetry, observation=MIRROR.observation, action=MIRROR.action, names=tuple("abcd")
+        rl.Symmetry, on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
+        names=tuple("abcd"),
     ),
     "rl.VectorSymmetrizer": Call(
         rl.VectorSymmetrizer,
         lambda: given(
-            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.observation, MIRROR.action), in_features=4,
-            out_features=2,
+            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.on_observations, MIRROR.on_actions),
+            in_features=4, out_features=2,
         ),
     ),
     "rl.check_symmetry": Call(
         rl.check_symmetry,
         lambda: given(
-            env=cartpole(), observation_action=MIRROR.observation, action_action=MIRROR.action,
+            env=cartpole(), on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
             set_state=None, states=None, samples=40, seed=0, tolerance=1e-4, names=list("abcd"),
         ),
     ),
@@ -734,21 +735,21 @@ RL = {
     "rl.equizero": Call(
         rl.equizero,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions,
         ),
     ),
     "rl.lambda_equitune": Call(
         rl.lambda_equitune,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action, hidden_features=4,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions, hidden_features=4,
         ),
     ),
     "rl.set_state": Call(rl.set_state, lambda: given(env=cartpole(), observation=[0.0] * 4)),
     "rl.SymmetricMeanStd": Call(
         rl.SymmetricMeanStd,
-        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.observation),
+        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.on_observations),
     ),
     "rl.symmetrize": Call(
         rl.symmetrize, lambda: given(model=agent(), symmetry=MIRROR, method=EquiTune)

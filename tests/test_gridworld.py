@@ -175,7 +175,7 @@ def test_the_picture_of_a_turned_grid_is_the_turned_picture(grid, g):
         coordinates = [
             CoordinateGridworld(size=size)._observe(*c) for c in (cells, map(turned, cells))
         ]
-        moved = gridworld.rotations().observation.transform(
+        moved = gridworld.rotations().on_observations.transform(
             torch.tensor(coordinates[0])[None], quarters
         )
         assert torch.allclose(moved[0], torch.tensor(coordinates[1]), rtol=0, atol=1e-6)
@@ -185,12 +185,12 @@ def test_both_symmetries_are_of_c4():
     places, pictures = gridworld.rotations(), gridworld.pixel_rotations()
     assert places.group == pictures.group == c4()
     assert places.group.names == c4().names
-    assert places.action == pictures.action
+    assert places.on_actions == pictures.on_actions
     # Counter-clockwise: what lay to the right lies above, and the move to the right is one up.
     to_the_right = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
-    assert places.observation.transform(to_the_right, 1).tolist() == [[0, 1, -1, 0]]
-    assert places.action.permutations[1] == (1, 2, 3, 0)
-    assert pictures.observation == ImageAction(c4())
+    assert places.on_observations.transform(to_the_right, 1).tolist() == [[0, 1, -1, 0]]
+    assert places.on_actions.permutations[1] == (1, 2, 3, 0)
+    assert pictures.on_observations == ImageAction(c4())
 
 
 def test_rendering():

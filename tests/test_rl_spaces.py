@@ -64,7 +64,7 @@ VALUE_ERRORS = {
     "number of actions": (
         space_error(cartpole_mirror(), CART, discrete(3)), "there are 3 discrete actions"),
     "another dimension": (
-        space_error(Symmetry(cartpole_mirror().observation,
+        space_error(Symmetry(cartpole_mirror().on_observations,
                              PermutationAction(cyclic(2), [(0, 1), (1, 0)], dim=2)), CART, TWO),
         "along dim 2"),
     "a bound that a minus breaks": (

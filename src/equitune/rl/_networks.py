@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import naming, require_counts, require_module, require_type
+from equitune._checks import described, naming, require_counts, require_module, require_type
 from equitune.actions import Action
 from equitune.losses import negative_max_probability
 from equitune.rl._linear import matrices
@@ -22,18 +22,18 @@ Method = Callable[[nn.Module, Action, Action], Symmetrizer]
 """Wraps a network, given how the group acts on observations and on actions."""
 
 
-def equizero(network: nn.Module, observation_action: Action, action_action: Action) -> EquiZero:
+def equizero(network: nn.Module, on_observations: Action, on_actions: Action) -> EquiZero:
     """EquiZero of a Q-network, or of a policy with discrete actions (second paper, section 4.1).
 
     For each observation it takes the copy that holds the largest of the softmax-normalised values
-    of all actions and elements. The gradient is that of the copy, ``gradient="selected"``: values
-    that are to meet a target have to be moved themselves, where the gradient of the mean would let
-    them run away.
+    of all actions and elements. The gradient is that of the copy, ``gradient="selected"``: training
+    moves the values that it compares with a target, where the gradient of the mean would let them
+    run away.
 
     Args:
         network: Maps observations (B, ...) to the values or scores of A actions, (B, A).
-        observation_action: How the group acts on observations.
-        action_action: How it acts on the values.
+        on_observations: How the group acts on observations.
+        on_actions: How it acts on the values.
 
     Returns:
         The wrapped network.
@@ -42,16 +42,16 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
         >>> import torch
         >>> from equitune.rl import cartpole_mirror, equizero
         >>> mirror = cartpole_mirror()
-        >>> q_network = equizero(torch.nn.Linear(4, 2), mirror.observation, mirror.action)
+        >>> q_network = equizero(torch.nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
         >>> observations = torch.rand(3, 4)
         >>> torch.allclose(q_network(-observations), q_network(observations).flip(1))
         True
     """
-    _check_network(network, observation_action, action_action)
+    _check_network(network, on_observations, on_actions)
     return EquiZero(
         network,
-        observation_action,
-        action_action,
+        on_observations,
+        on_actions,
         proxy_loss=negative_max_probability,
         gradient="selected",
     )
@@ -59,8 +59,8 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
 
 def lambda_equitune(
     network: nn.Module,
-    observation_action: Action,
-    action_action: Action,
+    on_observations: Action,
+    on_actions: Action,
     *,
     hidden_features: int = 100,
 ) -> LambdaEquiTune:
@@ -68,35 +68,33 @@ def lambda_equitune(
 
     Args:
         network: Maps observations (B, ...) to (B, A), with a linear layer first, on all entries.
-        observation_action: How the group acts on observations.
-        action_action: How it acts on what the network returns.
+        on_observations: How the group acts on observations.
+        on_actions: How it acts on what the network returns.
         hidden_features: The width of the weight network, :class:`equitune.weights.MlpWeightNet`.
 
     Returns:
         The wrapped network, in which all parameters learn.
 
     Raises:
-        ValueError: If the network has no linear layer, or begins with another one.
+        ValueError: If the first layer with weights is not linear.
     """
-    _check_network(network, observation_action, action_action)
+    _check_network(network, on_observations, on_actions)
     require_counts(hidden_features=hidden_features)
     first = next((m for m in network.modules() if [*m.parameters(recurse=False)]), None)
     if not isinstance(first, nn.Linear):
-        begins = f"begins with a {type(first).__name__}"
-        found = "has no layer with weights" if first is None else begins
         raise ValueError(
-            f"network {found}, so that the number of features of an observation is not known; "
-            "call LambdaEquiTune(network, observation_action, action_action, weight_net=...), in "
-            "a method of your own if it is for symmetrize"
+            f"`network` must begin with a linear layer, got {described(first)} as the first layer "
+            "with weights; use LambdaEquiTune(network, on_observations, on_actions, "
+            "weight_net=...), in a method of your own if it is for symmetrize"
         )
     weight_net = MlpWeightNet(first.in_features, hidden_features).to(first.weight)
-    return LambdaEquiTune(network, observation_action, action_action, weight_net=weight_net)
+    return LambdaEquiTune(network, on_observations, on_actions, weight_net=weight_net)
 
 
-def _check_network(network: object, observation_action: object, action_action: object) -> None:
+def _check_network(network: object, on_observations: object, on_actions: object) -> None:
     require_module("network", network)
-    require_type("observation_action", observation_action, Action, "symmetry.observation")
-    require_type("action_action", action_action, Action, "symmetry.action")
+    require_type("on_observations", on_observations, Action, "symmetry.on_observations")
+    require_type("on_actions", on_actions, Action, "symmetry.on_actions")
 
 
 @final
@@ -105,12 +103,12 @@ class VectorSymmetrizer(nn.Module):
 
     It has the values, weights and gradients of the wrapper. Around a network of a few small layers,
     the general machinery would take longer than the network; here the orbit is one product of
-    matrices before it, and what undoes the action is one behind it. Calls that
-    it is not made for, such as with half precision or in autocast, go through the wrapper, and so
-    do all calls of wrappers with ``at``, ``chunk_size`` or a submodule as ``weight_input``.
+    matrices before the network, and the inverse action another one after it. Other calls, such as
+    in half precision or in autocast, go through the wrapper, and so do all calls of wrappers with
+    ``at``, ``chunk_size`` or a submodule as ``weight_input``.
 
-    Observations and what the network returns have to be finite: products of 0 and infinity are NaN.
-    A network that gives -inf to masked actions is for the wrapper alone.
+    Observations and outputs of the network must be finite: products of 0 and infinity are NaN. For
+    a network that returns -inf for masked actions, use the wrapper itself.
 
     Args:
         wrapper: ``EquiTune``, ``EquiZero`` or ``LambdaEquiTune`` of a network that maps (B,
@@ -122,7 +120,7 @@ class VectorSymmetrizer(nn.Module):
         (B, ``in_features``) to (B, ``out_features``).
 
     Raises:
-        TypeError: If the wrapper is none.
+        TypeError: If ``wrapper`` is not a wrapper.
         ValueError: If an action does not act on vectors of that size, or not linearly.
 
     Example:
@@ -131,7 +129,8 @@ class VectorSymmetrizer(nn.Module):
         >>> from equitune.rl import VectorSymmetrizer, cartpole_mirror
         >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)
         >>> mirror = cartpole_mirror()
-        >>> wrapper = EquiTune(torch.nn.Sequential(*layers), mirror.observation, mirror.action)
+        >>> network = torch.nn.Sequential(*layers)
+        >>> wrapper = EquiTune(network, mirror.on_observations, mirror.on_actions)
         >>> fast = VectorSymmetrizer(wrapper, in_features=4, out_features=2)
         >>> observations = torch.rand(3, 4)
         >>> torch.allclose(fast(observations), wrapper(observations), atol=1e-6)
@@ -141,14 +140,11 @@ class VectorSymmetrizer(nn.Module):
     def __init__(self, wrapper: Symmetrizer, in_features: int, out_features: int) -> None:
         super().__init__()
         require_counts(in_features=in_features, out_features=out_features)
-        if not isinstance(wrapper, Symmetrizer):
-            raise TypeError(
-                f"wrapper is a {type(wrapper).__name__}; use EquiTune, EquiZero or LambdaEquiTune"
-            )
+        require_type("wrapper", wrapper, Symmetrizer, "EquiTune, EquiZero or LambdaEquiTune")
         if not isinstance(wrapper.input_action, Action):
             raise ValueError(
-                "wrapper has one input action for each of several arguments; use one whose "
-                "network takes a single tensor"
+                "`wrapper` must have one input action, got one for each of several arguments; use "
+                "one whose network takes a single tensor"
             )
         self.wrapper = wrapper
         self.in_features, self.out_features = in_features, out_features
@@ -157,7 +153,7 @@ class VectorSymmetrizer(nn.Module):
             copies = matrices(wrapper.input_action, in_features)
         with naming("out_features"):
             undone = matrices(wrapper.output_action, out_features)[list(group.inverses)]
-        # x @ copies holds gx for all g, one behind the other; row y @ undone holds all g^-1 y_g.
+        # x @ copies holds gx for all g, one after the other; row y @ undone holds all g^-1 y_g.
         self._copies = copies.permute(2, 0, 1).flatten(1)
         self._undone = torch.block_diag(*undone.mT)
         self._mean = undone.mT.flatten(0, 1) / group.order
@@ -181,13 +177,10 @@ class VectorSymmetrizer(nn.Module):
         kept = copies.clone() if wrapper.reads_inputs else None
         raw = wrapper._modules["backbone"](copies)
         if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[1] != self.out_features:
-            given = f"a {type(raw).__name__}"
-            if isinstance(raw, Tensor):
-                given = f"a tensor of shape {tuple(raw.shape)}"
+            shape = (copies.shape[0], self.out_features)
             raise ValueError(
-                f"the network returned {given} for {copies.shape[0]} observations; out_features is "
-                f"{self.out_features}, so it has to return ({copies.shape[0]}, "
-                f"{self.out_features})"
+                f"the network must return a tensor of shape {shape}, as out_features "
+                f"says, got {described(raw)}"
             )
         rows = raw.reshape(-1, self._width)
         if self._equal:
@@ -205,7 +198,7 @@ class VectorSymmetrizer(nn.Module):
         return self.wrapper.unwrap()
 
     def _stack(self, rows: Tensor) -> Tensor:
-        """(B |G|, n), the copies of each sample one behind the other, as (|G|, B, n)."""
+        """(B |G|, n), the copies of each sample one after the other, as (|G|, B, n)."""
         return rows.reshape(-1, self._order, rows.shape[1]).transpose(0, 1)
 
     def _prepared(self, x: Tensor) -> Products | None:
