@@ -6,7 +6,7 @@ import copy
 from typing import Any, final
 
 from equitune._checks import described
-from equitune._extras import require
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
 from equitune.rl._pictures import for_network, is_picture
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
@@ -18,31 +18,20 @@ from equitune.rl._statistics import (
 from equitune.rl._symmetries import Symmetry
 from equitune.wrappers import EquiTune
 
-EXTRA = '"equitune[rl]"'
-gymnasium: Any = require("gymnasium", EXTRA)
-algorithms: Any = require("stable_baselines3", EXTRA)
-base: Any = require("stable_baselines3.common.base_class", EXTRA)
-buffers: Any = require("stable_baselines3.common.buffers", EXTRA)
-common: Any = require("stable_baselines3.common.policies", EXTRA)
-dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = ["SymmetricA2C", "SymmetricDQN", "SymmetricPPO", "symmetrize"]
-
 POLICIES: dict[type, type] = {
-    dqn.DQNPolicy: SymmetricDQNPolicy,
-    dqn.CnnPolicy: SymmetricDQNPolicy,
-    common.ActorCriticPolicy: SymmetricActorCriticPolicy,
-    common.ActorCriticCnnPolicy: SymmetricActorCriticPolicy,
+    sb3.dqn.policies.DQNPolicy: SymmetricDQNPolicy,
+    sb3.dqn.policies.CnnPolicy: SymmetricDQNPolicy,
+    sb3.common.policies.ActorCriticPolicy: SymmetricActorCriticPolicy,
+    sb3.common.policies.ActorCriticCnnPolicy: SymmetricActorCriticPolicy,
 }
 """What takes the place of a policy of Stable-Baselines3."""
 
 
-CHOSEN = [getattr(buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
+CHOSEN = [getattr(sb3.common.buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
 """The replay buffers that Stable-Baselines3 chooses by itself."""
 
 
-class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
+class SymmetricAlgorithm(sb3.common.base_class.BaseAlgorithm):  # type: ignore[misc]
     """What trains symmetric policies: unlike a policy, it knows the environment.
 
     Abstract; it comes before an algorithm of Stable-Baselines3 among the bases of a class. A
@@ -118,7 +107,7 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
 
 
 @final
-class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
+class SymmetricDQN(SymmetricAlgorithm, sb3.DQN):  # type: ignore[misc]
     """DQN of a :class:`SymmetricDQNPolicy`; :func:`symmetrize` makes it of a trained DQN.
 
     It takes, does and returns what Stable-Baselines3's ``DQN`` does, but also looks at the
@@ -145,7 +134,7 @@ class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
 
 
 @final
-class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
+class SymmetricPPO(SymmetricAlgorithm, sb3.PPO):  # type: ignore[misc]
     """PPO of a :class:`SymmetricActorCriticPolicy`; :func:`symmetrize` makes it of a trained PPO.
 
     It takes, does and returns what Stable-Baselines3's ``PPO`` does, and treats the environment as
@@ -165,7 +154,7 @@ class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
 
 
 @final
-class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
+class SymmetricA2C(SymmetricAlgorithm, sb3.A2C):  # type: ignore[misc]
     """A2C of a :class:`SymmetricActorCriticPolicy`; :func:`symmetrize` makes it of a trained A2C.
 
     It takes, does and returns what Stable-Baselines3's ``A2C`` does, and treats the environment as
@@ -185,9 +174,9 @@ class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
 
 
 SYMMETRIC: dict[type, type] = {
-    algorithms.DQN: SymmetricDQN,
-    algorithms.PPO: SymmetricPPO,
-    algorithms.A2C: SymmetricA2C,
+    sb3.DQN: SymmetricDQN,
+    sb3.PPO: SymmetricPPO,
+    sb3.A2C: SymmetricA2C,
 }
 """What takes the place of an algorithm of Stable-Baselines3."""
 
@@ -254,7 +243,7 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
     symmetric = _twin(model)
     if symmetric.env is not None:
         symmetric.env = with_own_statistics(model.env)
-        symmetric._vec_normalize_env = vec_env.unwrap_vec_normalize(symmetric.env)
+        symmetric._vec_normalize_env = sb3.common.vec_env.unwrap_vec_normalize(symmetric.env)
         _check_shared(symmetric.env, symmetry)
     symmetric.policy_class = POLICIES[type(plain)]
     symmetric.policy_kwargs = {**_arguments(plain), "symmetry": symmetry, "method": method}

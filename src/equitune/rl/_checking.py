@@ -19,18 +19,14 @@ from equitune._checks import (
     require_number,
     require_type,
 )
-from equitune._extras import require
 from equitune.actions import Action, PermutationAction, RegularAction
+from equitune.rl._libraries import gymnasium
 from equitune.rl._pictures import layers
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._states import SetState, put_closely, states_are_known
 from equitune.rl._states import set_state as put_exactly
 from equitune.rl._steps import Stepper, Taken, chosen, entries, errors
 from equitune.rl._symmetries import Symmetry
-
-gymnasium: Any = require("gymnasium", '"equitune[rl]"')
-
-__all__ = ["check_symmetry"]
 
 STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 """Wrappers by which a step depends on all steps before."""

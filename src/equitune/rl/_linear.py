@@ -7,8 +7,6 @@ from torch import Tensor
 
 from equitune.actions import Action
 
-__all__ = ["matrices"]
-
 TOLERANCE = 1e-9
 """How far, relative to its size, an action may be from what its matrices do, in float64."""
 

@@ -16,8 +16,6 @@ from equitune.rl._linear import matrices
 from equitune.weights import MlpWeightNet
 from equitune.wrappers import EquiTune, EquiZero, LambdaEquiTune, OrbitPass, Symmetrizer
 
-__all__ = ["VectorSymmetrizer", "equizero", "lambda_equitune"]
-
 Method = Callable[[nn.Module, Action, Action], Symmetrizer]
 """Wraps a network, given how the group acts on observations and on actions."""
 

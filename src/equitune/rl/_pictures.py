@@ -9,17 +9,10 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune._checks import described, require_type
-from equitune._extras import require
 from equitune.actions import Action
 from equitune.groups import Embedding
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._symmetries import Symmetry
-
-EXTRA = '"equitune[rl]"'
-gymnasium: Any = require("gymnasium", EXTRA)
-preprocessing: Any = require("stable_baselines3.common.preprocessing", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = ["ChannelsFirst", "check_channels", "for_network", "is_picture", "layers"]
 
 
 @final
@@ -75,12 +68,12 @@ class ChannelsFirst(Action):
 
 def is_picture(space: Any) -> bool:
     """Whether Stable-Baselines3 takes a space for one of pictures."""
-    return bool(preprocessing.is_image_space(space))
+    return bool(sb3.common.preprocessing.is_image_space(space))
 
 
 def layers(env: Any) -> Iterator[Any]:
     """Each wrapper around an environment, from the outside to the inside; vectorised ones first."""
-    while isinstance(env, vec_env.VecEnvWrapper):
+    while isinstance(env, sb3.common.vec_env.VecEnvWrapper):
         yield env
         env = env.venv
     for single in getattr(env, "envs", (env,)):
@@ -101,7 +94,9 @@ def for_network(symmetry: Symmetry, env: Any) -> Symmetry:
         ValueError: If an action on pictures moves their channels.
     """
     for layer in layers(env):
-        if isinstance(layer, vec_env.VecTransposeImage) and not getattr(layer, "skip", False):
+        if isinstance(layer, sb3.common.vec_env.VecTransposeImage) and not getattr(
+            layer, "skip", False
+        ):
             check_channels(symmetry.on_observations, layer.venv.observation_space.shape, 2)
             return replace(symmetry, on_observations=ChannelsFirst(symmetry.on_observations))
     return symmetry

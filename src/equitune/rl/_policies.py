@@ -10,35 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require_function, require_type
-from equitune._extras import require
 from equitune.actions import Action
 from equitune.losses import negative_max_probability
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._linear import matrices
 from equitune.rl._networks import Method, VectorSymmetrizer
 from equitune.rl._pictures import check_channels, is_picture
 from equitune.rl._symmetries import Symmetry
 from equitune.wrappers import EquiTune, Symmetrizer
 
-EXTRA = '"equitune[rl]"'
-spaces: Any = require("gymnasium.spaces", EXTRA)
-distributions: Any = require("stable_baselines3.common.distributions", EXTRA)
-layers: Any = require("stable_baselines3.common.torch_layers", EXTRA)
-common: Any = require("stable_baselines3.common.policies", EXTRA)
-dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
-
-__all__ = [
-    "SymmetricActorCriticPolicy",
-    "SymmetricDQNPolicy",
-    "SymmetricPolicy",
-    "SymmetricQNetwork",
-]
-
+common: Any = sb3.common
+policies: Any = common.policies
 Pairs = Iterator[tuple[nn.Module, nn.Module]]
 
 
 @final
-class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
-    """The Q-network of :class:`SymmetricDQNPolicy`: Stable-Baselines3's own, inside a wrapper.
+class SymmetricQNetwork(sb3.dqn.policies.QNetwork):  # type: ignore[misc]
+    """The Q-network of :class:`SymmetricDQNPolicy`: that of Stable-Baselines3, inside a wrapper.
 
     Args:
         symmetry: How the group acts.
@@ -61,14 +49,13 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
         """All of a plain Q-network that comes after the preparation of observations."""
         return _after(network, network.features_extractor, network.q_net)
 
-    def forward(self, obs: Any) -> Tensor:
+    def forward(self, obs: Any) -> Any:
         """The values (B, A) of all actions."""
-        # What prepares observations would cost as much as the copies do, and leaves vectors alone.
+        # Preparing observations would cost as much as the copies do, and does not change vectors.
         if self._takes_vectors:
             q_net: Any = self._modules["q_net"]
-            values: Tensor = q_net(obs.float())
-            return values
-        return super().forward(obs)  # type: ignore[no-any-return]
+            return q_net(obs.float())
+        return super().forward(obs)
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the mode, which each prediction asks for."""
@@ -76,7 +63,7 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
             super().set_training_mode(mode)
 
 
-class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
+class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
     """What symmetric policies share: they are made with a symmetry and a method.
 
     Abstract; it comes before a policy of Stable-Baselines3 among the bases of a class.
@@ -117,7 +104,7 @@ class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
 
 
 @final
-class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
+class SymmetricDQNPolicy(SymmetricPolicy, sb3.dqn.policies.DQNPolicy):  # type: ignore[misc]
     """A policy of DQN whose Q-networks are equivariant (second paper, section 4.1).
 
     Args:
@@ -162,7 +149,7 @@ class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
 
 
 @final
-class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # type: ignore[misc]
+class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  # type: ignore[misc]
     """A policy of PPO or A2C that is equivariant, with a value that is invariant.
 
     ``method`` combines the scores of discrete actions, or the means of continuous ones. The value
@@ -195,7 +182,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
                 "state-dependent noise is made from"
             )
         super()._build(lr_schedule)
-        discrete = isinstance(self.action_space, spaces.Discrete)
+        discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
         moved, space = self.symmetry.on_observations, self.observation_space
         actor = self.method(self.actor(self), moved, self.symmetry.on_actions)
@@ -239,7 +226,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
             yield nn.ParameterList([self.log_std]), nn.ParameterList([plain.log_std])
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
-        if not isinstance(self.action_dist, distributions.DiagGaussianDistribution):
+        if not isinstance(self.action_dist, common.distributions.DiagGaussianDistribution):
             return super()._get_action_dist_from_latent(latent_pi)
         spread: Any = self._spread
         log_std = (spread @ (2 * self.log_std).exp()).log() / 2
@@ -266,15 +253,13 @@ class ActorAndCritic(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         return self.actor(observations), self.critic(observations)
 
-    def forward_actor(self, observations: Tensor) -> Tensor:
+    def forward_actor(self, observations: Tensor) -> Any:
         """Scores or means of actions (B, A)."""
-        scores: Tensor = self.actor(observations)
-        return scores
+        return self.actor(observations)
 
-    def forward_critic(self, observations: Tensor) -> Tensor:
+    def forward_critic(self, observations: Tensor) -> Any:
         """Values (B, 1)."""
-        values: Tensor = self.critic(observations)
-        return values
+        return self.critic(observations)
 
 
 def _check(symmetry: Any, method: Any, observation_space: Any, action_space: Any) -> None:
@@ -309,7 +294,7 @@ def _mean_of_variances(action: Action, width: int) -> Tensor:
 def _takes_vectors(policy: Any, extractor: nn.Module) -> bool:
     """Whether observations are vectors that nothing has to be done to."""
     space = policy.observation_space
-    return len(space.shape) == 1 and type(extractor) is layers.FlattenExtractor
+    return len(space.shape) == 1 and type(extractor) is common.torch_layers.FlattenExtractor
 
 
 def _after(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:

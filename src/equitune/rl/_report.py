@@ -7,8 +7,6 @@ from typing import Any, final
 
 import numpy as np
 
-__all__ = ["Mismatch", "SymmetryReport", "shown"]
-
 SHOWN = 5
 """How many entries a report names beside the worst one."""
 

@@ -8,21 +8,17 @@ from typing import Any
 import numpy as np
 
 from equitune._checks import described, naming
-from equitune._extras import require
-
-classic: Any = require("gymnasium.envs.classic_control", '"equitune[rl]"')
-
-__all__ = ["SetState", "put_closely", "set_state", "states_are_known"]
+from equitune.rl._libraries import classic_control
 
 SetState = Callable[[Any, Any], None]
 """Puts an environment into the state of an observation; ValueError if there is none."""
 
 LAYOUTS: dict[type, tuple[int, int]] = {
-    classic.CartPoleEnv: (4, 0),
-    classic.AcrobotEnv: (6, 2),
-    classic.PendulumEnv: (3, 1),
-    classic.MountainCarEnv: (2, 0),
-    classic.Continuous_MountainCarEnv: (2, 0),
+    classic_control.CartPoleEnv: (4, 0),
+    classic_control.AcrobotEnv: (6, 2),
+    classic_control.PendulumEnv: (3, 1),
+    classic_control.MountainCarEnv: (2, 0),
+    classic_control.Continuous_MountainCarEnv: (2, 0),
 }
 """The size of an observation, and how many pairs of a cosine and a sine it begins with."""
 
@@ -85,5 +81,5 @@ def _put(env: Any, observation: Any, exactly: bool) -> None:
                 f"{sin:.6g}"
             )
     inner.state = np.append(np.arctan2(sines, cosines), values[2 * angles :])
-    if isinstance(inner, classic.CartPoleEnv):
+    if isinstance(inner, classic_control.CartPoleEnv):
         inner.steps_beyond_terminated = None

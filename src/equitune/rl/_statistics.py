@@ -9,29 +9,17 @@ import numpy as np
 import torch
 
 from equitune._checks import described, require_type
-from equitune._extras import require
 from equitune.actions import Action
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._pictures import layers
 from equitune.rl._symmetries import Symmetry
-
-EXTRA = '"equitune[rl]"'
-gymnasium: Any = require("gymnasium", EXTRA)
-running: Any = require("stable_baselines3.common.running_mean_std", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = [
-    "SymmetricMeanStd",
-    "normalising_layers",
-    "symmetric_statistics",
-    "with_own_statistics",
-]
 
 TOLERANCE = 1e-9
 """How far, relative to its size, a moved entry may be from one of the entries, in float64."""
 
 
 @final
-class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
+class SymmetricMeanStd(sb3.common.running_mean_std.RunningMeanStd):  # type: ignore[misc]
     """Means and variances of observations and of all their moved copies.
 
     With o drawn from what was seen and g from the group, each with equal chances::
@@ -146,10 +134,10 @@ def symmetric_statistics(layer: Any, symmetry: Symmetry) -> SymmetricMeanStd:
 
 def with_own_statistics(env: Any) -> Any:
     """The same environments, normalised by copies of the statistics of ``VecNormalize``."""
-    if not isinstance(env, vec_env.VecEnvWrapper):
+    if not isinstance(env, sb3.common.vec_env.VecEnvWrapper):
         return env
     inner = with_own_statistics(env.venv)
-    if isinstance(env, vec_env.VecNormalize):
+    if isinstance(env, sb3.common.vec_env.VecNormalize):
         own = copy.deepcopy(env)
         own.set_venv(inner)
         return own

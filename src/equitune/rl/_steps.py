@@ -13,8 +13,6 @@ from equitune.rl._report import shown
 from equitune.rl._spaces import ENDLESS
 from equitune.rl._states import SetState
 
-__all__ = ["Stepper", "Taken", "chosen", "entries", "errors"]
-
 EXPLORED = 10
 """Steps of the episodes, or states drawn, for each one that is compared."""
 

@@ -17,15 +17,6 @@ from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._permutations import Permutation, multiply
 from equitune.rl._spaces import check_action_space, check_observation_space
 
-__all__ = [
-    "Move",
-    "Symmetry",
-    "acrobot_mirror",
-    "cartpole_mirror",
-    "continuous_symmetry",
-    "discrete_symmetry",
-]
-
 LARGEST = 1000
 """Moves that generate more elements than this contain a mistake: no network has so many copies."""
 
