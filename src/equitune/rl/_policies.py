@@ -17,7 +17,7 @@ from equitune.rl._linear import matrices
 from equitune.rl._networks import Method, VectorSymmetrizer
 from equitune.rl._pictures import check_channels, is_picture
 from equitune.rl._symmetries import Symmetry
-from equitune.wrappers import EquiTune, Symmetrizer
+from equitune.wrappers import EquiTune, Symmetrized
 
 common: Any = sb3.common
 policies: Any = common.policies
@@ -305,7 +305,7 @@ def _after(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
 def _fast(wrapper: object, space: Any, width: int) -> Any:
     """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
     use = "one such as EquiTune(network, on_observations, on_actions)"
-    checked: Symmetrizer = require_type("method(...)", wrapper, Symmetrizer, use)
+    checked: Symmetrized = require_type("method(...)", wrapper, Symmetrized, use)
     if len(space.shape) != 1:
         return checked
     try:
