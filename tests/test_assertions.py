@@ -383,7 +383,7 @@ def test_all_calls_are_without_gradients():
     ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
      "input_action is a FiniteGroup; use an action"),
     ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
-    ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "give at least one sample"),
+    ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "use at least one sample"),
     ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
     ((torch.relu, torch.ones(4), C4), ValueError, "acts on dim -2"),
     ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError,
@@ -512,7 +512,7 @@ def test_outputs_of_another_structure(others):
     (lambda x: x.mean((-2, -1)), C4, ValueError, "output_action does not fit what fn"),
     (lambda x: x.mean(0), None, ValueError, r"fn\(x\) has a tensor of shape \(1, 6, 6\)"),
     (lambda x: None, None, TypeError, "fn returned a NoneType; let it return tensors"),
-    (torch.nn.ReLU, None, TypeError, r"give a function or a module, such as nn\.ReLU\(\)"),
+    (torch.nn.ReLU, None, TypeError, r"use a function or a module, such as nn\.ReLU\(\)"),
     (lambda x: {"a": [], "b": 3}, TreeAction(others=C4), ValueError,
      "^`fn` must return a tensor that `output_action` moves, got a dict without one; return a"),
     (lambda x: {"a": x, "b": 3}, TreeAction({"b": C4, "a": Drop()}), TypeError, "ImageAction acts"),
@@ -561,7 +561,7 @@ def test_inputs_of_several_batch_sizes():
     ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; use an action"),
     ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; use an action"),
     ((C4, [1]), TypeError, "x is a list, but ImageAction acts on one tensor"),
-    ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "give at least one sample"),
+    ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "use at least one sample"),
 ])  # fmt: skip
 def test_actions_are_checked_with_clear_messages(arguments, error, message):
     with pytest.raises(error, match=message):

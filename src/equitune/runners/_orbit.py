@@ -141,7 +141,8 @@ class Chosen(Orbit):
             require_one_shape(rows, y, "the output")
             places = self._places[p.slots, samples] * batch + samples
             rows = rows.index_put((places,), y)
-        return rows.unflatten(0, (self._held, batch))
+        stack: Tensor = rows.unflatten(0, (self._held, batch))
+        return stack
 
     def means(self, space: Space) -> list[Mean]:
         def counted(mean: Mean) -> Mean:
