@@ -2,7 +2,7 @@
 
 from equitune.rl._algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
 from equitune.rl._checking import check_symmetry
-from equitune.rl._networks import VectorSymmetrizer, equizero, lambda_equitune
+from equitune.rl._networks import equizero, lambda_equitune
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._states import set_state
@@ -27,7 +27,6 @@ __all__ = [
     "SymmetricPPO",
     "Symmetry",
     "SymmetryReport",
-    "VectorSymmetrizer",
     "acrobot_mirror",
     "cartpole_mirror",
     "check_symmetry",

@@ -1,22 +1,18 @@
-"""Networks from observations to values or scores of actions: how their copies are put together."""
+"""Methods that wrap networks from observations to values or scores of actions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from equitune._checks import described, naming, require_counts, require_module, require_type
+from equitune._checks import described, require_counts, require_module, require_type
 from equitune.actions import Action
 from equitune.losses import negative_max_probability
-from equitune.rl._linear import matrices
-from equitune.weights import MlpWeightNet
-from equitune.wrappers import EquiTune, EquiZero, LambdaEquiTune, OrbitPass, Symmetrizer
+from equitune.weight_nets import MlpWeightNet
+from equitune.wrappers import EquiZero, LambdaEquiTune, Symmetrized
 
-Method = Callable[[nn.Module, Action, Action], Symmetrizer]
+Method = Callable[[nn.Module, Action, Action], Symmetrized]
 """Wraps a network, given how the group acts on observations and on actions."""
 
 
@@ -68,7 +64,7 @@ def lambda_equitune(
         network: Maps observations (B, ...) to (B, A), with a linear layer first, on all entries.
         on_observations: How the group acts on observations.
         on_actions: How it acts on what the network returns.
-        hidden_features: The width of the weight network, :class:`equitune.weights.MlpWeightNet`.
+        hidden_features: The width of the weight network, :class:`equitune.weight_nets.MlpWeightNet`.
 
     Returns:
         The wrapped network, in which all parameters learn.
@@ -93,146 +89,3 @@ def _check_network(network: object, on_observations: object, on_actions: object)
     require_module("network", network)
     require_type("on_observations", on_observations, Action, "symmetry.on_observations")
     require_type("on_actions", on_actions, Action, "symmetry.on_actions")
-
-
-@final
-class VectorSymmetrizer(nn.Module):
-    """A wrapper of a small network on vectors, made fast: one product makes all copies.
-
-    It has the values, weights and gradients of the wrapper. Around a network of a few small layers,
-    the general machinery would take longer than the network; here the orbit is one product of
-    matrices before the network, and the inverse action another one after it. Other calls, such as
-    in half precision or in autocast, go through the wrapper, and so do all calls of wrappers with
-    ``at``, ``chunk_size`` or a submodule as ``weight_input``.
-
-    Observations and outputs of the network must be finite: products of 0 and infinity are NaN. For
-    a network that returns -inf for masked actions, use the wrapper itself.
-
-    Args:
-        wrapper: ``EquiTune``, ``EquiZero`` or ``LambdaEquiTune`` of a network that maps (B,
-            ``in_features``) to (B, ``out_features``), with linear actions on both.
-        in_features: The number of entries of an observation.
-        out_features: The number of entries that the network returns.
-
-    Shape:
-        (B, ``in_features``) to (B, ``out_features``).
-
-    Raises:
-        TypeError: If ``wrapper`` is not a wrapper.
-        ValueError: If an action does not act on vectors of that size, or not linearly.
-
-    Example:
-        >>> import torch
-        >>> from equitune import EquiTune
-        >>> from equitune.rl import VectorSymmetrizer, cartpole_mirror
-        >>> layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)
-        >>> mirror = cartpole_mirror()
-        >>> network = torch.nn.Sequential(*layers)
-        >>> wrapper = EquiTune(network, mirror.on_observations, mirror.on_actions)
-        >>> fast = VectorSymmetrizer(wrapper, in_features=4, out_features=2)
-        >>> observations = torch.rand(3, 4)
-        >>> torch.allclose(fast(observations), wrapper(observations), atol=1e-6)
-        True
-    """
-
-    def __init__(self, wrapper: Symmetrizer, in_features: int, out_features: int) -> None:
-        super().__init__()
-        require_counts(in_features=in_features, out_features=out_features)
-        require_type("wrapper", wrapper, Symmetrizer, "EquiTune, EquiZero or LambdaEquiTune")
-        if not isinstance(wrapper.input_action, Action):
-            raise ValueError(
-                "`wrapper` must have one input action, got one for each of several arguments; use "
-                "one whose network takes a single tensor"
-            )
-        self.wrapper = wrapper
-        self.in_features, self.out_features = in_features, out_features
-        group = wrapper.group
-        with naming("in_features"):
-            copies = matrices(wrapper.input_action, in_features)
-        with naming("out_features"):
-            undone = matrices(wrapper.output_action, out_features)[list(group.inverses)]
-        # x @ copies holds gx for all g, one after the other; row y @ undone holds all g^-1 y_g.
-        self._copies = copies.permute(2, 0, 1).flatten(1)
-        self._undone = torch.block_diag(*undone.mT)
-        self._mean = undone.mT.flatten(0, 1) / group.order
-        # Pieces, cuts and taps are for larger networks.
-        known = isinstance(wrapper, EquiTune | EquiZero | LambdaEquiTune)
-        whole = known and wrapper.chunk_size is None and wrapper.at is None
-        self._direct = whole and getattr(wrapper, "weight_input", "input") in ("input", "output")
-        self._equal, self._order = isinstance(wrapper, EquiTune), group.order
-        self._width = group.order * out_features
-        self._tables: dict[tuple[torch.device, torch.dtype], Products] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Around so small a network each look-up of a submodule would count.
-        wrapper: Any = self._modules["wrapper"]
-        tables = self._tables.get((x.device, x.dtype)) or self._prepared(x)
-        fits = x.dim() == 2 and x.shape[1] == self.in_features
-        if tables is None or not fits or torch.is_autocast_enabled(tables.device_type):
-            through: Tensor = wrapper(x)
-            return through
-        copies = torch.mm(x, tables.copies).view(-1, self.in_features)
-        kept = copies.clone() if wrapper.reads_inputs else None
-        raw = wrapper._modules["backbone"](copies)
-        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[1] != self.out_features:
-            shape = (copies.shape[0], self.out_features)
-            raise ValueError(
-                f"the network must return a tensor of shape {shape}, as out_features "
-                f"says, got {described(raw)}"
-            )
-        rows = raw.reshape(-1, self._width)
-        if self._equal:
-            return torch.mm(rows, tables.mean)
-        inputs = [] if kept is None else [self._stack(kept)]
-        outputs = [(wrapper.output_action, self._stack(raw))]
-        elements = tuple(wrapper.group.elements)
-        weights, _ = wrapper.weigh([OrbitPass(elements, inputs, raw, outputs, None)])
-        undone = torch.mm(rows, tables.undone).view(-1, self.out_features)
-        combined: Tensor = wrapper.combine(self._stack(undone), weights)
-        return combined
-
-    def unwrap(self) -> nn.Module:
-        """The network itself, as the wrapper's ``unwrap`` returns it."""
-        return self.wrapper.unwrap()
-
-    def _stack(self, rows: Tensor) -> Tensor:
-        """(B |G|, n), the copies of each sample one after the other, as (|G|, B, n)."""
-        return rows.reshape(-1, self._order, rows.shape[1]).transpose(0, 1)
-
-    def _prepared(self, x: Tensor) -> Products | None:
-        """The tables for a dtype and a device; None where only the wrapper is exact."""
-        if not self._direct or x.dtype not in (torch.float32, torch.float64):
-            return None
-        if x.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest":
-            return None
-        with torch.inference_mode(False):
-            # Products with transposed tables would take longer.
-            tables = [
-                table.to(x).contiguous() for table in (self._copies, self._undone, self._mean)
-            ]
-        found = Products(x.device.type, *tables)
-        # What a tracer makes here is no real tensor and must not outlive the trace.
-        if type(tables[0]) is Tensor and not torch.compiler.is_compiling():
-            self._tables[x.device, x.dtype] = found
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Products:
-    """What vectors are multiplied by, for one device and one dtype.
-
-    Attributes:
-        device_type: The kind of the device.
-        copies: (n, |G| n), makes the orbit.
-        undone: (|G| m, |G| m), undoes the action on each copy.
-        mean: (|G| m, m), the mean of that.
-    """
-
-    device_type: str
-    copies: Tensor
-    undone: Tensor
-    mean: Tensor

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require_function, require_type
-from equitune.actions import Action
+from equitune.actions import Action, TrivialAction
+from equitune.functional import matrices
 from equitune.losses import negative_max_probability
 from equitune.rl._libraries import gymnasium, sb3
-from equitune.rl._linear import matrices
-from equitune.rl._networks import Method, VectorSymmetrizer
+from equitune.rl._networks import Method
 from equitune.rl._pictures import check_channels, is_picture
 from equitune.rl._symmetries import Symmetry
+from equitune.runners import Batches, MatrixProducts
 from equitune.wrappers import EquiTune, Symmetrized
 
 common: Any = sb3.common
@@ -39,8 +40,8 @@ class SymmetricQNetwork(sb3.dqn.policies.QNetwork):  # type: ignore[misc]
     def __init__(self, *, symmetry: Symmetry, method: Method, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._takes_vectors = _takes_vectors(self, self.features_extractor)
-        wrapper = method(self.whole(self), symmetry.on_observations, symmetry.on_actions)
-        self.q_net = _fast(wrapper, self.observation_space, int(self.action_space.n))
+        acting = symmetry.on_observations, symmetry.on_actions
+        self.q_net = _wrapped(method, self.whole(self), *acting, self.observation_space)
         if not self._takes_vectors:
             self.features_extractor = nn.Identity()
 
@@ -183,23 +184,23 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
             )
         super()._build(lr_schedule)
         discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
-        width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
-        moved, space = self.symmetry.on_observations, self.observation_space
-        actor = self.method(self.actor(self), moved, self.symmetry.on_actions)
-        if not discrete and getattr(actor, "proxy_loss", None) is negative_max_probability:
+        moved, on_actions = self.symmetry.on_observations, self.symmetry.on_actions
+        space, invariant = self.observation_space, TrivialAction(self.symmetry.group)
+        actor = _wrapped(self.method, self.actor(self), moved, on_actions, space)
+        critic = _wrapped(EquiTune, self.critic(self), moved, invariant, space)
+        if not discrete and getattr(actor.weighting, "loss", None) is negative_max_probability:
             raise ValueError(
                 "`method` must take continuous actions, got equizero, which compares the scores of "
                 "discrete ones; use EquiTune or lambda_equitune"
             )
-        critic = EquiTune(self.critic(self), moved)
         if not _takes_vectors(self, self.pi_features_extractor):
             nothing: Any = nn.Identity()
             self.features_extractor = nothing
             self.pi_features_extractor = self.vf_features_extractor = nothing
-        self.mlp_extractor = ActorAndCritic(_fast(actor, space, width), _fast(critic, space, 1))
+        self.mlp_extractor = ActorAndCritic(actor, critic)
         self.action_net = self.value_net = nn.Identity()
         if not discrete:
-            spread = _mean_of_variances(self.symmetry.on_actions, width)
+            spread = _mean_of_variances(on_actions, int(self.action_space.shape[0]))
             self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
         self.optimizer = self.optimizer_class(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
@@ -302,14 +303,14 @@ def _after(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
     return network if _takes_vectors(policy, extractor) else nn.Sequential(extractor, network)
 
 
-def _fast(wrapper: object, space: Any, width: int) -> Any:
-    """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
+def _wrapped(
+    method: Method, network: nn.Module, on_observations: Action, on_actions: Action, space: Any
+) -> Symmetrized:
+    """The network in a wrapper, with the runner of small networks if observations are vectors."""
     use = "one such as EquiTune(network, on_observations, on_actions)"
-    checked: Symmetrized = require_type("method(...)", wrapper, Symmetrized, use)
-    if len(space.shape) != 1:
-        return checked
-    try:
-        return VectorSymmetrizer(checked, space.shape[0], width)
-    except ValueError:
-        # An action of a user's own need not be linear; spaces have been checked.
-        return checked
+    wrapped = method(network, on_observations, on_actions)
+    wrapper: Symmetrized = require_type("method(...)", wrapped, Symmetrized, use)
+    runner = wrapper.runner
+    if len(space.shape) == 1 and isinstance(runner, Batches) and runner.chunk_size is None:
+        wrapper.runner = MatrixProducts()
+    return wrapper

@@ -15,8 +15,8 @@ from equitune.actions import (
     RegularAction,
     VectorFieldAction,
 )
+from equitune.functional import matrices
 from equitune.rl._libraries import gymnasium
-from equitune.rl._linear import matrices
 
 ENDLESS = 1e20
 """Bounds beyond are no bounds: environments also write the largest float32."""
