@@ -64,7 +64,8 @@ def lambda_equitune(
         network: Maps observations (B, ...) to (B, A), with a linear layer first, on all entries.
         on_observations: How the group acts on observations.
         on_actions: How it acts on what the network returns.
-        hidden_features: The width of the weight network, :class:`equitune.weight_nets.MlpWeightNet`.
+        hidden_features: The width of the weight network, an
+            :class:`equitune.weight_nets.MlpWeightNet`.
 
     Returns:
         The wrapped network, in which all parameters learn.
