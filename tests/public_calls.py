@@ -721,23 +721,22 @@ def agent() -> Any:
 
 
 RL = {
-    "rl.CoordinateGridworld": call(rl.CoordinateGridworld, size=5, render_mode=None),
-    "rl.PixelGridworld": call(rl.PixelGridworld, size=5, render_mode=None),
     "rl.Move": call(rl.Move, observation={"x": "-x"}, action={"left": "right"}, name="mirror"),
     "rl.Symmetry": call(
-        rl.Symmetry, observation=MIRROR.observation, action=MIRROR.action, names=tuple("abcd")
+        rl.Symmetry, on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
+        names=tuple("abcd"),
     ),
     "rl.VectorSymmetrizer": Call(
         rl.VectorSymmetrizer,
         lambda: given(
-            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.observation, MIRROR.action), in_features=4,
-            out_features=2,
+            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.on_observations, MIRROR.on_actions),
+            in_features=4, out_features=2,
         ),
     ),
     "rl.check_symmetry": Call(
         rl.check_symmetry,
         lambda: given(
-            env=cartpole(), observation_action=MIRROR.observation, action_action=MIRROR.action,
+            env=cartpole(), on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
             set_state=None, states=None, samples=40, seed=0, tolerance=1e-4, names=list("abcd"),
         ),
     ),
@@ -751,21 +750,21 @@ RL = {
     "rl.equizero": Call(
         rl.equizero,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions,
         ),
     ),
     "rl.lambda_equitune": Call(
         rl.lambda_equitune,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action, hidden_features=4,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions, hidden_features=4,
         ),
     ),
     "rl.set_state": Call(rl.set_state, lambda: given(env=cartpole(), observation=[0.0] * 4)),
     "rl.SymmetricMeanStd": Call(
         rl.SymmetricMeanStd,
-        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.observation),
+        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.on_observations),
     ),
     "rl.symmetrize": Call(
         rl.symmetrize, lambda: given(model=agent(), symmetry=MIRROR, method=EquiTune)
@@ -782,8 +781,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.SymmetrizedSeq2Seq", "text.OrbitLM",
-        "text.TokenAverage", "testing.Formula", "rl.Gridworld",
+        "seq2seq.SymmetrizedSeq2Seq", "text.OrbitLM", "text.TokenAverage", "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -792,7 +790,7 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "rl.gridworld_pixel_rotations", "rl.gridworld_rotations",
+        "rl.cartpole_mirror",
         "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
         "text.MeanOfProbabilities",
     ], ALONE),

@@ -12,6 +12,7 @@ from equitune.actions import Action
 
 __all__ = [
     "can_be_averaged",
+    "matrices",
     "orbit",
     "reynolds",
     "select_minimum",
@@ -124,6 +125,44 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
     terms = torch.where(factors == 0, 0, factors * stack)
     return terms.sum(dim=0).to(stack.dtype)
+
+
+def matrices(action: Action, size: int) -> Tensor:
+    """The matrices of a linear action on vectors, (|G|, size, size) in float64.
+
+    Args:
+        action: An action on batches of vectors (B, size), such as a ``MatrixAction`` or a
+            ``PermutationAction``.
+        size: The number of entries.
+
+    Returns:
+        The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
+
+    Raises:
+        ValueError: If the action does not act on vectors of that size, or not linearly.
+
+    Example:
+        >>> from equitune import PermutationAction, cyclic
+        >>> from equitune.functional import matrices
+        >>> matrices(PermutationAction(cyclic(2), [(0, 1), (1, 0)]), 2).int().tolist()
+        [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+    """
+    basis = torch.eye(size, dtype=torch.float64, device="cpu")
+    try:
+        found: Tensor = action.orbit(basis).mT.contiguous()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`action` must act on vectors of {size} entries, got {action!r}: {error}"
+        ) from error
+    # Numbers that no two entries, nor their sums, have in common.
+    probe = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").sqrt()[None]
+    expected = action.orbit(probe)[:, 0]
+    if not (found @ probe[0] - expected).abs().max() <= 1e-9 * probe.abs().max():
+        raise ValueError(
+            f"`action` must be linear, got {action!r}; use one such as a MatrixAction, or the "
+            "runner Batches() in place of MatrixProducts()"
+        )
+    return found
 
 
 def can_be_averaged(outputs: Tensor) -> bool:
