@@ -285,14 +285,23 @@ def test_any_prompts(tokens, name, split):
 
 def test_bad_arguments():
     model, words = language_model(), WORDS["cyclic(2)"]
-    refused(EquiLM, TypeError, "model is a Linear", torch.nn.Linear(2, 2), words)
-    refused(EquiLM, TypeError, "EquiLM already", EquiLM(model, words), words)
-    refused(EquiLM, TypeError, "words is a list", model, [("he", "she")])
-    refused(EquiLM, TypeError, "average is a str", model, words, average="logits")
+    refused(EquiLM, TypeError, "got a Linear, which has no config", torch.nn.Linear(2, 2), words)
+    refused(EquiLM, TypeError, "got an EquiLM already", EquiLM(model, words), words)
+    refused(
+        EquiLM, TypeError, "`words` must be a ResolvedWords, got a list", model, [("he", "she")]
+    )
+    refused(
+        EquiLM,
+        TypeError,
+        "`average` must be a TokenAverage, got 'logits'",
+        model,
+        words,
+        average="logits",
+    )
     small = TokenAction.cyclic_swaps(10, [(4, 5)])
     other = type(words)(small, (), ((4, 5),), ())
-    refused(EquiLM, ValueError, "vocabulary of 10 tokens, but the model knows 24", model, other)
-    refused(REquiLM, ValueError, "no general words", model, pair((4, 5)))
+    refused(EquiLM, ValueError, "vocabulary of 24 tokens, got one of 10", model, other)
+    refused(REquiLM, ValueError, "must have general words", model, pair((4, 5)))
     encoder = copy.deepcopy(model)
     encoder.config.is_encoder_decoder = True
     refused(EquiLM, TypeError, "has an encoder", encoder, words)
@@ -301,14 +310,16 @@ def test_bad_arguments():
 def test_bad_calls():
     fair = EquiLM(language_model(), WORDS["cyclic(2)"])
     tokens = prompts()
-    refused(fair, ValueError, "input_ids has the shape None", attention_mask=tokens)
-    refused(fair, ValueError, r"input_ids has the shape \(9,\)", tokens[0])
-    refused(fair, ValueError, r"attention_mask has shape \(5, 4\)", tokens,
+    refused(fair, TypeError, "`input_ids` must be a tensor, got None", attention_mask=tokens)
+    refused(
+        fair, ValueError, r"`input_ids` must be \(B, T\), got a tensor .* shape \(9,\)", tokens[0]
+    )
+    refused(fair, ValueError, r"`attention_mask` must be \(5, 9\), got \(5, 4\)", tokens,
             attention_mask=torch.ones(5, 4))  # fmt: skip
-    refused(fair, ValueError, "position_ids has shape", tokens, position_ids=tokens[:2])
+    refused(fair, ValueError, r"`position_ids` must be \(5, 9\)", tokens, position_ids=tokens[:2])
     refused(fair, ValueError, "output_attentions=True", tokens, output_attentions=True)
-    refused(fair, ValueError, "inputs_embeds is a tensor", tokens, inputs_embeds=torch.zeros(1))
-    refused(fair, ValueError, "elements is given", tokens, elements=torch.zeros(5))
+    refused(fair, ValueError, "`inputs_embeds` is a tensor", tokens, inputs_embeds=torch.zeros(1))
+    refused(fair, ValueError, "`elements` must be None", tokens, elements=torch.zeros(5))
     refused(fair, ValueError, "holds the id", tokens + V - 2)
     refused(fair, ValueError, "more than the 64 tokens", prompts(1, 65))
     refused(fair.generate, ValueError, "65 tokens and 1 new", prompts(1, 65), max_new_tokens=1)
@@ -324,6 +335,6 @@ def test_bad_calls():
     language_model()(tokens, **{GENERATE_CACHE: cache})
     refused(fair, ValueError, "DynamicCache that is not empty", tokens, past_key_values=cache)
     static = StaticCache(config=fair.config, max_cache_len=20)
-    refused(fair, TypeError, "the cache is a StaticCache", tokens, past_key_values=static)
+    refused(fair, TypeError, "got a StaticCache", tokens, past_key_values=static)
     mine = cache_of(fair(tokens))
     refused(fair, ValueError, "of 5 sequences", tokens[:2], past_key_values=mine)

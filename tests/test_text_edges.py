@@ -200,10 +200,10 @@ def test_what_has_no_meaning_for_equizero():
         {"prefix_allowed_tokens_fn": print},
     ):
         (name,) = options
-        refused(chosen.generate, ValueError, f"{name} has no meaning", tokens, **options)
+        refused(chosen.generate, ValueError, f"`{name}` has no meaning", tokens, **options)
     settings = GenerationConfig(output_scores=True, return_dict_in_generate=True)
-    refused(chosen.generate, ValueError, "output_scores has no meaning", tokens, settings)
-    refused(chosen.generate, ValueError, "num_return_sequences is 4", tokens,
+    refused(chosen.generate, ValueError, "`output_scores` has no meaning", tokens, settings)
+    refused(chosen.generate, ValueError, "`num_return_sequences` must be 1 without chance, got 4", tokens,
             num_return_sequences=4, num_beams=4, do_sample=False)  # fmt: skip
 
 
@@ -215,14 +215,14 @@ def test_what_would_break_the_promise():
         refused(
             generate,
             ValueError,
-            r"eos_token_id names the equality words \[4\], .*\[5\]",
+            r"`eos_token_id` names the equality words \[4\], .*\[5\]",
             prompts(2),
             eos_token_id=[1, 4],
         )
         refused(
             generate,
             ValueError,
-            r"pad_token_id names the equality words \[5\]",
+            r"`pad_token_id` names the equality words \[5\]",
             prompts(2),
             pad_token_id=5,
         )
@@ -294,9 +294,21 @@ def test_noise_that_is_moved_twice():
 
 def test_words_are_checked():
     action = TokenAction.cyclic_swaps(V, [(4, 5)])
-    refused(ResolvedWords, ValueError, r"cycles has the tokens \[4, 6\]", action, (), ((4, 6),), ())
-    refused(ResolvedWords, ValueError, r"general is \(4,\)", action, (4,), ((4, 5),), ())
-    refused(ResolvedWords, ValueError, r"general is \(99,\)", action, (99,), ((4, 5),), ())
+    refused(
+        ResolvedWords, ValueError, r"`cycles` must be .*, got \[4, 6\]", action, (), ((4, 6),), ()
+    )
+    refused(
+        ResolvedWords, ValueError, r"`general` must be .*, got \(4,\)", action, (4,), ((4, 5),), ()
+    )
+    refused(
+        ResolvedWords,
+        ValueError,
+        r"`general` must be .*, got \(99,\)",
+        action,
+        (99,),
+        ((4, 5),),
+        (),
+    )
 
 
 def test_models_that_are_no_causal_language_models():

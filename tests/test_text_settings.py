@@ -247,7 +247,7 @@ def test_settings_that_name_a_word_name_its_partners(name):
     one, all_of_them = NAMED[name]
     model = language_model()
     for fair in (EquiLM(model, WORD), REquiLM(model, WORD), equizero(WORD, model=model)):
-        refused(fair.generate, ValueError, rf"{name} names the equality words \[4", prompts(2),
+        refused(fair.generate, ValueError, rf"`{name}` names the equality words \[4", prompts(2),
                 max_new_tokens=4, **{name: one})  # fmt: skip
         # As defaults of the model, or in a GenerationConfig.
         settings = GenerationConfig(max_new_tokens=4, **{name: one})
@@ -285,7 +285,7 @@ def test_phrases():
         [[[4], 2.0], [[5], 2.0], [[6], 1.0]],
         {(4, 4): 1.0, (5, 5): 1.0, (6, 4): 1.0},
     ):
-        refused(check_phrases, ValueError, "these names the equality words", "these", value, WORD)
+        refused(check_phrases, ValueError, "`these` names the equality words", "these", value, WORD)
 
 
 def test_ends_that_are_equality_words_need_padding_that_is_none():
@@ -299,15 +299,15 @@ def test_words_that_stop_sentences():
     fair, words = EquiLM(language_model(), WORD), letters()
     options = {"tokenizer": words, "max_new_tokens": 3, "do_sample": False}
     for strings in ("e", ["ne"], ["e", "f"]):
-        refused(fair.generate, ValueError, r"stop_strings names the equality words \[4", prompts(2),
-                stop_strings=strings, **options)  # fmt: skip
+        refused(fair.generate, ValueError, r"`stop_strings` names the equality words \[4",
+                prompts(2), stop_strings=strings, **options)  # fmt: skip
     text = fair.generate(prompts(2), stop_strings=["e", "f", "g"], **options)
     assert text.shape[0] == 2
 
 
 def test_prompts_that_are_an_equality_word():
     fair = EquiLM(language_model(), WORD)
-    refused(fair.generate, ValueError, "bos_token_id names", bos_token_id=4, max_new_tokens=2)
+    refused(fair.generate, ValueError, "`bos_token_id` names", bos_token_id=4, max_new_tokens=2)
     assert fair.generate(bos_token_id=13, max_new_tokens=2, do_sample=False).shape == (1, 3)
     # Where there is a prompt nothing begins with it.
     fair.generate(prompts(1), bos_token_id=4, max_new_tokens=2, do_sample=False)

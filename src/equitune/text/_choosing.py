@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_counts
+from equitune._checks import described, require_function, require_int
 from equitune._extras import require
 from equitune.text._averages import MeanOfProbabilities
-from equitune.text._checks import check_length
+from equitune.text._checks import check_length, require_tokens
 from equitune.text._copies import OrbitCache
 from equitune.text._interfaces import GENERATE_CACHE, Interface
 from equitune.text._noise import GumbelNoise
 from equitune.text._orbit import OrbitLM
 from equitune.text._scorers import Scorer, checked_scores
-from equitune.text._settings import check_settings, ends, merged_settings, new_tokens
+from equitune.text._settings import check_settings, merged_settings, new_tokens, tokens_of
 from equitune.text._words import ResolvedWords
 
 __all__ = ["ChoosingLM"]
@@ -66,28 +66,20 @@ class ChoosingLM(OrbitLM):
         super().__init__(model, words, MeanOfProbabilities())
         if not hasattr(tokenizer, "decode"):
             raise TypeError(
-                f"tokenizer is a {type(tokenizer).__name__}; use that of the model, which turns "
-                "tokens into the sentences that are scored"
+                f"`tokenizer` must have a method decode, got {described(tokenizer)}; use that of "
+                "the model, which turns tokens into the sentences that are scored"
             )
-        if not callable(scorer):
-            raise TypeError(
-                f"scorer is a {type(scorer).__name__}; use a function of a list of sentences that "
-                "returns a number for each"
-            )
-        require_counts(beam_length=beam_length)
+        use = "a function of a list of sentences that returns a number for each"
         self.tokenizer = tokenizer
-        self.scorer = scorer
-        self.beam_length = beam_length
+        self.scorer = require_function("scorer", scorer, use)
+        self.beam_length = require_int("beam_length", beam_length, "a number of tokens", least=1)
 
     def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
         if not isinstance(elements, Tensor) or tuple(elements.shape) != (batch,):
-            given = (
-                f"of shape {tuple(elements.shape)}" if isinstance(elements, Tensor) else elements
-            )
             raise ValueError(
-                f"elements is {given}, but {type(self).__name__} has a distribution for each group "
-                f"element and chooses between them in generate; use elements of shape ({batch},), "
-                "or use EquiLM for probabilities and losses"
+                f"`elements` must be of shape ({batch},), got {described(elements)}; use one for "
+                f"each sequence, because {type(self).__name__} chooses between copies in generate "
+                "alone, or use EquiLM for probabilities and losses"
             )
         return elements[:, None].to(device)
 
@@ -104,9 +96,9 @@ class ChoosingLM(OrbitLM):
 
         Args:
             inputs: (B, T), the prompts.
-            generation_config: As for transformers' ``generate``.
-            **kwargs: As for transformers' ``generate``: greedy, sampling and beams within the
-                ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
+            generation_config: The settings of transformers' ``generate``.
+            **kwargs: The arguments of transformers' ``generate``: greedy, sampling and beams within
+                the ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
 
         Returns:
             The sequences, or a ``GenerateDecoderOnlyOutput`` of them, as transformers do.
@@ -116,14 +108,13 @@ class ChoosingLM(OrbitLM):
                 return a number for each sentence, or the context of the model is too short.
         """
         prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if not isinstance(prompts, Tensor) or prompts.dim() != 2:
-            raise ValueError("generate needs inputs, token ids of shape (B, T)")
+        require_tokens("inputs", prompts)
         mask = kwargs.pop("attention_mask", None)
         settings, options = merged_settings(self, generation_config, kwargs)
         for name in REFUSED:
             if getattr(settings, name, None) or options.get(name) is not None:
                 raise ValueError(
-                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
+                    f"`{name}` has no meaning for {type(self).__name__}, which generates in pieces "
                     "from several copies; leave it out"
                 )
         check_settings(settings, options, self.words)
@@ -135,7 +126,7 @@ class ChoosingLM(OrbitLM):
 
         Args:
             inputs: (B, T), the prompts.
-            **kwargs: As for transformers' ``generate``, with ``elements`` of shape (B,).
+            **kwargs: The arguments of transformers' ``generate``, and ``elements`` of shape (B,).
         """
         # Past the checks of OrbitLM, which were made for the whole.
         return super(OrbitLM, self).generate(inputs, **kwargs)
@@ -158,15 +149,15 @@ class _Search:
         repeats = settings.num_return_sequences or 1
         self.pad = settings.pad_token_id
         if mask is None:
-            mask = _mask(prompts, self.pad, ends(settings))
+            mask = _mask(prompts, self.pad, tokens_of(settings.eos_token_id))
         self.tokens = prompts.repeat_interleave(repeats, dim=0)
         self.mask = mask.repeat_interleave(repeats, dim=0)
         self.processors = processors
         self.noise = _noise(processors, self.tokens.shape[0])
         if repeats > 1 and not settings.do_sample and self.noise is None:
             raise ValueError(
-                f"num_return_sequences is {repeats}, but without chance all of them are alike; "
-                "use do_sample=True, or GumbelNoise as a logits_processor"
+                f"`num_return_sequences` must be 1 without chance, got {repeats} sequences that "
+                "are alike; use do_sample=True, or GumbelNoise as a logits_processor"
             )
         self.active = list(range(self.tokens.shape[0]))
         self.cache: Any = None
@@ -175,11 +166,13 @@ class _Search:
         self.length = start + new_tokens(model, settings, start)
         if self.length == start:
             raise ValueError(
-                f"max_length is {settings.max_length}, but the prompts have {start} tokens; use "
-                "max_new_tokens"
+                f"`max_length` must be more than the prompt's {start} tokens, got "
+                f"{settings.max_length}; use max_new_tokens"
             )
         check_length(model, start, self.length - start)
-        self.eos = torch.tensor(ends(settings), dtype=torch.int64, device=prompts.device)
+        self.eos = torch.tensor(
+            tokens_of(settings.eos_token_id), dtype=torch.int64, device=prompts.device
+        )
         if self.pad is None:
             self.pad = int(self.eos[0]) if self.eos.numel() else 0
         self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
@@ -195,7 +188,7 @@ class _Search:
 
     def run(self) -> Any:
         """Block after block, until all sequences have ended or are long enough."""
-        # A scorer that cannot be used shall say so before anything is generated.
+        # A scorer that cannot be used says so before anything is generated.
         checked_scores(self.model.scorer, self._texts(self.tokens, self.mask))
         while self.active and self.tokens.shape[1] < self.length:
             self._block()
@@ -316,8 +309,8 @@ def _noise(processors: list[Any], sequences: int) -> GumbelNoise | None:
         if isinstance(processor, GumbelNoise):
             if len(processor.seeds) != sequences:
                 raise ValueError(
-                    f"the noise has {len(processor.seeds)} seeds for {sequences} sequences; use "
-                    "one for each prompt, times num_return_sequences"
+                    f"`seeds` must be one for each of {sequences} sequences, got "
+                    f"{len(processor.seeds)}; use one for each prompt, times num_return_sequences"
                 )
             return processor
     return None

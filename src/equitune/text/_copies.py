@@ -15,6 +15,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from equitune._checks import described
 from equitune._extras import require
 from equitune.text._checks import checkpoints_gradients, text_config
 from equitune.text._interfaces import Interface
@@ -45,13 +46,14 @@ class TokenCall:
         batch, length = tokens.shape
         if mask is not None and tuple(mask.shape) != (batch, past + length):
             raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}; use {(batch, past + length)}, "
+                f"`attention_mask` must be {(batch, past + length)}, got {tuple(mask.shape)}; use "
                 "one entry for each token, those in the cache included"
             )
         if positions is not None:
             if tuple(positions.shape) not in {(batch, length), (1, length)}:
                 raise ValueError(
-                    f"position_ids has shape {tuple(positions.shape)}; use {(batch, length)}"
+                    f"`position_ids` must be {(batch, length)}, got {tuple(positions.shape)}; use "
+                    "one position for each token"
                 )
             positions = positions.expand(batch, length)
         self.tokens, self.mask, self.positions, self.past = tokens, mask, positions, past
@@ -208,13 +210,14 @@ def orbit_cache(given: Any, config: Any) -> OrbitCache:
         return OrbitCache(config=config)
     if type(given) is not DynamicCache:
         raise TypeError(
-            f"the cache is a {type(given).__name__}, but the number of copies changes while tokens "
-            "are generated; leave it and cache_implementation out"
+            f"`past_key_values` must be the cache of the last call, got {described(given)}; leave "
+            "it and cache_implementation out, because the number of copies changes while tokens "
+            "are generated"
         )
     if any(layer.get_seq_length() for layer in given.layers[:1]):
         raise ValueError(
-            "the cache is a DynamicCache that is not empty, of a model without copies; use the "
-            "cache that a call of this model returned"
+            "`past_key_values` must be the cache of the last call, got a DynamicCache that is not "
+            "empty, of a model without copies; use what a call of this model returned"
         )
     return OrbitCache.adopt(given)
 

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from equitune._checks import described
 from equitune.text._averages import MeanOfProbabilities, TokenAverage
 from equitune.text._orbit import OrbitLM
 from equitune.text._words import ResolvedWords
@@ -29,8 +30,8 @@ class AveragingLM(OrbitLM):
     def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
         if elements is not None:
             raise ValueError(
-                f"elements is given, but {type(self).__name__} averages the whole group; leave it "
-                "out"
+                f"`elements` must be None, because {type(self).__name__} averages the whole group, "
+                f"got {described(elements)}; leave it out"
             )
         return torch.arange(self.group.order, device=device).expand(batch, -1)
 
@@ -82,7 +83,7 @@ class REquiLM(AveragingLM):
     Args:
         model: A causal language model of transformers.
         words: The equality words with general words.
-        average: As for :class:`EquiLM`.
+        average: ``MeanOfProbabilities()``, as in the paper, or ``MeanOfLogits()``.
 
     Raises:
         TypeError: If an argument is of the wrong type.

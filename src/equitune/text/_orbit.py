@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equitune._checks import described, require_type
 from equitune._extras import require
 from equitune.text._averages import CopyAverage, TokenAverage
 from equitune.text._checks import (
     check_length,
     check_model,
     checkpoints_gradients,
+    require_tokens,
     split_options,
     text_config,
 )
@@ -77,30 +79,24 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
         super().__init__()
         if isinstance(model, OrbitLM):
             raise TypeError(
-                f"model is a {type(model).__name__} already; for several demographics wrap the "
-                "plain model once, with first * second as words"
+                f"`model` must be a plain model, got {described(model)} already; use first * "
+                "second as words for several demographics"
             )
         check_model(model)
-        if not isinstance(words, ResolvedWords):
-            raise TypeError(
-                f"words is a {type(words).__name__}; use EqualityWords(...).resolve(tokenizer)"
-            )
+        require_type("words", words, ResolvedWords, "EqualityWords(...).resolve(tokenizer)")
         size = text_config(model).vocab_size
         if words.action.vocabulary_size != size:
             raise ValueError(
-                f"words are of a vocabulary of {words.action.vocabulary_size} tokens, but the "
-                f"model knows {size}; resolve them with the tokenizer of the model and its size: "
-                "words.resolve(tokenizer, model.config.vocab_size)"
+                f"`words` must be of the model's vocabulary of {size} tokens, got one of "
+                f"{words.action.vocabulary_size}; use "
+                "EqualityWords(...).resolve(tokenizer, model.config.vocab_size)"
             )
-        if not isinstance(mean, TokenAverage):
-            raise TypeError(
-                f"average is a {type(mean).__name__}; use MeanOfProbabilities() or MeanOfLogits()"
-            )
+        require_type("average", mean, TokenAverage, "MeanOfProbabilities() or MeanOfLogits()")
         if self.relaxed and not words.general:
             raise ValueError(
-                f"words has no general words, which {type(self).__name__} leaves to the plain "
-                "model; use them as EqualityWords(lists, general=[...]), or use the model whose "
-                "name has no R"
+                f"`words` must have general words, which {type(self).__name__} leaves to the plain "
+                "model, got none; use EqualityWords(lists, general=[...]), or the model whose name "
+                "has no R"
             )
         self.words = words
         self.group = words.group
@@ -253,14 +249,12 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
                 changing number of copies.
             ValueError: If an argument cannot be symmetrised, or the sequence is too long.
         """
-        if input_ids is None or input_ids.dim() != 2:
-            given = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"input_ids has the shape {given}; use token ids of shape (B, T)")
+        input_ids = require_tokens("input_ids", input_ids)
         loss_options, passed = split_options(kwargs)
         if position_ids is not None and not self._interface.takes("position_ids"):
             raise ValueError(
-                f"position_ids is given, but {type(self.backbone).__name__} takes none; leave it "
-                "out"
+                f"`position_ids` must be None, because {type(self.backbone).__name__} takes none, "
+                "got a tensor; leave it out"
             )
         if cache is None:
             cache = past_key_values
@@ -325,9 +319,9 @@ class OrbitLM(nn.Module, GenerationMixin, ABC):  # type: ignore[misc]
             rows = cache.rows
             if not torch.equal(cache.elements, copies):
                 raise ValueError(
-                    f"past_key_values is of {rows.shape[0]} sequences, but input_ids has "
-                    f"{copies.shape[0]}, or other copies of them; use the cache that the last "
-                    "call returned"
+                    f"`past_key_values` must be of the {copies.shape[0]} sequences of input_ids "
+                    f"and their copies, got one of {rows.shape[0]} sequences, or other copies of "
+                    "them; use the cache that the last call returned"
                 )
         keys = call.keys(moved, rows)
         starts = [0]
