@@ -13,7 +13,7 @@ from equitune._checks import require_entries, require_number
 from equitune._extras import require
 from equitune._modes import evaluating
 from equitune.actions import Action
-from equitune.wrappers import Symmetrizer
+from equitune.wrappers import Symmetrized
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +49,13 @@ def hide_ticks(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def require_wrapper(model: object) -> Symmetrizer:
+def require_wrapper(model: object) -> Symmetrized:
     """Refuses what cannot explain its weights.
 
     Raises:
         TypeError: If it is no wrapper.
     """
-    if not isinstance(model, Symmetrizer):
+    if not isinstance(model, Symmetrized):
         raise TypeError(
             f"model is a {type(model).__name__}, which has no weights to explain; use a wrapper, "
             "such as EquiTune(model, ImageAction(d4()))"
@@ -63,7 +63,7 @@ def require_wrapper(model: object) -> Symmetrizer:
     return model
 
 
-def picture_action(model: Symmetrizer) -> Action:
+def picture_action(model: Symmetrized) -> Action:
     """The action on the image.
 
     Raises:

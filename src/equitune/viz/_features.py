@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require_int, require_type
-from equitune._cut import find_submodule
+from equitune._submodules import Watch, find_submodule, read_submodule
 from equitune.actions import Action
 from equitune.functional import weighted_mean
 from equitune.viz._canvas import (
@@ -24,8 +24,7 @@ from equitune.viz._canvas import (
     show_picture,
     transformed_copies,
 )
-from equitune.wrappers import Symmetrizer
-from equitune.wrappers._tap import Tap
+from equitune.wrappers import Symmetrized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,21 +123,19 @@ def draw_feature_maps(
 
 def _activation(backbone: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     """A function that returns what a submodule returns within a pass of the backbone."""
-    target = find_submodule(backbone, name, "module", "None for the output, or ")
-    tap = Tap(backbone, name, "module")
+    find_submodule(backbone, name, "module", "None for the output, or ")
+    watch = Watch(name, "module")
 
     def run(x: Tensor) -> Tensor:
-        handle = target.register_forward_hook(tap)
-        try:
-            return tap.read(lambda: backbone(x))[1]
-        finally:
-            handle.remove()
+        watch.follow(backbone)
+        watch.belong_to(run)
+        return read_submodule(watch, lambda: backbone(x), "one that does")[1]
 
     return run
 
 
 def _symmetrised(
-    maps: Callable[[Tensor], Any], wrapper: Symmetrizer, action: Action, what: str
+    maps: Callable[[Tensor], Any], wrapper: Symmetrized, action: Action, what: str
 ) -> Callable[[Tensor], Tensor]:
     """The maps, combined over the orbit with the weights of the wrapper."""
 
