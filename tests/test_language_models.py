@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, S
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from equitune import EquiTune, TokenAction
+from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
 from equitune.text import (
     EquiLM,
-    MeanOfLogits,
-    MeanOfProbabilities,
     OrbitCache,
     REquiLM,
 )
@@ -81,7 +80,7 @@ def test_every_element_and_each_sample_its_own(name):
     torch.testing.assert_close(moved, scores.transform(fair(tokens).logits, each), **EXACT)
 
 
-class Logits(torch.nn.Module):
+class Scores(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -93,18 +92,18 @@ class Logits(torch.nn.Module):
 def test_the_library_checks_it_too():
     model, words = language_model(), WORDS["cyclic(3)"]
     actions = words.action, words.action.on_logits()
-    assert_equivariant(Logits(EquiLM(model, words)), prompts(), *actions)
+    assert_equivariant(Scores(EquiLM(model, words)), prompts(), *actions)
     with pytest.raises(AssertionError):
-        assert_equivariant(Logits(model), prompts(), *actions)
+        assert_equivariant(Scores(model), prompts(), *actions)
     # Scores that are shifted on instead of back pass with two words and not with three.
     wrong = EquiLM(model, words)
     inverse = TokenAction(words.group, [words.action.permutations[g] for g in (0, 2, 1)])
-    wrong._combine = EquiLM(model, resolved(inverse))._combine
+    wrong.runner = EquiLM(model, resolved(inverse)).runner
     with pytest.raises(AssertionError):
-        assert_equivariant(Logits(wrong), prompts(), *actions)
+        assert_equivariant(Scores(wrong), prompts(), *actions)
 
 
-class Probabilities(torch.nn.Module):
+class Chances(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -117,7 +116,7 @@ class Probabilities(torch.nn.Module):
 @torch.no_grad()
 def test_it_is_the_equitune_of_the_core(name):
     model, words = language_model(), WORDS[name]
-    core = EquiTune(Probabilities(model), words.action, words.action.on_logits())
+    core = EquiTune(Chances(model), words.action, words.action.on_logits())
     found = EquiLM(model, words)(prompts()).logits.softmax(-1)
     torch.testing.assert_close(found, core(prompts()), **EXACT)
 
@@ -132,10 +131,10 @@ def test_the_mean_of_logits(name):
         for g in words.group.elements
     ]
     expected = torch.stack(copies).mean(dim=0)
-    found = EquiLM(model, words, average=MeanOfLogits())(tokens).logits
+    found = EquiLM(model, words, space=Logits())(tokens).logits
     torch.testing.assert_close(found, expected, **EXACT)
-    assert MeanOfLogits() == MeanOfLogits() != MeanOfProbabilities()
-    assert repr(MeanOfLogits()) == "MeanOfLogits()"
+    assert Logits() == Logits() != Probabilities()
+    assert repr(Logits()) == "Logits()"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -290,14 +289,9 @@ def test_bad_arguments():
     refused(
         EquiLM, TypeError, "`words` must be a ResolvedWords, got a list", model, [("he", "she")]
     )
-    refused(
-        EquiLM,
-        TypeError,
-        "`average` must be a TokenAverage, got 'logits'",
-        model,
-        words,
-        average="logits",
-    )
+    refused(EquiLM, TypeError, "`space` must be a Space, got 'logits'", model, words,
+            space="logits")  # fmt: skip
+    refused(EquiLM, ValueError, r"log-probabilities, got Values\(\)", model, words, space=Values())
     small = TokenAction.cyclic_swaps(10, [(4, 5)])
     other = type(words)(small, (), ((4, 5),), ())
     refused(EquiLM, ValueError, "vocabulary of 24 tokens, got one of 10", model, other)

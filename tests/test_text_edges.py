@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from equitune import TokenAction, cyclic
+from equitune.spaces import Logits
 from equitune.text import (
     EquiLM,
     GumbelNoise,
-    MeanOfLogits,
     REquiLM,
     ResolvedWords,
     sequence_log_prob,
@@ -74,7 +74,7 @@ def test_impossible_words_have_no_gradient():
     bias[20:] = -torch.inf
     handle = model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
     tokens = prompts().clamp(max=19)
-    for average in ({}, {"average": MeanOfLogits()}):
+    for average in ({}, {"space": Logits()}):
         model.zero_grad()
         output = EquiLM(model, words, **average)(tokens, labels=tokens)
         output.loss.backward()
@@ -94,7 +94,7 @@ def test_relaxed_means_of_logits():
     scores = torch.stack(copies).mean(0).softmax(-1)
     general = list(words.general)
     scores[..., general] = model(tokens).logits.softmax(-1)[..., general]
-    found = REquiLM(model, words, average=MeanOfLogits())(tokens).logits.softmax(-1)
+    found = REquiLM(model, words, space=Logits())(tokens).logits.softmax(-1)
     torch.testing.assert_close(found, scores / scores.sum(-1, keepdim=True), **EXACT)
 
 

@@ -19,7 +19,7 @@ from equitune.text import (
     regard_gap,
     sequence_log_prob,
 )
-from equitune.text._copies import branch, split_points
+from equitune.text._branches import branch, split_points
 from equitune.text._few_rows import few_rows
 from lm_cases import PAD, WORDS, V, language_model, padded, prompts, refused, tokenizer
 

@@ -14,7 +14,8 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from equitune.text import EquiLM, EquiZeroLM, MeanOfLogits, REquiLM, ResolvedWords
+from equitune.spaces import Logits
+from equitune.text import EquiLM, EquiZeroLM, REquiLM, ResolvedWords
 from equitune.text._phrases import check_phrases
 from lm_cases import (
     EOS,
@@ -187,7 +188,7 @@ def test_where_nothing_moves_it_is_the_plain_model(name):
     fair = [EquiLM(model, WORD)]
     # A mean of logits has another sum over the vocabulary, by which beams are normalised.
     if "num_beams" not in options:
-        fair.append(EquiLM(model, WORD, average=MeanOfLogits()))
+        fair.append(EquiLM(model, WORD, space=Logits()))
     for found in (generated(one, tokens, options) for one in fair):
         if "return_dict_in_generate" in options:
             for part in ("scores", "logits"):

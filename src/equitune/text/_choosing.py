@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from equitune._checks import described, require_function, require_int
 from equitune._extras import require
-from equitune.text._averages import MeanOfProbabilities
+from equitune.runners._base import Mixing
+from equitune.spaces import Space
+from equitune.text._cache import OrbitCache
 from equitune.text._checks import check_length, require_tokens
-from equitune.text._copies import OrbitCache
-from equitune.text._interfaces import GENERATE_CACHE, Interface
+from equitune.text._interfaces import GENERATE_CACHE
 from equitune.text._noise import GumbelNoise
 from equitune.text._orbit import OrbitLM
 from equitune.text._scorers import Scorer, checked_scores
 from equitune.text._settings import check_settings, merged_settings, new_tokens, tokens_of
 from equitune.text._words import ResolvedWords
+from equitune.weightings import Copies, Uniform, Weighting
+from equitune.weightings._base import Mean
 
-__all__ = ["ChoosingLM"]
+__all__ = ["BestSentence", "ChoosingLM", "Sentences"]
 
 GenerateDecoderOnlyOutput: Any = require(
     "transformers.generation", '"equitune[text]"'
@@ -29,21 +34,78 @@ TIE = 1e-6
 """Scores, and sums of probabilities, that differ by less than this part of them are equal."""
 
 REFUSED = (
-    "streamer",
-    "stopping_criteria",
-    "assistant_model",
-    "cache",
-    "past_key_values",
-    "stop_strings",
-    "max_time",
-    "prefix_allowed_tokens_fn",
-    "guidance_scale",
-    "prompt_lookup_num_tokens",
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-)
+    "streamer", "stopping_criteria", "assistant_model", "cache", "past_key_values", "stop_strings",
+    "max_time", "prefix_allowed_tokens_fn", "guidance_scale", "prompt_lookup_num_tokens",
+    "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+)  # fmt: skip
+
+
+@final
+class Sentences(Copies):
+    """What the copies of B prompts go on with, each copy by itself.
+
+    Args:
+        texts: The sentences of all copies, those of a prompt after those of another.
+        tensors: Of each copy, (B, K, ...), in the frame of the prompt: what becomes of the chosen.
+        likely: (B, K), the sums of the new tokens' probabilities.
+        chance: (B, K), what decides between copies that are equally good.
+    """
+
+    def __init__(
+        self, texts: list[str], tensors: Sequence[Tensor], likely: Tensor, chance: Tensor
+    ) -> None:
+        self.texts, self.tensors, self.likely, self.chance = texts, tensors, likely, chance
+        self.count, self.dtypes = likely.shape[1], (likely.dtype,)
+
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        return [(range(self.count), self.likely.T)]
+
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        return [(range(self.count), self.texts)]
+
+    def scores(self, function: Callable[[Any], Tensor], name: str = "scorer") -> Tensor:
+        return checked_scores(function, self.texts).view(self.likely.shape).T
+
+    def means(self, space: Space) -> list[Mean]:
+        def selected(tensor: Tensor) -> Mean:
+            return lambda weights: space.mean(tensor.transpose(0, 1), weights)
+
+        return [selected(tensor) for tensor in self.tensors]
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        return tensors
+
+
+@final
+class BestSentence(Weighting):
+    """The copy whose sentence has the best score.
+
+    Of several that with the higher sum of its new tokens' probabilities; of several still, one by
+    chance (second paper, appendix C.2).
+
+    Args:
+        scorer: A function of a list of sentences that returns a number for each; the largest wins.
+    """
+
+    reads = "output"
+    sparse = chooses = True
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        use = "a function of a list of sentences that returns a number for each"
+        self.scorer = require_function("scorer", scorer, use)
+
+    def score(self, copies: Copies) -> Tensor:
+        return copies.scores(self.scorer, "scorer")
+
+    def weigh(self, scores: Tensor, copies: Any) -> Tensor:
+        chance = copies.chance.T
+        for ranks in (scores, copies.likely.T):
+            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=0)
+            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
+            chance = chance.masked_fill(~tied, -torch.inf)
+        # An integer has no mean: that of the chosen copy is taken.
+        return functional.one_hot(chance.argmax(dim=0), len(chance)).T.to(scores.dtype)
 
 
 class ChoosingLM(OrbitLM):
@@ -54,6 +116,8 @@ class ChoosingLM(OrbitLM):
     gX and what follows.
     """
 
+    relaxed: bool = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -63,25 +127,28 @@ class ChoosingLM(OrbitLM):
         scorer: Scorer,
         beam_length: int = 5,
     ) -> None:
-        super().__init__(model, words, MeanOfProbabilities())
+        super().__init__(model, words, weighting=BestSentence(scorer), relaxed=self.relaxed)
         if not hasattr(tokenizer, "decode"):
             raise TypeError(
                 f"`tokenizer` must have a method decode, got {described(tokenizer)}; use that of "
                 "the model, which turns tokens into the sentences that are scored"
             )
-        use = "a function of a list of sentences that returns a number for each"
         self.tokenizer = tokenizer
-        self.scorer = require_function("scorer", scorer, use)
         self.beam_length = require_int("beam_length", beam_length, "a number of tokens", least=1)
 
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    def _mixing(self) -> Mixing:
+        # Each copy has a distribution of its own.
+        return Mixing(Uniform(), self.space)
+
+    def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Tensor:
+        batch = len(input_ids)
         if not isinstance(elements, Tensor) or tuple(elements.shape) != (batch,):
             raise ValueError(
                 f"`elements` must be of shape ({batch},), got {described(elements)}; use one for "
                 f"each sequence, because {type(self).__name__} chooses between copies in generate "
                 "alone, or use EquiLM for probabilities and losses"
             )
-        return elements[:, None].to(device)
+        return elements[:, None]
 
     @torch.no_grad()
     def generate(
@@ -145,7 +212,7 @@ class _Search:
         options: dict[str, Any],
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
-        self.interface = Interface(model)
+        self.weighting: Any = model.weighting
         repeats = settings.num_return_sequences or 1
         self.pad = settings.pad_token_id
         if mask is None:
@@ -189,7 +256,7 @@ class _Search:
     def run(self) -> Any:
         """Block after block, until all sequences have ended or are long enough."""
         # A scorer that cannot be used says so before anything is generated.
-        checked_scores(self.model.scorer, self._texts(self.tokens, self.mask))
+        checked_scores(self.weighting.scorer, self._texts(self.tokens, self.mask))
         while self.active and self.tokens.shape[1] < self.length:
             self._block()
         if self.returns_dict:
@@ -222,10 +289,14 @@ class _Search:
         sums = self._sums(output, alive)
         moved = self.model.words.action.transform(output.sequences, elements)
         texts = self._texts(moved, torch.cat([mask, alive.to(mask.dtype)], dim=1))
-        scores = checked_scores(self.model.scorer, texts).view(count, order)
-        chosen = self._choose(scores, sums.view(count, order), start)
-        rows = torch.arange(count) * order + chosen
-        self._append(new[rows.to(new.device)], alive[rows.to(new.device)])
+        chance = (
+            torch.rand(count, order)
+            if self.noise is None
+            else self.noise.take(self.active).ties(start)
+        )
+        ran = [part.unflatten(0, (count, order)) for part in (new, alive)]
+        mix = Mixing(self.weighting, self.model.space)
+        self._append(*mix(Sentences(texts, ran, sums.view(count, order), chance)))
 
     def _prefix(self, tokens: Tensor, mask: Tensor, elements: Tensor) -> Any:
         """The cache of all but the last token, which the next block does not change."""
@@ -236,7 +307,7 @@ class _Search:
         self.cache = self.model(
             tokens[:, new],
             attention_mask=mask[:, :-1],
-            **self.interface.positions(mask[:, :-1], past),
+            **self.model.runner.interface.positions(mask[:, :-1], past),
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -268,18 +339,6 @@ class _Search:
         probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
         sums: Tensor = probabilities.sum(dim=1).double().cpu()
         return sums
-
-    def _choose(self, scores: Tensor, sums: Tensor, length: int) -> Tensor:
-        """The best copy of each prompt, by score, sum of probabilities, and chance."""
-        if self.noise is None:
-            chance = torch.rand(scores.shape)
-        else:
-            chance = self.noise.take(self.active).ties(length)
-        for ranks in (scores, sums):
-            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
-            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
-            chance = chance.masked_fill(~tied, -torch.inf)
-        return chance.argmax(dim=1)
 
     def _append(self, new: Tensor, alive: Tensor) -> None:
         shape = (self.tokens.shape[0], new.shape[1])
