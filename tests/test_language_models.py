@@ -23,6 +23,7 @@ from lm_cases import (
     CONFIGS,
     PAD,
     WORDS,
+    Scores,
     V,
     cache_of,
     language_model,
@@ -78,15 +79,6 @@ def test_every_element_and_each_sample_its_own(name):
     each = torch.arange(6) % words.group.order
     moved = fair(words.action.transform(tokens, each)).logits
     torch.testing.assert_close(moved, scores.transform(fair(tokens).logits, each), **EXACT)
-
-
-class Scores(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        return self.model(tokens, use_cache=False).logits
 
 
 def test_the_library_checks_it_too():
