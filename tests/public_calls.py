@@ -646,10 +646,20 @@ TEXT = {
     **{
         f"text.{kind.__name__}": Call(
             kind,
-            lambda: given(model=language_model(), words=WORDS, average=text.MeanOfLogits()),
+            lambda: given(model=language_model(), words=WORDS, space=spaces.Logits()),
         )
         for kind in (text.EquiLM, text.REquiLM)
     },
+    "text.OrbitLM": Call(
+        text.OrbitLM,
+        lambda: given(
+            model=language_model(), words=WORDS, weighting=Best(entropy), space=spaces.Logits(),
+            relaxed=True,
+        ),
+    ),
+    "text.Prefixes": Call(
+        text.Prefixes, lambda: given(model=language_model(), action=TOKENS, general=(6,))
+    ),
     **{
         f"text.{kind.__name__}": Call(
             kind,
