@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from equitune import (
+    Best,
     Canonicalize,
     Embedding,
     EquiTune,
@@ -50,6 +51,7 @@ from equitune import (
     losses,
     rl,
     seq2seq,
+    spaces,
     symmetric,
     testing,
     text,
@@ -102,7 +104,7 @@ FEATURES = torch.rand(2, 4, 3)
 STACK = torch.rand(4, 2, 3)
 TURN = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
 TOKENS = TokenAction.cyclic_swaps(9, [(4, 5)])
-SYMBOLS = TokenAction.cyclic_swaps(7, [(4, 5)])
+OUTPUT_TOKENS = TokenAction.cyclic_swaps(7, [(4, 5)])
 POINTS = RegularFeatureAction(TrivialAction(C4))
 
 
@@ -309,19 +311,19 @@ class Steps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.symbols = nn.Embedding(9, 4), nn.Embedding(7, 4)
+        self.words, self.tokens = nn.Embedding(9, 4), nn.Embedding(7, 4)
         self.cell, self.scores = nn.GRUCell(4, 4), nn.Linear(4, 7)
 
     def encode(self, source: torch.Tensor) -> torch.Tensor:
         return self.words(source).mean(1)
 
-    def step(self, symbols: torch.Tensor, state: torch.Tensor) -> Any:
-        state = self.cell(self.symbols(symbols), state)
+    def step(self, tokens: torch.Tensor, state: torch.Tensor) -> Any:
+        state = self.cell(self.tokens(tokens), state)
         return self.scores(state), state
 
 
 def decoder() -> seq2seq.GreedyDecoder:
-    return seq2seq.GreedyDecoder(Steps(), start=1, end=2, limit=5)
+    return seq2seq.GreedyDecoder(Steps(), bos=1, eos=2, max_length=5)
 
 
 def decoded() -> seq2seq.Decoded:
@@ -332,7 +334,7 @@ def decoded() -> seq2seq.Decoded:
 
 SEQ2SEQ = {
     "seq2seq.GreedyDecoder": Call(
-        seq2seq.GreedyDecoder, lambda: given(model=Steps(), start=1, end=2, limit=5, pad=0)
+        seq2seq.GreedyDecoder, lambda: given(model=Steps(), bos=1, eos=2, max_length=5, pad=0)
     ),
     "seq2seq.GreedyDecoder.forward": Call(
         seq2seq.GreedyDecoder.forward,
@@ -343,29 +345,29 @@ SEQ2SEQ = {
     "seq2seq.EquiSeq2Seq": Call(
         seq2seq.EquiSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS,
-            feedback=seq2seq.Lockstep(),
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.LambdaSeq2Seq": Call(
         seq2seq.LambdaSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS, weight_net=scorer(),
-            weight_input="input", feedback=seq2seq.Lockstep(),
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            weight_net=scorer(), weight_input="input", runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.EquiZeroSeq2Seq": Call(
         seq2seq.EquiZeroSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS,
-            proxy_loss=seq2seq.entropy, gradient="equitune", tie_tolerance=0.1,
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            proxy_loss=seq2seq.mean_entropy, gradient="equitune", tie_tolerance=0.1,
         ),
     ),
     **{
         f"seq2seq.{proxy}": Call(getattr(seq2seq, proxy), lambda: given(decoded=decoded()))
         for proxy in (
-            "entropy", "negative_least_probability", "negative_log_probability",
-            "negative_max_probability",
+            "mean_entropy", "negative_log_min_probability", "negative_log_probability",
+            "mean_error_probability",
         )
     },
 }  # fmt: skip
@@ -653,7 +655,7 @@ TEXT = {
     "text.OrbitLM": Call(
         text.OrbitLM,
         lambda: given(
-            model=language_model(), words=WORDS, weighting=Best(entropy), space=spaces.Logits(),
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
             relaxed=True,
         ),
     ),
@@ -777,8 +779,8 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
-        "text.TokenAverage", "testing.Formula", "rl.Gridworld",
+        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.SymmetrizedSeq2Seq",
+        "testing.Formula", "rl.Gridworld",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -788,8 +790,7 @@ NOT_CALLED = {
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
         "rl.cartpole_mirror", "rl.gridworld_pixel_rotations", "rl.gridworld_rotations",
-        "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
-        "text.MeanOfProbabilities",
+        "seq2seq.Independent", "seq2seq.Lockstep",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(

@@ -59,7 +59,8 @@ class Space(ABC):
 
         Args:
             stack: What has entered.
-            weights: (K, B), or (K, B, T) for weights of each step; None for equal ones.
+            weights: (K, B), or with more of the dimensions of the stack, such as (K, B, T) for
+                weights of each step; None for equal ones.
             sums: Where the other copies are.
         """
 
@@ -106,7 +107,7 @@ class Values(Space):
         return stack
 
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
-        return sums.total(weighted_mean(stack, weights))
+        return sums.total(_sum(stack, weights))
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean
@@ -132,9 +133,7 @@ class Logits(Space):
         return widened(stack).log_softmax(-1)
 
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
-        if weights is None or weights.dim() == 2:
-            return sums.total(weighted_mean(stack, weights))
-        return sums.total((stack * _spread(weights, stack)).sum(0))
+        return sums.total(_sum(stack, weights))
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean.log_softmax(-1)
@@ -165,7 +164,9 @@ class Probabilities(Space):
             # What is impossible for all copies would have no gradient but NaN.
             stack = stack.clamp(min=limits.min / 4)
         if weights is not None:
-            stack = stack + _spread(widened(weights).clamp(min=limits.tiny).log(), stack)
+            logs = widened(weights).clamp(min=limits.tiny).log()
+            # A copy that does not count is impossible, and not nearly so.
+            stack = stack + _spread(logs.masked_fill(weights == 0, -math.inf), stack)
         if sums is LOCAL:
             mean = stack.logsumexp(0)
         else:
@@ -175,6 +176,14 @@ class Probabilities(Space):
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean
+
+
+def _sum(stack: Tensor, weights: Tensor | None) -> Tensor:
+    """The weighted sum over the copies, or the mean."""
+    if weights is None or weights.dim() == 2:
+        return weighted_mean(stack, weights)
+    factors = _spread(weights, stack)
+    return torch.where(factors == 0, 0, factors * stack).sum(0)
 
 
 def _spread(weights: Tensor, stack: Tensor) -> Tensor:

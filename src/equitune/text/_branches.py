@@ -14,8 +14,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["Branches", "TokenCall", "branch", "split_points"]
-
 SHORTEST = 16
 """Columns below which a pass of its own costs more than it saves."""
 

@@ -14,8 +14,6 @@ from equitune.text._branches import Branches
 from equitune.text._checks import checkpoints_gradients, text_config
 from equitune.text._interfaces import Interface
 
-__all__ = ["OrbitCache", "orbit_cache", "why_no_cache"]
-
 DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
 
 

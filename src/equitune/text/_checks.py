@@ -8,17 +8,6 @@ from torch import Tensor, nn
 
 from equitune._checks import described, require_tensor, require_type
 
-__all__ = [
-    "check_length",
-    "check_model",
-    "checkpoints_gradients",
-    "context_length",
-    "positions_of",
-    "require_tokens",
-    "split_options",
-    "text_config",
-]
-
 LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
 
 

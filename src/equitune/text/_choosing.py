@@ -24,8 +24,6 @@ from equitune.text._words import ResolvedWords
 from equitune.weightings import Copies, Uniform, Weighting
 from equitune.weightings._base import Mean
 
-__all__ = ["BestSentence", "ChoosingLM", "Sentences"]
-
 GenerateDecoderOnlyOutput: Any = require(
     "transformers.generation", '"equitune[text]"'
 ).GenerateDecoderOnlyOutput

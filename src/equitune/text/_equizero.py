@@ -6,8 +6,6 @@ from typing import final
 
 from equitune.text._choosing import ChoosingLM
 
-__all__ = ["EquiZeroLM", "REquiZeroLM"]
-
 
 @final
 class EquiZeroLM(ChoosingLM):

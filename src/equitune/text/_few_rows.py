@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["few_rows"]
-
 MOST_ROWS = 5
 LEAST_WEIGHTS = 2**20
 WIDENING = 16

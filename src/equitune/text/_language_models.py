@@ -10,8 +10,6 @@ from equitune.spaces import Probabilities, Space
 from equitune.text._orbit import OrbitLM
 from equitune.text._words import ResolvedWords
 
-__all__ = ["EquiLM", "REquiLM"]
-
 
 @final
 class EquiLM(OrbitLM):

@@ -22,15 +22,6 @@ from equitune.text._checks import context_length, require_tokens
 from equitune.text._interfaces import Interface
 from equitune.text._words import ResolvedWords
 
-__all__ = [
-    "fairness_gap",
-    "perplexity",
-    "regard_distribution",
-    "regard_gap",
-    "sequence_log_prob",
-]
-
-
 # A requirement of transformers.
 tqdm: Any = require("tqdm", '"equitune[text]"').tqdm
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from equitune._checks import require_ints, require_type
 from equitune._extras import require
-from equitune.actions import TokenAction
-
-__all__ = ["GumbelNoise"]
+from equitune.actions import Action
 
 LogitsProcessor: Any = require("transformers", '"equitune[text]"').LogitsProcessor
 
@@ -37,7 +35,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
             in the batch, padding included, and neither on the other sequences nor on the device.
 
     Raises:
-        TypeError: If ``action`` is not a ``TokenAction``, or a seed is not a whole number.
+        TypeError: If ``action`` does not act on token ids, or a seed is not a whole number.
 
     Example:
         >>> import torch
@@ -49,8 +47,8 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         True
     """
 
-    def __init__(self, action: TokenAction, seeds: Iterable[int]) -> None:
-        self.action: TokenAction = require_type("action", action, TokenAction, "words.action")
+    def __init__(self, action: Action, seeds: Iterable[int]) -> None:
+        self.action: Action = require_type("action", action, Action, "words.action")
         self.seeds = require_ints("seeds", seeds, "one whole number for each sequence")
         self.elements: tuple[int, ...] = (0,) * len(self.seeds)
         self._on_scores = action.on_logits()

@@ -30,8 +30,6 @@ from equitune.text._words import ResolvedWords
 from equitune.weightings import Weighting
 from equitune.wrappers import Explanation, Symmetrized
 
-__all__ = ["OrbitLM"]
-
 _transformers: Any = require("transformers", '"equitune[text]"')
 GenerationMixin: Any = _transformers.GenerationMixin
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from equitune.text._words import ResolvedWords
 
-__all__ = ["check_phrases"]
-
 Entry = tuple[frozenset[tuple[int, ...]], float | None]
 """Phrases that are alternatives, and the number that belongs to them."""
 

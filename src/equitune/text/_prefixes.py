@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_ints, require_type
-from equitune.actions import TokenAction
+from equitune._checks import require_int, require_ints, require_type
+from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
 from equitune.runners import Call, Mix, Ran, Runner
@@ -20,8 +20,6 @@ from equitune.text._few_rows import few_rows
 from equitune.text._interfaces import CACHE_ARGUMENTS, Interface
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean
-
-__all__ = ["PrefixCopies", "Prefixes"]
 
 
 @final
@@ -38,14 +36,15 @@ class Prefixes(Runner):
         general: Tokens that keep the scores of the plain model.
 
     Raises:
-        TypeError: If ``action`` is not a ``TokenAction``.
+        TypeError: If ``action`` does not act on token ids.
     """
 
     offers = frozenset({"output", "submodule"})
 
-    def __init__(self, model: Any, action: TokenAction, general: Sequence[int] = ()) -> None:
-        require_type("action", action, TokenAction, "words.action")
-        permutations = torch.tensor(action.permutations, device="cpu")
+    def __init__(self, model: Any, action: Action, general: Sequence[int] = ()) -> None:
+        require_type("action", action, Action, "words.action")
+        size = require_int("action.vocabulary_size", action.vocabulary_size, "words.action")
+        permutations = action.orbit(torch.arange(size)[:, None])[..., 0]
         moved = (permutations != permutations[0]).any(dim=0).nonzero().flatten()
         self.interface = Interface(model)
         self.moved = Table(moved)
@@ -193,8 +192,8 @@ class PrefixCopies(Copies):
 
         def finite(scores: Tensor) -> Tensor:
             # What is impossible for all copies would have no gradient but NaN.
-            floored = scores.requires_grad or weights is not None
-            return scores.clamp(min=torch.finfo(scores.dtype).min / 4) if floored else scores
+            least = torch.finfo(scores.dtype).min / 4
+            return scores.clamp(min=least) if scores.requires_grad else scores
 
         def on_scale(row: Tensor) -> Tensor:
             return finite(logits[row] + (scale - norms[row]))

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from equitune._checks import described, require_function, require_int, require_type
 
-__all__ = ["ClassificationScorer", "checked_scores"]
-
 Scorer = Callable[[list[str]], Any]
 """A list of sentences to as many numbers, the larger the better."""
 

@@ -11,8 +11,6 @@ from equitune.text._phrases import check_phrases
 from equitune.text._variants import token_ids
 from equitune.text._words import ResolvedWords
 
-__all__ = ["check_settings", "merged_settings", "new_tokens", "tokens_of"]
-
 NAMES_ONE = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """Where of several tokens one is taken, whatever the model says."""
 

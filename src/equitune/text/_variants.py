@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["forms", "occurrences", "token_ids"]
-
 
 def forms(words: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The forms of an equality list, each for all of its words: as given, capitalised, upper case.

@@ -21,8 +21,6 @@ from equitune.actions import TokenAction
 from equitune.groups import FiniteGroup
 from equitune.text._variants import occurrences
 
-__all__ = ["EqualityWords", "ResolvedWords", "SkippedWords"]
-
 
 @final
 @dataclass(frozen=True)
