@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from equitune import (
+    Best,
     Canonicalize,
     Embedding,
     EquiTune,
@@ -52,6 +53,7 @@ from equitune import (
     losses,
     rl,
     seq2seq,
+    spaces,
     symmetric,
     testing,
     text,
@@ -661,10 +663,20 @@ TEXT = {
     **{
         f"text.{kind.__name__}": Call(
             kind,
-            lambda: given(model=language_model(), words=WORDS, average=text.MeanOfLogits()),
+            lambda: given(model=language_model(), words=WORDS, space=spaces.Logits()),
         )
         for kind in (text.EquiLM, text.REquiLM)
     },
+    "text.OrbitLM": Call(
+        text.OrbitLM,
+        lambda: given(
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
+            relaxed=True,
+        ),
+    ),
+    "text.Prefixes": Call(
+        text.Prefixes, lambda: given(model=language_model(), action=TOKENS, general=(6,))
+    ),
     **{
         f"text.{kind.__name__}": Call(
             kind,
@@ -781,7 +793,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "seq2seq.SymmetrizedSeq2Seq", "text.OrbitLM", "text.TokenAverage", "testing.Formula",
+        "seq2seq.SymmetrizedSeq2Seq", "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -790,9 +802,7 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror",
-        "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
-        "text.MeanOfProbabilities",
+        "rl.cartpole_mirror", "seq2seq.Independent", "seq2seq.Lockstep",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(
