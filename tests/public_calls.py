@@ -284,7 +284,9 @@ WRAPPERS = {
     "heads.GroupMeanPool": call(heads.GroupMeanPool, action=POINTS),
     "heads.GroupMeanPool.forward": call(heads.GroupMeanPool(POINTS).forward, x=FEATURES),
     "losses.entropy": call(losses.entropy, logits=STACK, dim=-1),
-    "losses.negative_max_probability": call(losses.negative_max_probability, logits=STACK, dim=-1),
+    "losses.negative_log_max_probability": call(
+        losses.negative_log_max_probability, logits=STACK, dim=-1
+    ),
     "losses.negative_max_q_value": call(losses.negative_max_q_value, q_values=STACK, dim=-1),
     "losses.negative_similarity": call(losses.negative_similarity, similarities=STACK, dim=-1),
     "training.backbone_phase": Call(

@@ -386,8 +386,8 @@ def test_compiles_to_one_graph(mode):
     ((ImageAction(d4()), regular(d4()), 1, 1), TypeError,
      "in_action is a ImageAction; use an action that permutes points"),
     ((regular(d4()), RegularFeatureAction(ImageAction(d4())), 1, 1), TypeError,
-     r"out_action\.fiber is a ImageAction; give"),
-    ((RegularAction(d4()), regular(d4()), 1, 1), ValueError, "in_action acts on dim -1; give"),
+     r"out_action\.fiber is a ImageAction; use"),
+    ((RegularAction(d4()), regular(d4()), 1, 1), ValueError, "in_action acts on dim -1; use"),
     ((regular(d4()), regular(c4()), 1, 1), ValueError, "in_action is one of a group of order 8"),
     ((regular(d4()), regular(d4()), 0, 1), ValueError, "in_channels is 0; use a whole number"),
     ((regular(d4()), regular(d4()), 1, 1.5), ValueError, r"out_channels is 1\.5; use a whole"),
@@ -401,10 +401,10 @@ def test_bad_input(arguments, error, message):
 @pytest.mark.parametrize("shape", [(5, 8, 3), (5, 7, 4), (5, 32), (8, 4)], ids=str)
 def test_inputs_of_another_shape(shape):
     layer = EquivariantLinear(regular(d4()), regular(d4()), 4, 3)
-    with pytest.raises(ValueError, match=r"give \(B, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"use \(B, 8, 4\)"):
         layer(torch.randn(shape))
     scores = EquivariantLinear(TrivialAction(d4()), regular(d4()), 4, 3)
-    with pytest.raises(ValueError, match=r"give \(B, 4\)"):
+    with pytest.raises(ValueError, match=r"use \(B, 4\)"):
         scores(torch.randn(5, 8, 4))
 
 

@@ -404,7 +404,7 @@ BAD_MAPS = [
     (square(PLAIN), {}, ValueError, "the model returns (1, 4), but maps"),
     (square(PLAIN), {"module": "featurs"}, ValueError, "such as ['features'"),
     (square(PLAIN), {"module": ""}, ValueError, "module is ''"),
-    (square(PLAIN), {"module": "features", "channel": 5}, ValueError, "give 0 to 4"),
+    (square(PLAIN), {"module": "features", "channel": 5}, ValueError, "use 0 to 4"),
     (
         square(PLAIN),
         {"module": "features", "channel": -1},

@@ -10,7 +10,7 @@ from torch import nn
 from equitune._checks import require_strings
 from equitune.actions import Action, ImageAction
 from equitune.groups import FiniteGroup, c4, d4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.wrappers import EquiTune, EquiZero, Symmetrizer
 
 __all__ = ["GROUPS", "WRAPPERS", "wrap"]
@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Callable[[], ImageAction]] = {
 
 WRAPPERS: Mapping[str, Callable[..., Symmetrizer]] = {
     "equitune": EquiTune,
-    "equizero": functools.partial(EquiZero, proxy_loss=negative_max_probability),
+    "equizero": functools.partial(EquiZero, proxy_loss=negative_log_max_probability),
 }
 """The wrappers that need no training."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune._checks import naming, require_counts, require_module, require_type
 from equitune.actions import Action
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl._linear import matrices
 from equitune.weights import MlpWeightNet
 from equitune.wrappers import EquiTune, EquiZero, LambdaEquiTune, OrbitPass, Symmetrizer
@@ -52,7 +52,7 @@ def equizero(network: nn.Module, observation_action: Action, action_action: Acti
         network,
         observation_action,
         action_action,
-        proxy_loss=negative_max_probability,
+        proxy_loss=negative_log_max_probability,
         gradient="selected",
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune._extras import require
 from equitune.actions import Action
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl._linear import matrices
 from equitune.rl._networks import Method, VectorSymmetrizer
 from equitune.rl._pictures import check_channels, is_picture
@@ -195,7 +195,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
         width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
         moved, space = self.symmetry.observation, self.observation_space
         actor = self.method(self.actor(self), moved, self.symmetry.action)
-        if not discrete and getattr(actor, "proxy_loss", None) is negative_max_probability:
+        if not discrete and getattr(actor, "proxy_loss", None) is negative_log_max_probability:
             raise ValueError(
                 "method is equizero, which compares the scores of discrete actions, but actions "
                 "are continuous; use EquiTune, or lambda_equitune"
