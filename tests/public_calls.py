@@ -444,7 +444,6 @@ VISION = {
 }  # fmt: skip
 
 VIZ = {
-    "viz.draw_bars": call(viz.draw_bars, results={"model": {"accuracy": [0.5]}}, ylabel="share"),
     "viz.draw_orbit": Call(
         viz.draw_orbit,
         lambda: given(
@@ -456,7 +455,7 @@ VIZ = {
         viz.draw_feature_maps,
         lambda: given(
             model=EquiTune(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), IMAGES, IMAGES),
-            image=X[0], module="0", channel=0, mean=[0.5], std=[0.5],
+            image=X[0], submodule="0", channel=0, mean=[0.5], std=[0.5],
         ),
     ),
     "viz.draw_weights": call(
