@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from equitune.wrappers._lambda_equitune import orbit_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -28,13 +29,12 @@ from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.functional import orbit, weighted_mean
 from equitune.losses import entropy, negative_log_max_probability
 from equitune.training import probing_phase, upright_loss
-from equitune.weights import (
+from equitune.weight_nets import (
     AttentionWeightNet,
     ConvWeightNet,
     FrozenFeatures,
     MlpWeightNet,
 )
-from equitune.wrappers._lambda_equitune import orbit_logits
 from experiment import measure, measure_invariant
 
 NAME, SEED = "cifar10_zero_shot", 0
@@ -72,7 +72,7 @@ WEIGHTINGS = {
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "EquiTune": lambda backbone: EquiTune(backbone, ACTION, chunk_size=CHUNK_SIZE),
     "EquiTune, at features (layer3)": lambda backbone: EquiTune(
-        backbone, ACTION, ACTION, at="layer3", chunk_size=CHUNK_SIZE
+        backbone, ACTION, ACTION, submodule="layer3", chunk_size=CHUNK_SIZE
     ),
     "EquiZero, negative_log_max_probability": lambda backbone: EquiZero(
         backbone, ACTION, proxy_loss=negative_log_max_probability, chunk_size=CHUNK_SIZE

@@ -42,7 +42,7 @@ from clip_models import (
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4, d4
 from equitune.training import backbone_phase, upright_loss, weights_phase, with_frozen_features
 from equitune.vision import PHOTO_TEMPLATES, ZeroShotClassifier
-from equitune.weights import MlpWeightNet
+from equitune.weight_nets import MlpWeightNet
 
 NAME = "clip_zero_shot"
 MODES = ("EquiTune", "EquiZero", "LambdaEquiTune")

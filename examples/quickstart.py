@@ -22,7 +22,7 @@ from tqdm import tqdm
 import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import negative_log_max_probability
-from equitune.weights import ConvWeightNet
+from equitune.weight_nets import ConvWeightNet
 from experiment import Measured, measure, relative_times, train_weight_net
 
 matplotlib.use("Agg")

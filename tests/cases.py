@@ -35,7 +35,7 @@ from equitune import (
     generate_permutations,
     symmetric,
 )
-from equitune.weights import OrbitWeightNet
+from equitune.weight_nets import OrbitWeightNet
 
 DTYPES = (torch.float64, torch.float32)
 

@@ -221,28 +221,28 @@ WRAPPERS = {
     "wrappers.EquiTune": Call(
         EquiTune,
         lambda: given(
-            backbone=net(), input_action=IMAGES, output_action=None, chunk_size=2, at="0"
+            backbone=net(), input_action=IMAGES, output_action=None, chunk_size=2, submodule="0"
         ),
     ),
     "wrappers.EquiZero": Call(
         EquiZero,
         lambda: given(
             backbone=net(), input_action=IMAGES, output_action=None, proxy_loss=losses.entropy,
-            gradient="equitune", tie_tolerance=0.1, chunk_size=2, at="0",
+            gradient="equitune", tie_tolerance=0.1, chunk_size=2, submodule="0",
         ),
     ),
     "wrappers.LambdaEquiTune": Call(
         LambdaEquiTune,
         lambda: given(
             backbone=net(), input_action=IMAGES, output_action=None, weight_net=scorer(),
-            weight_input="input", chunk_size=2, at="0",
+            weight_input="input", chunk_size=2, submodule="0",
         ),
     ),
     "wrappers.Canonicalize": Call(
         Canonicalize,
         lambda: given(
             backbone=net(), input_action=IMAGES, output_action=None, weight_net=scorer(),
-            tie_tolerance=0.1, chunk_size=2, at="0",
+            tie_tolerance=0.1, chunk_size=2, submodule="0",
         ),
     ),
     "wrappers.RegularFeatures": Call(
@@ -472,7 +472,7 @@ FORMULAS = {
     f"testing.{formula.__name__}": Call(
         formula,
         lambda more=more: given(
-            backbone=net(), input_action=IMAGES, output_action=None, at="0", **more()
+            backbone=net(), input_action=IMAGES, output_action=None, submodule="0", **more()
         ),
     )
     for formula, more in {
@@ -768,7 +768,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrizer", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
+        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
         "text.TokenAverage", "testing.Formula", "rl.Gridworld",
     ], ABSTRACT),
     **dict.fromkeys([

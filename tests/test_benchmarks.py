@@ -202,6 +202,6 @@ def test_the_photographs_and_the_pretrained_network():
 def assert_equivariance_of(network, images):
     action = ImageAction(d4())
     assert_equivariant(EquiTune(network, action), images, action)
-    assert_equivariant(EquiTune(network, action, action, at="features"), images, action)
+    assert_equivariant(EquiTune(network, action, action, submodule="features"), images, action)
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(network, images, action)

@@ -16,11 +16,12 @@ from equitune import (
     ImageAction,
     LambdaEquiTune,
     PermutationAction,
+    TrivialAction,
     c4,
     cyclic,
     d4,
+    trivial,
 )
-from equitune._cut import Cut
 from equitune.testing import assert_equivariant, equivariance_report
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -91,19 +92,22 @@ def photographs(size=96):
 @pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_two_parts_are_the_backbone(name, at, pools, mode):
-    net = network(name).train(mode == "train")
-    cut, x = Cut(net, at), photographs()
+    net, x = network(name).train(mode == "train"), photographs()
+    twin = copy.deepcopy(net)
     torch.manual_seed(0)
     expected = net(x)
     torch.manual_seed(0)
-    assert torch.equal(cut.rest(net, cut.first(net, x)), expected)
+    assert torch.equal(EquiTune(twin, TrivialAction(trivial()), submodule=at)(x), expected)
+    # Statistics of BatchNorm were counted once.
+    for state in net.state_dict():
+        assert torch.equal(twin.state_dict()[state], net.state_dict()[state])
 
 
 @pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
 def test_an_invariant_activation_is_always_exact(name, at, pools):
     action = ImageAction(d4())
     net, x = network(name), photographs()
-    assert_equivariant(EquiTune(net, action, at=at), x, action)
+    assert_equivariant(EquiTune(net, action, submodule=at), x, action)
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(net, x, action)
 
@@ -111,7 +115,7 @@ def test_an_invariant_activation_is_always_exact(name, at, pools):
 @pytest.mark.parametrize(("name", "at", "pools"), FAMILIES)
 def test_a_moved_activation_is_exact_where_the_rest_pools(name, at, pools):
     action, net, x = ImageAction(d4()), network(name), photographs()
-    model = EquiTune(net, action, moved_activation(name, d4()), at=at)
+    model = EquiTune(net, action, moved_activation(name, d4()), submodule=at)
     if pools:
         assert_equivariant(model, x, action)
         return
@@ -123,7 +127,7 @@ def test_a_moved_activation_is_exact_where_the_rest_pools(name, at, pools):
 def test_the_cut_is_not_blamed_for_a_wrong_action_of_the_output():
     action = ImageAction(c4())
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).double()
-    model, x = EquiTune(net, action, action, at="0"), photographs(8)
+    model, x = EquiTune(net, action, action, submodule="0"), photographs(8)
     assert_equivariant(model, x, action, action)
     report = equivariance_report(model, x, action)
     assert "give output_action" in report.message()
@@ -135,22 +139,24 @@ def test_the_rest_runs_once():
     calls = []
     net.layer3.register_forward_hook(lambda *_: calls.append("layer3"))
     net.fc.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    EquiTune(net, ImageAction(d4()), ImageAction(d4()), at="layer4")(photographs())
+    EquiTune(net, ImageAction(d4()), ImageAction(d4()), submodule="layer4")(photographs())
     assert calls == ["layer3", 2]
 
 
 @pytest.mark.parametrize("wrapper", [
-    lambda *a: EquiZero(*a, proxy_loss=proxy, at="layer4"),
-    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), at="layer4"),
-    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), weight_input="output", at="layer4"),
-    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), weight_input="layer2", at="layer4"),
-    lambda *a: EquiTune(*a, chunk_size=5, at="layer4"),
-    lambda *a: Canonicalize(*a, weight_net=AnyWeightNet(), at="layer4"),
+    lambda *a: EquiZero(*a, proxy_loss=proxy, submodule="layer4"),
+    lambda *a: LambdaEquiTune(*a, weight_net=AnyWeightNet(), submodule="layer4"),
+    lambda *a: LambdaEquiTune(
+        *a, weight_net=AnyWeightNet(), weight_input="output", submodule="layer4"),
+    lambda *a: LambdaEquiTune(
+        *a, weight_net=AnyWeightNet(), weight_input="layer2", submodule="layer4"),
+    lambda *a: EquiTune(*a, chunk_size=5, submodule="layer4"),
+    lambda *a: Canonicalize(*a, weight_net=AnyWeightNet(), submodule="layer4"),
 ])  # fmt: skip
 def test_every_wrapper_can_stop_at_a_cut(wrapper):
     action = ImageAction(d4())
     model = wrapper(network("resnet"), action, action).double()
-    assert model.at == "layer4"
+    assert model.submodule == "layer4"
     assert_equivariant(model, photographs(), action)
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     assert_equivariant(model, x, action)
@@ -164,7 +170,7 @@ def test_the_formula():
     first = nn.Sequential(*children[:-3])
     rest = nn.Sequential(*children[-3:-1], nn.Flatten(), net.fc)
     expected = rest(sum(first(x.rot90(k, (2, 3))).rot90(-k, (2, 3)) for k in range(4)) / 4)
-    wrapped = EquiTune(net, action, action, at="layer3")
+    wrapped = EquiTune(net, action, action, submodule="layer3")
     torch.testing.assert_close(wrapped(x), expected, rtol=1e-12, atol=1e-12)
     # Turned the wrong way round, symmetrised as a whole, or not at all, it is something else.
     wrong = rest(sum(first(x.rot90(k, (2, 3))).rot90(k, (2, 3)) for k in range(4)) / 4)
@@ -174,11 +180,11 @@ def test_the_formula():
 
 def test_state_copies_pickles_and_training():
     net, x, action = network("resnet"), photographs(), ImageAction(c4())
-    model = EquiTune(net, action, action, at="layer4").eval()
+    model = EquiTune(net, action, action, submodule="layer4").eval()
     assert {key.split(".")[0] for key in model.state_dict()} == {"backbone"}
     assert model.unwrap() is net
-    assert "at='layer4'" in repr(model)
-    assert "at=" not in repr(EquiTune(net, action))
+    assert "submodule='layer4'" in repr(model)
+    assert "submodule=" not in repr(EquiTune(net, action))
     expected = model(x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), expected)
@@ -196,7 +202,7 @@ def test_it_compiles_to_one_graph():
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).double()
     action = ImageAction(c4())
-    model = EquiTune(net, action, action, at="0").eval()
+    model = EquiTune(net, action, action, submodule="0").eval()
     x = photographs(8)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
@@ -212,7 +218,7 @@ def test_it_compiles_to_one_graph():
 def test_it_compiles_after_a_change(change):
     torch._dynamo.reset()
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
-    model = change(EquiTune(net, ImageAction(c4()), ImageAction(c4()), at="0").train())
+    model = change(EquiTune(net, ImageAction(c4()), ImageAction(c4()), submodule="0").train())
     x = photographs(8)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-12)
@@ -221,7 +227,7 @@ def test_it_compiles_after_a_change(change):
 def test_what_is_changed_afterwards_counts():
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double()
     shift = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
-    model, x = EquiTune(net, shift, at="0"), torch.randn(5, 3, dtype=torch.float64)
+    model, x = EquiTune(net, shift, submodule="0"), torch.randn(5, 3, dtype=torch.float64)
     before = model(x)
     net.append(nn.Softmax(-1))
     torch.testing.assert_close(model(x), before.softmax(-1))
@@ -247,7 +253,9 @@ def test_the_backbone_stays_as_it_was():
 
     net = Tabled()
     before = set(vars(net)), dict(net.named_modules()).keys()
-    model = EquiTune(net, PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]), at="enc")
+    model = EquiTune(
+        net, PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]), submodule="enc"
+    )
     x = torch.randn(5, 3)
     model(x)
     assert (set(vars(net)), dict(net.named_modules()).keys()) == before
@@ -281,7 +289,7 @@ class Sequence(nn.Module):
 def test_arguments_with_defaults():
     net = Sequence().double()
     shift = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
-    model, x = EquiTune(net, shift, at="encoder"), torch.randn(5, 3, dtype=torch.float64)
+    model, x = EquiTune(net, shift, submodule="encoder"), torch.randn(5, 3, dtype=torch.float64)
     assert_equivariant(model, x, shift)
     torch.testing.assert_close(
         model(x), net.decoder(2 * sum(net.encoder(x.roll(k, 1)) for k in range(3)) / 3)
@@ -349,8 +357,8 @@ class InPlaceAndUsed(Skips):
 
 def test_what_works_in_place_and_is_used():
     net, x = InPlaceAndUsed(), torch.randn(5, 4)
-    cut = Cut(net, "first")
-    assert torch.equal(cut.rest(net, cut.first(net, x)), net(x))
+    still = TrivialAction(trivial())
+    assert torch.equal(EquiTune(net, still, submodule="first")(x), net(x))
 
 
 class Into(Skips):
@@ -375,23 +383,23 @@ class Into(Skips):
 ])  # fmt: skip
 def test_what_cannot_be_cut(net, at, said):
     with pytest.raises(ValueError, match=said):
-        EquiTune(net(), PermutationAction(cyclic(2), [(0, 1, 2, 3), (1, 0, 2, 3)]), at=at)
+        EquiTune(net(), PermutationAction(cyclic(2), [(0, 1, 2, 3), (1, 0, 2, 3)]), submodule=at)
 
 
 def test_bad_input():
     action = ImageAction(d4())
     with pytest.raises(TypeError, match="at is a int"):
-        EquiTune(network("resnet"), action, at=4)
+        EquiTune(network("resnet"), action, submodule=4)
     with pytest.raises(ValueError, match=r"such as \['layer4'"):
-        EquiTune(network("resnet"), action, at="layr4")
+        EquiTune(network("resnet"), action, submodule="layr4")
     with pytest.raises(ValueError, match="runs 2 times"):
-        EquiTune(network("resnet"), action, at="layer4.0.relu")
+        EquiTune(network("resnet"), action, submodule="layer4.0.relu")
     with pytest.raises(ValueError, match="passes the cut by"):
-        EquiTune(network("resnet"), action, at="layer4.0.conv1")
-    model = EquiTune(network("alexnet"), action, action, at="classifier.1")
+        EquiTune(network("resnet"), action, submodule="layer4.0.conv1")
+    model = EquiTune(network("alexnet"), action, action, submodule="classifier.1")
     with pytest.raises(ValueError, match=r"'classifier\.1', whose activation output_action cannot"):
         model(photographs())
-    tokens = EquiTune(network("vit"), action, action, at="encoder")
+    tokens = EquiTune(network("vit"), action, action, submodule="encoder")
     with pytest.raises(ValueError, match="'encoder', whose activation output_action cannot"):
         tokens(photographs())
     with pytest.raises(ValueError, match="height is 2 and width is 3, and the group exchanges"):

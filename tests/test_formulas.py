@@ -29,7 +29,7 @@ from equitune.testing import (
     assert_equivariant,
     assert_matches_formula,
 )
-from equitune.wrappers import Symmetrizer
+from equitune.wrappers import Symmetrized
 
 D4 = ImageAction(d4())
 TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
@@ -71,12 +71,12 @@ class Layers(torch.nn.Module):
 
 
 @pytest.mark.parametrize("wrapper", [
-    lambda *a: EquiTune(*a, at="features"),
-    lambda *a: EquiZero(*a, proxy_loss=cases.proxy, at="features"),
-    lambda *a: LambdaEquiTune(*a, weight_net=cases.AnyWeightNet(), at="features"),
+    lambda *a: EquiTune(*a, submodule="features"),
+    lambda *a: EquiZero(*a, proxy_loss=cases.proxy, submodule="features"),
+    lambda *a: LambdaEquiTune(*a, weight_net=cases.AnyWeightNet(), submodule="features"),
     lambda *a: LambdaEquiTune(*a, weight_net=cases.Attention(), weight_input="output",
-                              at="features"),
-    lambda *a: Canonicalize(*a, weight_net=cases.AnyWeightNet(), at="features"),
+                              submodule="features"),
+    lambda *a: Canonicalize(*a, weight_net=cases.AnyWeightNet(), submodule="features"),
 ])  # fmt: skip
 @pytest.mark.parametrize("moved", [None, D4], ids=["invariant", "moved"])
 def test_wrappers_that_stop_at_a_cut_match(wrapper, moved, x):
@@ -86,7 +86,7 @@ def test_wrappers_that_stop_at_a_cut_match(wrapper, moved, x):
     # Another activation, another way to move it, or no cut, is another formula.
     for other in (
         EquiTuneFormula(backbone, D4),
-        EquiTuneFormula(backbone, D4, D4 if moved is None else None, at="features"),
+        EquiTuneFormula(backbone, D4, D4 if moved is None else None, submodule="features"),
     ):
         with pytest.raises(AssertionError, match="fn is not EquiTuneFormula"):
             assert_matches_formula(model, x, other)
@@ -176,7 +176,7 @@ def test_bad_input(backbone, x):
     with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
         assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
 
-    class First(Symmetrizer):
+    class First(Symmetrized):
         def weigh(self, passes):
             return None, None
 

@@ -35,7 +35,7 @@ from equitune.testing import (
     equivariance_report,
 )
 from equitune.testing._layers import Layers
-from equitune.weights import MlpWeightNet
+from equitune.weight_nets import MlpWeightNet
 
 C4, D4 = ImageAction(c4()), ImageAction(d4())
 TURN = PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])

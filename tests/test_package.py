@@ -18,9 +18,12 @@ LAYERS = (
     "groups",
     "actions",
     "functional",
+    "spaces",
+    "weightings",
+    "runners",
     "wrappers",
     "losses",
-    "weights",
+    "weight_nets",
     "heads",
     "training",
     "testing",
@@ -33,16 +36,19 @@ LAYERS = (
 )
 # Below the wrappers, the later layers are beside each other.
 RANK = {
-    "checks": -1,
-    "extras": -1,
-    "modes": -1,
+    "_checks": -1,
+    "_extras": -1,
+    "_modes": -1,
     "groups": 0,
     "actions": 1,
     "functional": 2,
-    "cut": 2,
+    "_submodules": 2,
+    "spaces": 2.2,
+    "weightings": 2.4,
+    "runners": 2.6,
     "wrappers": 3,
     "losses": 4,
-    "weights": 4,
+    "weight_nets": 4,
     "heads": 4,
     "training": 5,
     "testing": 5,
@@ -58,7 +64,7 @@ RANK = {
 def test_the_core_needs_torch_alone():
     program = (
         "import sys, torch; before = set(sys.modules); import equitune, equitune.testing, "
-        "equitune.losses, equitune.weights, equitune.audit, equitune.audit._command, "
+        "equitune.losses, equitune.weight_nets, equitune.audit, equitune.audit._command, "
         "equitune.vision, equitune.viz, equitune.seq2seq; "
         "new = set(sys.modules) - before; "
         "print(sorted({name.split('.')[0] for name in new}))"

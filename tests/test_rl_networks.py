@@ -27,7 +27,7 @@ from equitune.losses import negative_log_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
 from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
-from equitune.weights import AttentionWeightNet
+from equitune.weight_nets import AttentionWeightNet
 
 
 def turned(order):
@@ -136,7 +136,7 @@ def test_other_calls_go_through_the_wrapper():
     # What the fast way leaves out.
     for other in (
         EquiTune(wrapper.backbone, wrapper.input_action, wrapper.output_action, chunk_size=1),
-        EquiTune(wrapper.backbone, wrapper.input_action, TrivialAction(cyclic(2)), at="0"),
+        EquiTune(wrapper.backbone, wrapper.input_action, TrivialAction(cyclic(2)), submodule="0"),
         LambdaEquiTune(
             wrapper.backbone, wrapper.input_action, wrapper.output_action,
             weight_net=nn.Linear(16, 1), weight_input="1",

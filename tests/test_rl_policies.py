@@ -34,7 +34,7 @@ from equitune.rl import (
     symmetrize,
 )
 from equitune.testing import assert_equivariant
-from equitune.weights import MlpWeightNet
+from equitune.weight_nets import MlpWeightNet
 
 METHODS = [EquiTune, equizero, lambda_equitune]
 ALGORITHMS = {

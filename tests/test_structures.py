@@ -453,7 +453,7 @@ def test_structures_and_cuts_of_monai_keep_them_too():
     assert named(features)
     assert features.shape == (2, 4, 4)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert named(EquiTune(net, IMAGE, IMAGE, at="0")(x))
+    assert named(EquiTune(net, IMAGE, IMAGE, submodule="0")(x))
 
 
 @pytest.mark.parametrize("make", WRAPPERS.values(), ids=WRAPPERS)

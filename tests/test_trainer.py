@@ -20,7 +20,7 @@ from equitune import (
     d4,
 )
 from equitune.testing import assert_invariant
-from equitune.weights import MlpWeightNet
+from equitune.weight_nets import MlpWeightNet
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
 

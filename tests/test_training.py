@@ -29,7 +29,7 @@ from equitune.training import (
     weights_phase,
     with_frozen_features,
 )
-from equitune.weights import (
+from equitune.weight_nets import (
     AttentionWeightNet,
     ConvWeightNet,
     FrozenFeatures,
@@ -40,12 +40,13 @@ from equitune.weights import (
 ACTION = ImageAction(d4())
 
 
-def make(weight_net=None, weight_input="features", action=ACTION):
+def make(weight_net=None, weight_input="features", action=ACTION, chunk_size=None):
     torch.manual_seed(0)
     backbone = ConvNet(3, 4, dense=False)
     return LambdaEquiTune(
-        backbone, action, weight_net=weight_net or ConvWeightNet(5), weight_input=weight_input
-    )
+        backbone, action, weight_net=weight_net or ConvWeightNet(5), weight_input=weight_input,
+        chunk_size=chunk_size,
+    )  # fmt: skip
 
 
 def step(model, parameters):
@@ -68,10 +69,10 @@ def step(model, parameters):
 def test_weights_phase():
     model = make()
     changed = step(model, weights_phase(model))
-    assert {name.split(".")[0] for name in changed} == {"weight_net"}
-    assert "weight_net.layers.0.weight" in changed
+    assert {name.split(".")[0] for name in changed} == {"weighting"}
+    assert "weighting.net.layers.0.weight" in changed
     assert not model.backbone.training
-    assert model.weight_net.training
+    assert model.weighting.net.training
 
 
 def test_backbone_phase():
@@ -83,9 +84,9 @@ def test_backbone_phase():
     assert "backbone.head.weight" in changed
     assert "backbone.features.1.running_mean" in changed
     assert "backbone.head.bias" not in changed
-    assert not any(name.startswith("weight_net") for name in changed)
+    assert not any(name.startswith("weighting") for name in changed)
     assert model.backbone.training
-    assert not model.weight_net.training
+    assert not model.weighting.net.training
 
 
 def test_backbone_phase_without_weights():
@@ -98,7 +99,7 @@ def test_joint_phase():
     model = make()
     weights_phase(model)
     changed = step(model, joint_phase(model))
-    assert {name.split(".")[0] for name in changed} == {"backbone", "weight_net"}
+    assert {name.split(".")[0] for name in changed} == {"backbone", "weighting"}
 
 
 def test_probing_phase():
@@ -129,12 +130,11 @@ def test_fixed_weights_that_would_drift_are_refused():
 def test_frozen_features_are_the_same_and_stay_so(weight_net, weight_input, chunk_size):
     if weight_input == "output":
         weight_net = AnyWeightNet
-    model = make(weight_net(), weight_input).eval()
-    model.chunk_size = chunk_size
+    model = make(weight_net(), weight_input, chunk_size=chunk_size).eval()
     weights_phase(model)
     model.eval()
     frozen = with_frozen_features(model)
-    assert (frozen.training, frozen.weight_net.training) == (False, False)
+    assert (frozen.training, frozen.weighting.net.training) == (False, False)
     x = images(5, 3, 8, 8)(torch.float32)
     before = model.explain(x)
     assert torch.equal(frozen.explain(x).weights, before.weights)
@@ -163,10 +163,15 @@ def test_frozen_features_of_a_cut_model(weight_input):
     torch.manual_seed(0)
     weight_input = weight_input.replace("features.0", "features.features")
     model = LambdaEquiTune(
-        Two(), ACTION, ACTION, weight_net=AnyWeightNet(), weight_input=weight_input, at="features"
+        Two(),
+        ACTION,
+        ACTION,
+        weight_net=AnyWeightNet(),
+        weight_input=weight_input,
+        submodule="features",
     ).eval()
     frozen, x = with_frozen_features(model), images(5, 3, 8, 8)(torch.float32)
-    assert frozen.at == "features"
+    assert frozen.submodule == "features"
     torch.testing.assert_close(frozen.explain(x).weights, model.explain(x).weights)
     torch.testing.assert_close(frozen(x), model(x))
 
@@ -174,24 +179,24 @@ def test_frozen_features_of_a_cut_model(weight_input):
 def test_flags_of_the_user_survive_all_phases():
     model = make()
     model.backbone.head.bias.requires_grad_(False)
-    model.weight_net.layers[0].weight.requires_grad_(False)
+    model.weighting.net.layers[0].weight.requires_grad_(False)
 
     def fixed():
         return {name for name, p in model.named_parameters() if not p.requires_grad}
 
-    own = {"backbone.head.bias", "weight_net.layers.0.weight"}
+    own = {"backbone.head.bias", "weighting.net.layers.0.weight"}
     for first in (lambda: probing_phase(model, ["head"]), lambda: weights_phase(model)):
         first()
         joint_phase(model)
         assert fixed() == own
     weights_phase(model)
-    assert "weight_net.layers.0.weight" in fixed()
+    assert "weighting.net.layers.0.weight" in fixed()
     assert fixed() - own == {name for name, _ in model.named_parameters()
                              if name.startswith("backbone")} - own  # fmt: skip
-    model.freeze_weight_net()
-    assert not model.train().weight_net.training
+    model.freeze_weighting()
+    assert not model.train().weighting.net.training
     frozen = with_frozen_features(model)
-    assert len(weights_phase(frozen)) == len(list(model.weight_net.parameters())) - 1
+    assert len(weights_phase(frozen)) == len(list(model.weighting.net.parameters())) - 1
 
 
 def test_scorers_without_gradients_are_fixed():
@@ -234,7 +239,7 @@ def test_joint_training_leaves_frozen_features_alone():
         frozen.train()
         changed = step(frozen, prepare(frozen))
         assert not any("extractor" in name for name in changed)
-        assert any(name.startswith("weight_net.1") for name in changed)
+        assert any(name.startswith("weighting.net.1") for name in changed)
 
 
 def test_frozen_features_leave_the_network_alone():
@@ -263,21 +268,21 @@ def test_upright_loss():
 
 
 @pytest.mark.parametrize(("call", "error", "said"), [
-    (lambda: weights_phase(nn.Linear(2, 2)), TypeError, "give a LambdaEquiTune"),
+    (lambda: weights_phase(nn.Linear(2, 2)), TypeError, "use a LambdaEquiTune"),
     (lambda: joint_phase(EquiTune(nn.Linear(2, 2), ACTION)), TypeError, "EquiTune"),
-    (lambda: backbone_phase(nn.Linear(2, 2)), TypeError, "give a wrapper"),
-    (lambda: weights_phase(make(nn.Flatten(), "input")), ValueError, "without parameters"),
+    (lambda: backbone_phase(nn.Linear(2, 2)), TypeError, "must be a wrapper"),
+    (lambda: weights_phase(make(nn.Flatten(), "input")), ValueError, "in its weighting"),
     (lambda: probing_phase(make(), "head"), TypeError, r"\['head'\]"),
     (lambda: probing_phase(make(), ["haed"]), ValueError, "such as .'head'"),
-    (lambda: probing_phase(make(), ["features.2"]), ValueError, "no parameters"),
-    (lambda: probing_phase(make(), []), ValueError, "no parameters"),
+    (lambda: probing_phase(make(), ["features.2"]), ValueError, "must have parameters"),
+    (lambda: probing_phase(make(), []), ValueError, "must have parameters"),
     (lambda: with_frozen_features(make(AnyWeightNet(), "input")), ValueError, "does not drift"),
     (lambda: with_frozen_features(nn.Linear(2, 2)), TypeError, "LambdaEquiTune"),
     (lambda: with_frozen_features(make(action={"x": ACTION})), ValueError, r"\['x'\]"),
     (lambda: with_frozen_features(make(action=TreeAction({"x": ACTION}))), ValueError, "structure"),
     (lambda: upright_loss(torch.zeros(4, 2), [0, 1]), TypeError, "elements is a list"),
     (lambda: upright_loss(None), TypeError, "model.explain"),
-    (lambda: upright_loss(torch.zeros(4)), ValueError, "give .*G"),
+    (lambda: upright_loss(torch.zeros(4)), ValueError, "use .*G"),
     (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(2)), TypeError, "int64"),
     (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(3).long()), ValueError, "one element per"),
     (lambda: upright_loss(torch.zeros(4, 2), torch.tensor([0, 4])), ValueError, "holds 4"),

@@ -304,9 +304,9 @@ def square(backbone, output_action=None):
 
 NAMED = EquiTune(flat(), {"input": ACTIONS["d4"]})
 BAD_ORBITS = [
-    (flat(), {}, TypeError, "`model` must be a Symmetrizer, got a Sequential"),
+    (flat(), {}, TypeError, "`model` must be a Symmetrized, got a Sequential"),
     (RegularFeatures(flat(), ACTIONS["c4"]), {},
-     TypeError, "`model` must be a Symmetrizer, got a RegularFeatures"),
+     TypeError, "`model` must be a Symmetrized, got a RegularFeatures"),
     (NAMED, {}, ValueError, "got actions on ['input']"),
     (square(flat()), {"image": np.zeros((3, 6, 6))}, TypeError, "`image` must be a tensor, got"),
     (square(flat()), {"image": torch.zeros(2, 3, 6, 6)}, ValueError, "image[0] for the first"),
@@ -363,7 +363,7 @@ class Crooked(nn.Module):
 
 PLAIN = ConvNet(3, 4, False).double()
 BAD_MAPS = [
-    (flat(), {}, TypeError, "`model` must be a Symmetrizer, got a Sequential"),
+    (flat(), {}, TypeError, "`model` must be a Symmetrized, got a Sequential"),
     (square(PLAIN), {}, ValueError, "the model must return maps of shape (B, C, H, W)"),
     (square(PLAIN), {"submodule": "featurs"}, ValueError, "such as ['features'"),
     (square(PLAIN), {"submodule": ""}, ValueError, "submodule is ''"),

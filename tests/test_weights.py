@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from cases import ConvNet
 from equitune import ImageAction, LambdaEquiTune, PermutationAction, c4, cyclic, d4, symmetric
 from equitune.testing import assert_equivariant, assert_matches_formula
-from equitune.weights import AttentionWeightNet, ConvWeightNet, MlpWeightNet
+from equitune.weight_nets import AttentionWeightNet, ConvWeightNet, MlpWeightNet
 
 C4, D4 = ImageAction(c4()), ImageAction(d4())
 NETS = {
@@ -90,7 +90,7 @@ def test_orientation_is_learned(make, weight_input):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     model = LambdaEquiTune(backbone, C4, weight_net=make(), weight_input=weight_input)
     model.freeze_backbone().train()
-    optimizer = torch.optim.Adam(model.weight_net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.weighting.net.parameters(), lr=1e-2)
     before = model.explain(images).weights[0].mean().detach()
     for _ in range(60):
         scores = model.explain(images).scores

@@ -294,7 +294,7 @@ def test_wrappers_copy_and_pickle(wrapper):
 def test_state_dict_holds_the_backbone_and_learned_weights_only(wrapper):
     model = wrapper(backbone(), ACTION, ACTION)
     prefixes = {key.split(".")[0] for key in model.state_dict()}
-    assert prefixes <= {"backbone", "weight_net"}
+    assert prefixes <= {"backbone", "weighting"}
     plain = {key[len("backbone.") :] for key in model.state_dict() if key.startswith("backbone.")}
     assert plain == set(model.unwrap().state_dict())
 
@@ -326,12 +326,13 @@ def test_a_tap_keeps_nothing_between_calls():
     model = LambdaEquiTune(
         backbone(), ACTION, weight_net=AnyWeightNet().double(), weight_input="features"
     )
-    model(batch())
-    model.unwrap()(batch())
-    assert model._tap._seen == []
+    x = batch()
+    expected = model(x)
+    model.unwrap()(x)
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 99, 6, 6, dtype=torch.float64))
-    assert not model._tap._open
+    model.unwrap()(x)
+    assert torch.equal(model(x), expected)
 
 
 def test_two_wrappers_share_a_backbone():
@@ -375,7 +376,7 @@ def test_a_frozen_scorer_stays_in_eval_mode():
 
     model = EquiZero(backbone(), ACTION, proxy_loss=Scorer()).train()
     assert model.backbone.training
-    assert not model.proxy_loss.drop.training
+    assert not model.weighting.loss.drop.training
 
 
 def test_explain_says_what_forward_does(wrapper):
@@ -531,7 +532,7 @@ def test_a_frozen_weight_network_stays_in_eval_mode():
     model = LambdaEquiTune(backbone(), ACTION, weight_net=net).train()
     assert net.training
     net.requires_grad_(False)
-    assert not model.train().weight_net.training
+    assert not model.train().weighting.net.training
 
 
 def test_no_hook_outlives_its_wrapper():

@@ -23,7 +23,7 @@ from equitune.vision import (
     ZeroShotClassifier,
     embed_classes,
 )
-from equitune.weights import AttentionWeightNet, MlpWeightNet
+from equitune.weight_nets import AttentionWeightNet, MlpWeightNet
 
 transformers = pytest.importorskip("transformers", reason="install transformers")
 
@@ -382,7 +382,7 @@ def test_equizero_is_a_loop_over_the_elements(action, classifier, images):
 def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
     model = symmetrized(classifier, action, "LambdaEquiTune")
     logits, told = model(images), model.explain(images)
-    net = model.encoder.weight_net
+    net = model.encoder.weighting.net
     for i, image in enumerate(images):
         copies = [unit(classifier.encoder(action.transform(image[None], g))[0])
                   for g in action.group.elements]  # fmt: skip

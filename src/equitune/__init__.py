@@ -29,30 +29,36 @@ from equitune.groups import (
     symmetric,
     trivial,
 )
+from equitune.weightings import Best, Canonical, Learned, Uniform, Weighting
 from equitune.wrappers import (
     Canonicalize,
     EquiTune,
     EquiZero,
+    Explaining,
     Explanation,
     LambdaEquiTune,
     OrbitModule,
     RegularFeatures,
-    Symmetrizer,
+    Symmetrized,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Best",
+    "Canonical",
     "Canonicalize",
     "Drop",
     "Embedding",
     "EquiTune",
     "EquiZero",
+    "Explaining",
     "Explanation",
     "FiniteGroup",
     "ImageAction",
     "LambdaEquiTune",
+    "Learned",
     "MatrixAction",
     "OneOf",
     "OrbitModule",
@@ -61,11 +67,13 @@ __all__ = [
     "RegularAction",
     "RegularFeatureAction",
     "RegularFeatures",
-    "Symmetrizer",
+    "Symmetrized",
     "TokenAction",
     "TreeAction",
     "TrivialAction",
+    "Uniform",
     "VectorFieldAction",
+    "Weighting",
     "c4",
     "cyclic",
     "d4",
@@ -77,7 +85,7 @@ __all__ = [
 
 # Imported when they are first asked for: some need an extra.
 _KITS = {"audit", "heads", "losses", "rl", "seq2seq", "testing", "text", "training", "vision",
-         "viz", "weights"}  # fmt: skip
+         "viz", "weight_nets"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,19 @@
-"""Modes of modules that are changed for a while only."""
+"""Modes and flags of modules that are changed for a while only."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-__all__ = ["evaluating"]
+__all__ = ["evaluating", "freeze", "learn", "learning"]
 
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode within, and every module's own mode again behind it, also after an error."""
+    """Eval mode within, and every module's own mode again afterwards, also after an error."""
     modules = itertools.chain.from_iterable(model.modules() for model in models)
     training = [module for module in modules if module.training]
     try:
@@ -24,3 +24,20 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def learning(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters that learn."""
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
+
+
+def freeze(module: nn.Module) -> None:
+    """Fixes the parameters of a module and puts it into eval mode."""
+    module.requires_grad_(False).eval()
+
+
+def learn(module: nn.Module, names: Iterable[str], learns: bool = True) -> None:
+    """Lets the parameters of some names learn, or fixes them, and leaves all others alone."""
+    for name, parameter in module.named_parameters():
+        if name in names:
+            parameter.requires_grad_(learns)

@@ -138,7 +138,7 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
+def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -> Tensor:
     """The weights that select the minimum over the group; ties share the weight equally.
 
     An input with a symmetry of its own has several minimisers, and its output is equivariant only
@@ -147,12 +147,14 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
     Args:
         scores: (|G|, B) proxy losses.
         tolerance: Scores within ``tolerance * |minimum|`` of the minimum count as equal to it.
+        noise: So do scores within ``noise`` times the largest finite score of the sample in size:
+            a minimum close to 0 is a difference of larger numbers, whose rounding it has.
 
     Returns:
         The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
 
     Raises:
-        ValueError: If ``tolerance`` is negative.
+        ValueError: If ``tolerance`` or ``noise`` is negative.
 
     Example:
         >>> import torch
@@ -162,8 +164,13 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0) -> Tensor:
     """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
+    require_number("noise", noise, 0)
     minimum = scores.amin(dim=0, keepdim=True)
+    slack = tolerance * minimum.abs()
+    if noise:
+        sizes = scores.abs().masked_fill(scores.isinf(), 0).amax(dim=0, keepdim=True)
+        slack = torch.maximum(slack, noise * sizes)
     # The first condition is for minima that are infinite or zero.
-    ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())
+    ties = (scores == minimum) | (scores - minimum <= slack)
     chosen = ties.to(scores.dtype)
     return chosen / chosen.sum(dim=0, keepdim=True)

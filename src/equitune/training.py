@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitune._checks import readable, require_strings
-from equitune._cut import find_submodule
+from equitune._checks import described, readable, require_strings
+from equitune._submodules import find_submodule
 from equitune.actions import Action, TreeAction
-from equitune.weights import FrozenFeatures, OnFeatures, OrbitWeightNet
-from equitune.wrappers import Canonicalize, LambdaEquiTune
-from equitune.wrappers._lambda_equitune import LambdaSymmetrizer
-from equitune.wrappers._orbit import OrbitModule
-from equitune.wrappers._selection import SelectingSymmetrizer
+from equitune.weight_nets import FrozenFeatures, OnFeatures, OrbitWeightNet
+from equitune.weightings import Learned, Weighting
+from equitune.wrappers import LambdaEquiTune, OrbitModule, Symmetrized
 
 __all__ = [
     "backbone_phase",
@@ -31,43 +29,43 @@ __all__ = [
 ]
 
 
-def weights_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
-    """Phase one: the weight network learns, the backbone is frozen (second paper, appendix D.4).
+def weights_phase(model: Symmetrized) -> list[nn.Parameter]:
+    """Phase one: the weights learn, the backbone is frozen (second paper, appendix D.4).
 
     Args:
         model: The wrapper; it is put into train mode, its backbone stays in eval mode.
 
     Returns:
-        The parameters of the weight network that learn. What you had fixed stays so, such as
-        those of :class:`FrozenFeatures`.
+        The parameters of the weighting that learn. What you had fixed stays so, such as those of
+        :class:`equitune.weight_nets.FrozenFeatures`.
 
     Raises:
         TypeError: If the model has no weights to learn.
-        ValueError: If the weight network has no parameters to learn.
+        ValueError: If the weighting has no parameters to learn.
 
     Example:
         >>> import torch
         >>> from torch.nn import functional as F
         >>> from equitune import ImageAction, LambdaEquiTune, c4
         >>> from equitune.training import upright_loss, weights_phase
-        >>> from equitune.weights import MlpWeightNet
+        >>> from equitune.weight_nets import MlpWeightNet
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> model = LambdaEquiTune(
         ...     backbone, ImageAction(c4()), weight_net=MlpWeightNet(10), weight_input="output"
         ... )
         >>> optimizer = torch.optim.AdamW(weights_phase(model), lr=1e-3)
         >>> images, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
-        >>> told = model.explain(images)
-        >>> loss = F.cross_entropy(told.output, labels) + upright_loss(told.scores)
+        >>> explanation = model.explain(images)
+        >>> loss = F.cross_entropy(explanation.output, labels) + upright_loss(explanation.scores)
         >>> loss.backward()
         >>> optimizer.step()
     """
-    _require_lambda(model)
-    learned = _free_weights(model)
+    weighting = _require_learning(model)
+    learned = _free_weights(weighting)
     if not learned:
         raise ValueError(
-            f"model has a weight_net of type {type(model.weight_net).__name__} without parameters "
-            "to learn; use LambdaEquiTune with one that has some, such as equitune.weights."
+            f"`model` must have parameters to learn in its weighting, got {weighting}; use "
+            "LambdaEquiTune with a weight_net that has some, such as equitune.weight_nets."
             "MlpWeightNet, and do not set requires_grad of all of them to False"
         )
     model.freeze_backbone().train()
@@ -75,43 +73,40 @@ def weights_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
 
 
 def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
-    """Phase two: the backbone is fine-tuned, and the weight network, if there is one, is fixed.
+    """Phase two: the backbone is fine-tuned, and the weights, if they are learned, are fixed.
 
     What was not trainable before the backbone was frozen stays so.
 
     Args:
-        model: Any wrapper; it is put into train mode, a weight network into eval mode.
+        model: Any wrapper; it is put into train mode, its weighting into eval mode.
 
     Returns:
         The parameters of the backbone that learn.
 
     Raises:
-        TypeError: If the model is no wrapper.
+        TypeError: If the model is not a wrapper.
         ValueError: If fixed weights would read a backbone that moves away under them: a
-            ``weight_input`` that is not ``"input"``. See :func:`with_frozen_features`.
+            ``weight_input`` that is not ``"input"`` (see :func:`with_frozen_features`); or if no
+            parameter of the backbone learns, such as after another wrapper froze it.
     """
-    _require_wrapper(model)
-    if isinstance(model, LambdaSymmetrizer):
-        if model.weight_input != "input":
-            frozen = "give backbone_phase(with_frozen_features(model)), or "
+    weighting = _weighting_of(model)
+    if weighting is not None and weighting.learned:
+        if weighting.drifts:
             raise ValueError(
-                f"model reads weight_input {model.weight_input!r} from the backbone, and a fixed "
-                "weight_net would drift while the backbone learns; "
-                f"{frozen if isinstance(model, LambdaEquiTune) else ''}let both learn with "
-                "joint_phase(model)"
+                f"model reads weight_input {weighting.reads!r} from the backbone, and fixed "
+                "weights would drift while the backbone learns; use "
+                "backbone_phase(with_frozen_features(model)) where there is a frozen copy to read, "
+                "or let both learn with joint_phase(model)"
             )
-        model.freeze_weight_net()
-    for name in ("weight_net", "proxy_loss"):
+        weighting.freeze()
+    elif weighting is not None:
         # Scorers whose choice has no gradient: DDP would wait for theirs.
-        scorer = getattr(model, name, None)
-        selecting = isinstance(model, Canonicalize | SelectingSymmetrizer)
-        if selecting and isinstance(scorer, nn.Module):
-            scorer.requires_grad_(False)
+        weighting.requires_grad_(False)
     return _train_backbone(model)
 
 
-def joint_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
-    """The backbone and the weight network learn together.
+def joint_phase(model: Symmetrized) -> list[nn.Parameter]:
+    """The backbone and the weights learn together.
 
     Args:
         model: The wrapper; it is put into train mode.
@@ -120,11 +115,11 @@ def joint_phase(model: LambdaSymmetrizer) -> list[nn.Parameter]:
         The parameters of both that learn; what you had fixed stays so.
 
     Raises:
-        TypeError: If the model is no ``LambdaEquiTune``.
+        TypeError: If the model has no weights to learn.
+        ValueError: If no parameter of the backbone learns, such as after another wrapper froze it.
     """
-    _require_lambda(model)
-    learned = _free_weights(model)
-    return [*_train_backbone(model), *learned]
+    weighting = _require_learning(model)
+    return [*_train_backbone(model), *_free_weights(weighting)]
 
 
 def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Parameter]:
@@ -133,7 +128,7 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
     The backbone as a whole stays in eval mode, so that its features do not change.
 
     Args:
-        model: Any wrapper; a weight network is fixed. Unless it reads ``"input"``, it should read
+        model: Any wrapper; its weighting is fixed. Unless it reads ``"input"``, it should read
             what stands before the submodules.
         submodules: Their dotted names in the backbone, such as its last layer.
 
@@ -141,22 +136,26 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
         The parameters of these submodules.
 
     Raises:
-        TypeError: If the model is no wrapper, or ``submodules`` is one string.
-        ValueError: If there is no such submodule, or none has parameters.
+        TypeError: If the model is not a wrapper, or ``submodules`` is one string.
+        ValueError: If no submodule has such a name, or none has parameters.
     """
-    _require_wrapper(model)
+    weighting = _weighting_of(model)
     if isinstance(submodules, str):
-        raise TypeError(f"submodules is {submodules!r}; use a list of names, [{submodules!r}]")
+        raise TypeError(
+            f"`submodules` must be a list of names, got {submodules!r}; use [{submodules!r}]"
+        )
     submodules = require_strings("submodules", submodules, "a list of dotted names")
     modules = [find_submodule(model.backbone, name, "submodules") for name in submodules]
     probed = list(dict.fromkeys(p for module in modules for p in module.parameters()))
     if not probed:
-        raise ValueError(f"submodules is {list(submodules)}, which have no parameters to learn")
-    model.freeze_backbone()
-    if isinstance(model, LambdaSymmetrizer):
-        model.freeze_weight_net()
-    for parameter in probed:
-        parameter.requires_grad_(True)
+        raise ValueError(
+            f"`submodules` must have parameters to learn, got {list(submodules)}; use the names of "
+            "layers with weights"
+        )
+    names = [name for name, p in model.backbone.named_parameters() if any(p is q for q in probed)]
+    model.freeze_backbone(probed=names)
+    if weighting is not None and weighting.learned:
+        weighting.freeze()
     model.train()
     return probed
 
@@ -214,7 +213,7 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
     return F.cross_entropy(scores.T, elements)
 
 
-def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
+def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
     """The same model, whose weight network reads a frozen copy of the backbone.
 
     In phase two the backbone learns while the weights are fixed, and its own activation would
@@ -224,19 +223,22 @@ def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
 
     Args:
         model: One that reads the backbone's output or one of its submodules, of a backbone of one
-            tensor. It shares its backbone and its weight network with the new one: use the new
-            one from now on.
+            tensor, such as a ``LambdaEquiTune``. It shares its backbone and its weight network with
+            the new one: use the new one from now on.
 
     Returns:
         The new model, with ``weight_input="input"``; in the mode of the old one.
 
     Raises:
-        TypeError: If the model is no ``LambdaEquiTune``.
+        TypeError: If the weights are not those of :class:`equitune.Learned`, or the model is of a
+            kit that this does not fit.
         ValueError: If its weights read the input already, or the group moves something else than
             one tensor, the first argument.
     """
-    _require_lambda(model, LambdaEquiTune)
-    if model.weight_input == "input":
+    weighting = _require_learning(model)
+    if not isinstance(model, LambdaEquiTune) or not isinstance(weighting, Learned):
+        raise TypeError(f"`model` must be a LambdaEquiTune, got {described(model)}; use one")
+    if weighting.reads == "input":
         raise ValueError("model reads weight_input 'input', which does not drift; use it as it is")
     action = model.input_action
     if not isinstance(action, Action) or isinstance(action, TreeAction):
@@ -245,51 +247,69 @@ def with_frozen_features(model: LambdaEquiTune) -> LambdaEquiTune:
             f"model moves {moved}, but a frozen extractor gets one tensor; put FrozenFeatures "
             "into a weight_net of your own, or train both with joint_phase"
         )
-    read = model.weight_input
-    if read == "output" and model.at is not None:
-        read = model.at
-    features = FrozenFeatures(model.backbone, read, chunk_size=model.chunk_size)
-    net = model.weight_net
+    read = str(weighting.reads)
+    if read == "output" and model.submodule is not None:
+        read = model.submodule
+    chunk_size = getattr(model.runner, "chunk_size", None)
+    features = FrozenFeatures(model.backbone, read, chunk_size=chunk_size)
+    net = weighting.net
     reading = (
         OnFeatures(features, net)
         if isinstance(net, OrbitWeightNet)
         else nn.Sequential(features, net)
     )
+    reading.training = net.training
     frozen = LambdaEquiTune(
         model.backbone,
         model.input_action,
         model.output_action,
         weight_net=reading,
-        chunk_size=model.chunk_size,
-        at=model.at,
+        chunk_size=chunk_size,
+        submodule=model.submodule,
     )
     # Nothing was asked to change: neither the mode nor what is frozen.
     frozen.training = model.training
-    frozen._thawed = model._thawed
-    if model._thawed_weights is not None:
-        inner = "weight_net" if isinstance(reading, OnFeatures) else "1"
-        frozen._thawed_weights = tuple(f"{inner}.{name}" for name in model._thawed_weights)
-    reading.training = net.training
+    if model.frozen:
+        frozen.freeze_backbone(model.learning)
+    if weighting.frozen:
+        inner = "net.weight_net" if isinstance(reading, OnFeatures) else "net.1"
+        frozen.weighting.freeze([name.replace("net", inner, 1) for name in weighting.learning])
     return frozen
 
 
 def _train_backbone(model: OrbitModule) -> list[nn.Parameter]:
     model.unfreeze_backbone()
     model.train()
-    return [p for p in model.backbone.parameters() if p.requires_grad]
+    learned = [p for p in model.backbone.parameters() if p.requires_grad]
+    if not learned and any(True for _ in model.backbone.parameters()):
+        raise ValueError(
+            "`model` must have a backbone with parameters that learn, got one in which "
+            "requires_grad is False everywhere; if another wrapper froze it, use "
+            "unfreeze_backbone() of that wrapper first"
+        )
+    return learned
 
 
-def _free_weights(model: LambdaSymmetrizer) -> list[nn.Parameter]:
-    model.unfreeze_weight_net()
-    return [p for p in model.weight_net.parameters() if p.requires_grad]
+def _free_weights(weighting: Weighting) -> list[nn.Parameter]:
+    weighting.unfreeze()
+    weighting.train(weighting.training)
+    return [p for p in weighting.parameters() if p.requires_grad]
 
 
-def _require_wrapper(model: object) -> None:
+def _weighting_of(model: object) -> Weighting | None:
     if not isinstance(model, OrbitModule):
-        raise TypeError(f"model is a {type(model).__name__}; use a wrapper such as EquiTune")
+        raise TypeError(
+            f"`model` must be a wrapper, got {described(model)}; use one such as EquiTune"
+        )
+    weighting: Weighting | None = getattr(model, "weighting", None)
+    return weighting
 
 
-def _require_lambda(model: object, kind: type[LambdaSymmetrizer] = LambdaSymmetrizer) -> None:
-    if not isinstance(model, kind):
-        others = "" if kind is LambdaEquiTune else " or a LambdaSeq2Seq"
-        raise TypeError(f"model is a {type(model).__name__}; use a LambdaEquiTune{others}")
+def _require_learning(model: object) -> Weighting:
+    weighting = getattr(model, "weighting", None)
+    if not isinstance(weighting, Weighting) or not weighting.learned:
+        raise TypeError(
+            f"`model` must have weights to learn, got {described(model)}; use a LambdaEquiTune or "
+            "another model with the weighting Learned"
+        )
+    return weighting

@@ -308,6 +308,13 @@ def holds_tensor(x: Any) -> bool:
     return fields is not None and any(map(holds_tensor, fields.values()))
 
 
+def tensors(x: Any) -> list[Tensor]:
+    """The tensors of a structure."""
+    if isinstance(x, Tensor):
+        return [x]
+    return [tensor for value in (children(x) or {}).values() for tensor in tensors(value)]
+
+
 def mapped(x: Any, change: Callable[[Tensor], Any]) -> Any:
     """A structure like x with every tensor changed."""
     fields = children(x)

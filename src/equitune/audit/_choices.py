@@ -11,7 +11,7 @@ from equitune._checks import require_strings
 from equitune.actions import Action, ImageAction
 from equitune.groups import FiniteGroup, c4, d4
 from equitune.losses import negative_log_max_probability
-from equitune.wrappers import EquiTune, EquiZero, Symmetrizer
+from equitune.wrappers import EquiTune, EquiZero, Symmetrized
 
 __all__ = ["GROUPS", "WRAPPERS", "wrap"]
 
@@ -31,7 +31,7 @@ GROUPS: Mapping[str, Callable[[], ImageAction]] = {
 }
 """How each group acts on images."""
 
-WRAPPERS: Mapping[str, Callable[..., Symmetrizer]] = {
+WRAPPERS: Mapping[str, Callable[..., Symmetrized]] = {
     "equitune": EquiTune,
     "equizero": functools.partial(EquiZero, proxy_loss=negative_log_max_probability),
 }

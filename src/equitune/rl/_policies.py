@@ -16,7 +16,7 @@ from equitune.rl._linear import matrices
 from equitune.rl._networks import Method, VectorSymmetrizer
 from equitune.rl._pictures import check_channels, is_picture
 from equitune.rl._symmetries import Symmetry
-from equitune.wrappers import EquiTune, Symmetrizer
+from equitune.wrappers import EquiTune, Symmetrized
 
 EXTRA = '"equitune[rl]"'
 spaces: Any = require("gymnasium.spaces", EXTRA)
@@ -322,7 +322,7 @@ def _behind(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
 
 def _fast(wrapper: object, space: Any, width: int) -> Any:
     """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
-    if not isinstance(wrapper, Symmetrizer):
+    if not isinstance(wrapper, Symmetrized):
         raise TypeError(
             f"method returned a {type(wrapper).__name__}; it has to return a wrapper such as "
             "EquiTune(network, observation_action, action_action)"

@@ -16,8 +16,7 @@ from equitune._checks import optional_tolerance, require_function, require_modul
 from equitune.actions import Action, TrivialAction
 from equitune.groups import FiniteGroup
 from equitune.testing._batches import copied
-from equitune.wrappers import OrbitWeightNet
-from equitune.wrappers._selection import TIE_TOLERANCES
+from equitune.weightings import OrbitWeightNet, tie_tolerance
 
 __all__ = [
     "CanonicalizeFormula",
@@ -36,8 +35,8 @@ class Formula(ABC):
         backbone: The module M of one argument.
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
-        at: The dotted name of a submodule; M is then the module up to its output, and the rest of
-            the module follows on the combination.
+        submodule: The dotted name of a submodule; M is then the module up to its output, and the
+            rest of the module follows on the combination.
     """
 
     def __init__(
@@ -46,18 +45,20 @@ class Formula(ABC):
         input_action: Action,
         output_action: Action | None = None,
         *,
-        at: str | None = None,
+        submodule: str | None = None,
     ) -> None:
         self.backbone = require_module("backbone", backbone)
         self.input_action: Action = require_type("input_action", input_action, Action, "an action")
         out = TrivialAction(input_action.group) if output_action is None else output_action
         self.output_action: Action = require_type("output_action", out, Action, "an action")
-        self.at = at if at is None else require_type("at", at, str, "the name of a submodule")
+        self.submodule: str | None = submodule
+        if submodule is not None:
+            require_type("submodule", submodule, str, "the name of a submodule")
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
         samples = [self._evaluate(sample) for sample in _samples(self.input_action, x)]
-        if self.at is not None:
+        if self.submodule is not None:
             return torch.cat(samples)
         leaves = [self.output_action.flatten(sample) for sample in samples]
         columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
@@ -75,18 +76,19 @@ class Formula(ABC):
             for column in zip(*leaves, strict=True)
         ]
         output = self.output_action.unflatten(raw[0], combined)
-        return output if self.at is None else self._finish(x, output)
+        return output if self.submodule is None else self._finish(x, output)
 
     def _run(self, x: Any) -> Any:
         # The backbone may work in place on what it gets.
         given = copied(self.input_action, x)
-        if self.at is None:
+        if self.submodule is None:
             return self.backbone(given)
-        return read_submodule(self.backbone, self.at, given)
+        return read_submodule(self.backbone, self.submodule, given)
 
     def _finish(self, x: Any, output: Any) -> Any:
         """What the backbone returns where its submodule returns something else."""
-        handle = self.backbone.get_submodule(str(self.at)).register_forward_hook(lambda *_: output)
+        cut = self.backbone.get_submodule(str(self.submodule))
+        handle = cut.register_forward_hook(lambda *_: output)
         try:
             return self.backbone(copied(self.input_action, x))
         finally:
@@ -140,7 +142,7 @@ class EquiZeroFormula(Formula):
         output_action: As for :class:`Formula`.
         proxy_loss: As for :class:`equitune.EquiZero`; called for one copy at a time.
         tie_tolerance: As for :class:`equitune.EquiZero`.
-        at: As for :class:`Formula`.
+        submodule: As for :class:`Formula`.
     """
 
     def __init__(
@@ -151,19 +153,22 @@ class EquiZeroFormula(Formula):
         *,
         proxy_loss: Callable[[Any], Tensor],
         tie_tolerance: float | None = None,
-        at: str | None = None,
+        submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, at=at)
+        super().__init__(backbone, input_action, output_action, submodule=submodule)
         self.proxy_loss = require_function("proxy_loss", proxy_loss, "a proxy loss")
         self.tie_tolerance = optional_tolerance(tie_tolerance)
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
+        dtypes = [raw.dtype for _, raw in self.output_action.flatten(outputs[0])]
         least, tolerance = min(losses), self.tie_tolerance
         if tolerance is None:
-            dtypes = [raw.dtype for _, raw in self.output_action.flatten(outputs[0])]
-            tolerance = max(TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes) or 1e-5
-        ties = [loss == least or loss - least <= tolerance * abs(least) for loss in losses]
+            tolerance = tie_tolerance(*dtypes)
+        rounding = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+        sizes = [abs(loss) for loss in losses if abs(loss) != float("inf")]
+        slack = max(tolerance * abs(least), min(64 * rounding, tolerance) * max(sizes, default=0.0))
+        ties = [loss == least or loss - least <= slack for loss in losses]
         return [tie / sum(ties) for tie in ties]
 
     def _stack_of_one(self, output: Any) -> Any:
@@ -181,7 +186,7 @@ class LambdaEquiTuneFormula(Formula):
         output_action: As for :class:`Formula`.
         weight_net: As for :class:`equitune.LambdaEquiTune`; log lambda.
         weight_input: As for :class:`equitune.LambdaEquiTune`.
-        at: As for :class:`Formula`.
+        submodule: As for :class:`Formula`.
     """
 
     def __init__(
@@ -192,9 +197,9 @@ class LambdaEquiTuneFormula(Formula):
         *,
         weight_net: nn.Module,
         weight_input: str = "input",
-        at: str | None = None,
+        submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, at=at)
+        super().__init__(backbone, input_action, output_action, submodule=submodule)
         self.weight_net = require_module("weight_net", weight_net)
         self.weight_input = require_type("weight_input", weight_input, str, "a name")
 
@@ -223,7 +228,7 @@ class CanonicalizeFormula(Formula):
         output_action: As for :class:`Formula`.
         weight_net: As for :class:`equitune.Canonicalize`.
         tie_tolerance: As for :class:`equitune.Canonicalize`.
-        at: As for :class:`Formula`.
+        submodule: As for :class:`Formula`.
     """
 
     def __init__(
@@ -234,9 +239,9 @@ class CanonicalizeFormula(Formula):
         *,
         weight_net: nn.Module,
         tie_tolerance: float | None = None,
-        at: str | None = None,
+        submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, at=at)
+        super().__init__(backbone, input_action, output_action, submodule=submodule)
         self.weight_net = require_module("weight_net", weight_net)
         self.tie_tolerance = optional_tolerance(tie_tolerance)
 
@@ -245,7 +250,7 @@ class CanonicalizeFormula(Formula):
         logits = [float(logit) for logit in logits_of(self.weight_net, seen)]
         tolerance = self.tie_tolerance
         if tolerance is None:
-            tolerance = TIE_TOLERANCES.get(seen[0].dtype, 1e-5)
+            tolerance = tie_tolerance(seen[0].dtype)
         allowed = tolerance * max(map(abs, logits))
         ties = [max(logits) - logit <= allowed for logit in logits]
         return [tie / sum(ties) for tie in ties]

@@ -21,15 +21,8 @@ from equitune.testing._formulas import (
     RegularFeaturesFormula,
 )
 from equitune.testing._interactions import Interactions
-from equitune.wrappers import (
-    Canonicalize,
-    EquiTune,
-    EquiZero,
-    LambdaEquiTune,
-    OrbitModule,
-    RegularFeatures,
-    Symmetrizer,
-)
+from equitune.weightings import Best, Canonical, Learned, Uniform
+from equitune.wrappers import OrbitModule, RegularFeatures, Symmetrized
 
 __all__ = ["assert_matches_formula"]
 
@@ -90,7 +83,9 @@ def assert_matches_formula(
     with torch.no_grad():
         literal = formula(x)
         # What is behind a cut has an action of its own, or none: one tensor.
-        action = formula.output_action if formula.at is None else TrivialAction(formula.group)
+        action = (
+            formula.output_action if formula.submodule is None else TrivialAction(formula.group)
+        )
         expected = output_tensors_of(action, literal)
         found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
         tolerance = Tolerance(rtol, atol, slack=10.0)
@@ -135,21 +130,25 @@ def formula_of(wrapper: object) -> Formula:
     parts = (wrapper.backbone, wrapper.input_action, wrapper.output_action)
     if isinstance(wrapper, RegularFeatures):
         return RegularFeaturesFormula(*parts)
-    at = wrapper.at if isinstance(wrapper, Symmetrizer) else None
-    if isinstance(wrapper, EquiTune):
-        return EquiTuneFormula(*parts, at=at)
-    if isinstance(wrapper, EquiZero):
-        return EquiZeroFormula(
-            *parts, proxy_loss=wrapper.proxy_loss, tie_tolerance=wrapper.tie_tolerance, at=at
-        )
-    if isinstance(wrapper, LambdaEquiTune):
-        return LambdaEquiTuneFormula(
-            *parts, weight_net=wrapper.weight_net, weight_input=wrapper.weight_input, at=at
-        )
-    if isinstance(wrapper, Canonicalize):
-        return CanonicalizeFormula(
-            *parts, weight_net=wrapper.weight_net, tie_tolerance=wrapper.tie_tolerance, at=at
-        )
+    if isinstance(wrapper, Symmetrized):
+        weighting, submodule = wrapper.weighting, wrapper.submodule
+        if isinstance(weighting, Uniform):
+            return EquiTuneFormula(*parts, submodule=submodule)
+        if isinstance(weighting, Best):
+            return EquiZeroFormula(
+                *parts, proxy_loss=weighting.loss, tie_tolerance=weighting.tie_tolerance,
+                submodule=submodule,
+            )  # fmt: skip
+        if isinstance(weighting, Learned):
+            return LambdaEquiTuneFormula(
+                *parts, weight_net=weighting.net, weight_input=str(weighting.reads),
+                submodule=submodule,
+            )  # fmt: skip
+        if isinstance(weighting, Canonical):
+            return CanonicalizeFormula(
+                *parts, weight_net=weighting.net, tie_tolerance=weighting.tie_tolerance,
+                submodule=submodule,
+            )  # fmt: skip
     raise TypeError(
         f"fn is a {type(wrapper).__name__}, whose formula is not known; use one of your own, a "
         "subclass of Formula"

@@ -26,7 +26,7 @@ from equitune.testing._batches import (
 from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant, magnitudes
 from equitune.testing._interactions import Interactions
 from equitune.testing._layers import Layers
-from equitune.wrappers import Symmetrizer
+from equitune.wrappers import Symmetrized
 
 __all__ = ["Trial", "run_trial"]
 
@@ -216,8 +216,8 @@ def _sizes(leaves: list[Tensor]) -> Tensor:
 
 
 def _cut_of(fn: object) -> str | None:
-    if isinstance(fn, Symmetrizer) and not isinstance(fn.output_action, TrivialAction):
-        return fn.at
+    if isinstance(fn, Symmetrized) and not isinstance(fn.output_action, TrivialAction):
+        return fn.submodule
     return None
 
 

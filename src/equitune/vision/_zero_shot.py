@@ -21,7 +21,7 @@ from equitune.vision._prompts import (
 )
 from equitune.vision._scaling import FixedScaling, Scaling
 from equitune.vision._sources import open_clip_parts, transformers_parts
-from equitune.wrappers import Explanation, Symmetrizer
+from equitune.wrappers import Explanation, Symmetrized
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -247,7 +247,7 @@ class ZeroShotClassifier(nn.Module):
             ValueError: As ``forward``.
         """
         _check_images(images)
-        if not isinstance(self.encoder, Symmetrizer):
+        if not isinstance(self.encoder, Symmetrized):
             raise TypeError(
                 f"the encoder is a {type(self.encoder).__name__}, without copies to explain; "
                 "symmetrise it first: classifier.symmetrize(lambda encoder: EquiTune(encoder, "

@@ -11,7 +11,7 @@ from torch import Tensor
 from equitune._checks import require_numbers, require_tensor, require_type
 from equitune._extras import require
 from equitune.actions import Action
-from equitune.wrappers import Symmetrizer
+from equitune.wrappers import Symmetrized
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ class Orbit(NamedTuple):
         pictures: The same without normalisation: float64 values in [0, 1], on the CPU.
     """
 
-    wrapper: Symmetrizer
+    wrapper: Symmetrized
     action: Action
     copies: list[Tensor]
     pictures: list[Tensor]
@@ -65,7 +65,7 @@ def orbit_of(
             images.
     """
     use = "a wrapper, such as EquiTune(model, ImageAction(d4()))"
-    wrapper: Symmetrizer = require_type("model", model, Symmetrizer, use)
+    wrapper: Symmetrized = require_type("model", model, Symmetrized, use)
     action = wrapper.input_action
     if not isinstance(action, Action):
         raise ValueError(

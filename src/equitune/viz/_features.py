@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import described, require_int, require_type
-from equitune._cut import find_submodule
 from equitune._modes import evaluating
+from equitune._submodules import find_submodule
 from equitune.actions import Action
 from equitune.functional import weighted_mean
 from equitune.viz._canvas import new_figure, orbit_of, show

@@ -1,20 +1,17 @@
-"""One forward machinery, and the weightings on top of it."""
+"""The symmetrised model, and the methods of the papers on top of it."""
 
-from equitune.wrappers._average import EquiTune, RegularFeatures
-from equitune.wrappers._canonicalize import Canonicalize
-from equitune.wrappers._equizero import EquiZero
-from equitune.wrappers._lambda_equitune import LambdaEquiTune, OrbitWeightNet
-from equitune.wrappers._orbit import Explanation, OrbitModule, OrbitPass, Symmetrizer
+from equitune.wrappers._methods import Canonicalize, EquiTune, EquiZero, LambdaEquiTune
+from equitune.wrappers._orbit_module import OrbitModule
+from equitune.wrappers._symmetrized import Explaining, Explanation, RegularFeatures, Symmetrized
 
 __all__ = [
     "Canonicalize",
     "EquiTune",
     "EquiZero",
+    "Explaining",
     "Explanation",
     "LambdaEquiTune",
     "OrbitModule",
-    "OrbitPass",
-    "OrbitWeightNet",
     "RegularFeatures",
-    "Symmetrizer",
+    "Symmetrized",
 ]

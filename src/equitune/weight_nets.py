@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from equitune._checks import (
     require_tensor,
     require_type,
 )
-from equitune.wrappers._lambda_equitune import OrbitWeightNet
-from equitune.wrappers._tap import Tap
+from equitune._submodules import Watch, find_submodule, read_submodule
+from equitune.weightings import OrbitWeightNet
 
 __all__ = [
     "AttentionWeightNet",
@@ -51,7 +51,7 @@ class MlpWeightNet(nn.Module):
     Example:
         >>> import torch
         >>> from equitune import ImageAction, LambdaEquiTune, c4
-        >>> from equitune.weights import MlpWeightNet
+        >>> from equitune.weight_nets import MlpWeightNet
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> model = LambdaEquiTune(
         ...     backbone, ImageAction(c4()), weight_net=MlpWeightNet(10), weight_input="output"
@@ -192,7 +192,7 @@ class FrozenFeatures(nn.Module):
 
     Example:
         >>> import torch
-        >>> from equitune.weights import FrozenFeatures, MlpWeightNet
+        >>> from equitune.weight_nets import FrozenFeatures, MlpWeightNet
         >>> network = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU())
         >>> weight_net = torch.nn.Sequential(FrozenFeatures(network, "0"), MlpWeightNet(5))
         >>> weight_net(torch.rand(3, 6)).shape
@@ -210,9 +210,17 @@ class FrozenFeatures(nn.Module):
         self.submodule = submodule
         self.chunk_size = chunk_size
         self.extractor = copy.deepcopy(network).requires_grad_(False).eval()
-        self._tap = None if submodule == "output" else Tap(self.extractor, submodule, "submodule")
-        if self._tap is not None:
-            self._tap.attach(self)
+        self._watch: Watch | None = None
+        if submodule != "output":
+            find_submodule(self.extractor, submodule, "submodule")
+            self._watch = Watch(submodule, "submodule")
+            self._watch.follow(self.extractor)
+            self._watch.belong_to(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.belong_to(self)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; the copy stays in eval mode."""
@@ -228,8 +236,10 @@ class FrozenFeatures(nn.Module):
         return torch.cat([self._read(piece) for piece in copies.split(size)])
 
     def _read(self, copies: Tensor) -> Tensor:
-        if self._tap is not None:
-            return self._tap.read(lambda: self.extractor(copies))[1]
+        if self._watch is not None:
+            self._watch.follow(self.extractor)
+            use = "one that does"
+            return read_submodule(self._watch, lambda: self.extractor(copies), use)[1]
         features = self.extractor(copies)
         if not isinstance(features, Tensor):
             raise TypeError(

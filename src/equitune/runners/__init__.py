@@ -1,0 +1,9 @@
+"""How a model is evaluated on the copies: runners, open for your own."""
+
+from equitune.runners._base import Mix, Runner
+from equitune.runners._batches import Batches
+from equitune.runners._call import Call, Ran
+from equitune.runners._loop import Loop
+from equitune.runners._orbit import Orbit, Part
+
+__all__ = ["Batches", "Call", "Loop", "Mix", "Orbit", "Part", "Ran", "Runner"]

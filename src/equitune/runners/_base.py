@@ -1,0 +1,142 @@
+"""What a runner is, and what it asks while it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+
+from equitune.functional import can_be_averaged
+from equitune.runners._call import Call
+from equitune.spaces import Space
+from equitune.weightings import Copies, Weighting
+
+__all__ = ["Mix", "Mixing", "Runner", "Stacking"]
+
+
+class Mix(Protocol):
+    """What becomes of the copies that a runner has run."""
+
+    @property
+    def reads(self) -> str | None:
+        """What the weighting reads."""
+
+    def ask(self, copies: Copies) -> Tensor | None:
+        """Asks for the weights with copies of the input alone, before the model runs.
+
+        Returns:
+            The weights (K, B) if they are known and most are 0, so that the copies whose weight is
+            0 need not run; else None.
+        """
+
+    def __call__(self, copies: Copies) -> Any:
+        """Combines the copies: once, or once for each step of a decoder."""
+
+
+class Runner(ABC):
+    """How the model is evaluated on the copies: which, in what pieces, in what order, where.
+
+    A runner drives. It chooses which elements run, asks ``mix.ask`` with copies of the input if
+    ``mix.reads`` is ``"input"``, calls the model, and hands what it has to ``mix``. It knows
+    nothing of weights.
+
+    Attributes:
+        offers: What a weighting may read: ``"input"``, ``"output"``, and ``"submodule"`` for the
+            name of one.
+
+    Example:
+        >>> import torch
+        >>> from equitune import EquiTune, ImageAction, Symmetrized, Uniform, c4
+        >>> from equitune.runners import Orbit, Runner
+        >>> class OneByOne(Runner):
+        ...     def run(self, call, mix, elements):
+        ...         each = [[g] for g in elements]
+        ...         copies = [[s.flatten(0, 1) for s in call.copies(one)] for one in each]
+        ...         return call.evaluate(copies, lambda ran: mix(Orbit.of(call, each, ran)))
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = Symmetrized(backbone, ImageAction(c4()), runner=OneByOne())
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> torch.allclose(model(x), EquiTune(backbone, ImageAction(c4()))(x), atol=1e-6)
+        True
+    """
+
+    offers: frozenset[str] = frozenset({"input", "output", "submodule"})
+
+    @abstractmethod
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
+        """The output of the symmetrised model.
+
+        Args:
+            call: The call: its copies, and the model.
+            mix: What combines copies; called with :class:`Copies` of the elements, in their order.
+            elements: The elements of the group to run.
+        """
+
+    def bind(self, model: Any) -> Any:
+        """A function of one tensor that does what :meth:`run` does, and faster; None for none.
+
+        It returns None for a tensor that it is not made for.
+        """
+        return None
+
+
+@final
+class Mixing:
+    """The weighted mean: what a symmetrised model makes of its copies.
+
+    Attributes:
+        weights: (K, B), the weights of the call; None for equal ones.
+        scores: (K, B), the scores that they come from; None if there are none.
+    """
+
+    def __init__(self, weighting: Weighting, space: Space) -> None:
+        self.weighting, self.space = weighting, space
+        self.reads = weighting.reads
+        self.weights: Tensor | None = None
+        self.scores: Tensor | None = None
+        self._known = False
+        self._count, self._tensors = 0, [torch.empty(0)]
+
+    def ask(self, copies: Copies) -> Tensor | None:
+        if self.reads not in (None, "input"):
+            return None
+        self._decide(copies)
+        if self.weights is None or not self.weighting.sparse:
+            return None
+        return copies.own(self.weights)
+
+    def __call__(self, copies: Copies) -> Any:
+        if not self._known:
+            self._decide(copies)
+        combine, weights = self.weighting.combine, self.weights
+        self._tensors = [combine(mean, weights) for mean in copies.means(self.space)]
+        self._count = copies.count
+        return copies.rebuild(self._tensors)
+
+    def equal_weights(self) -> Tensor:
+        """(K, B), in the dtype of the first output that has a mean."""
+        dtypes = (y.real.dtype for y in self._tensors if can_be_averaged(y))
+        shape, dtype = (self._count, len(self._tensors[0])), next(dtypes, torch.float32)
+        return self._tensors[0].new_full(shape, 1 / self._count, dtype=dtype)
+
+    def _decide(self, copies: Copies) -> None:
+        self.weights, self.scores = self.weighting(copies)
+        # A likelihood is asked again at each step.
+        self._known = self.reads != "likelihood"
+
+
+@final
+class Stacking:
+    """The copies g^-1 M(gx) themselves, as (B, K, ...): regular features."""
+
+    reads = None
+
+    def ask(self, copies: Copies) -> Tensor | None:
+        return None
+
+    def __call__(self, copies: Any) -> Any:
+        count = len(copies.dtypes)
+        return copies.rebuild([copies.undone(leaf).movedim(0, 1) for leaf in range(count)])

@@ -1,0 +1,206 @@
+"""One call of a backbone on copies of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune._submodules import Watch, read_submodule, require_gradients
+from equitune.actions import Action
+from equitune.actions._tree import Key, common_classes, tensors
+from equitune.groups import FiniteGroup
+
+__all__ = ["Call", "Ran"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What the backbone made of one flat batch of copies.
+
+    Attributes:
+        output: The raw output, for its structure.
+        leaves: Its tensors, with the action of each.
+        read: The activation that the weighting reads, if it reads one.
+    """
+
+    output: Any
+    leaves: list[tuple[Action, Tensor]]
+    read: Tensor | None
+
+
+@final
+@dataclass(eq=False)
+class Call:
+    """One call: what is called, its arguments, and the actions of those that move.
+
+    Attributes:
+        function: What a copy goes through, the backbone or a part of it.
+        args: The arguments by position.
+        kwargs: Those by name.
+        moved: The action of each argument that the group moves.
+        leaves: Their tensors, with the action of each.
+        group: The group.
+        output_action: How it acts on what the function returns.
+        tap: The submodule that the weighting reads; None for none.
+        cut: The submodule up to which the function is symmetrised; None for all of it.
+        training: Whether a part of the backbone trains, so that batches should hold whole orbits.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    moved: dict[Key, Action]
+    leaves: list[tuple[Action, Tensor]]
+    group: FiniteGroup
+    output_action: Action
+    tap: Watch | None = None
+    cut: Watch | None = None
+    training: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """The number B of samples."""
+        return self.leaves[0][1].shape[0]
+
+    def classes(self, elements: Sequence[int]) -> list[tuple[int, ...]]:
+        """Some elements, split so that the copies within each class have one shape."""
+        classes = common_classes(self.leaves, self.group)
+        if len(classes) == 1:
+            return [tuple(elements)]
+        wanted = [tuple([g for g in elements if g in members]) for members in classes]
+        return [members for members in wanted if members]
+
+    def copies(self, elements: Sequence[int]) -> list[Tensor]:
+        """The stacks (E, B, ...) of all moved tensors."""
+        return [action.orbit(leaf, elements) for action, leaf in self.leaves]
+
+    def evaluate(
+        self, batches: Sequence[Sequence[Tensor]], combine: Callable[[list[Ran]], Any]
+    ) -> Any:
+        """Runs the function on flat batches of copies and goes on with what they are combined to.
+
+        Where the function is symmetrised up to a submodule only, what is combined takes the place
+        of that submodule's output in the last pass, and the rest runs on it, once.
+
+        Args:
+            batches: For each pass the moved tensors, (N, ...) each.
+            combine: From what all passes gave to the output of the symmetrised part.
+        """
+        if self.cut is None:
+            return combine([self._pass(copies) for copies in batches])
+        ran: list[Ran] = []
+        for copies in batches[:-1]:
+            self._pass_to(self.cut, copies, ran.append)
+        return self._pass_to(self.cut, batches[-1], lambda last: combine([*ran, last]))
+
+    def run(self, copies: Sequence[Tensor]) -> Any:
+        """Calls the function with other tensors in the places of those that move."""
+        args, kwargs, start = list(self.args), dict(self.kwargs), 0
+        for key, action in self.moved.items():
+            place: Any = args if isinstance(key, int) else kwargs
+            stop = start + len(action.flatten(place[key]))
+            place[key] = action.unflatten(place[key], copies[start:stop])
+            start = stop
+        try:
+            return self.function(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, _Reached):
+                error.add_note(
+                    f"The wrapper was called with {[tuple(x.shape) for _, x in self.leaves]} and "
+                    "called the backbone with copies of the shapes "
+                    f"{[tuple(c.shape) for c in copies]}. The first dimension is the batch: images "
+                    "are (B, C, H, W)."
+                )
+            raise
+
+    def _pass(self, copies: Sequence[Tensor]) -> Ran:
+        if self.tap is None:
+            return self._ran(self.run(copies), None, copies)
+        output, read = read_submodule(
+            self.tap, lambda: self.run(copies), "the name of one that does"
+        )
+        return self._ran(output, read, copies)
+
+    def _ran(self, output: Any, read: Tensor | None, copies: Sequence[Tensor]) -> Ran:
+        leaves = self.output_action.flatten(output, "the backbone's output")
+        rows = copies[0].shape[0]
+        for tensor in [leaf for _, leaf in leaves] + ([] if read is None else [read]):
+            if tensor.shape[:1] != (rows,):
+                raise ValueError(
+                    f"the backbone returned a tensor of shape {tuple(tensor.shape)} for a batch of "
+                    f"{rows}; its first dimension must be the batch (use Drop() for a field that "
+                    "has none, such as a loss)"
+                )
+        return Ran(output, leaves, read)
+
+    def _pass_to(self, cut: Watch, copies: Sequence[Tensor], then: Callable[[Ran], Any]) -> Any:
+        """A pass in which the cut submodule returns what becomes of its output.
+
+        Where nothing does, the pass ends there.
+        """
+        mixed: list[Any] = []
+        read: list[Tensor] = []
+        differentiable = torch.is_grad_enabled()
+
+        def see(activation: Any) -> Any:
+            if mixed:
+                raise ValueError(
+                    f"submodule is {cut.name!r}, which runs 2 times or more in one pass of the "
+                    "backbone; use the name of one that runs once"
+                )
+            require_gradients(cut, differentiable)
+            if self.tap is not None and not read:
+                raise ValueError(
+                    f"weight_input is {self.tap.name!r}, which does not run before the cut at "
+                    f"{cut.name!r}; use a submodule of the part that is symmetrised"
+                )
+            mixed.append(then(self._ran(activation, read[0] if read else None, copies)))
+            if mixed[0] is None and not torch.compiler.is_compiling():
+                raise _Reached
+            return mixed[0]
+
+        def tapped(activation: Any) -> None:
+            if not mixed:
+                read.append(activation.clone())
+
+        try:
+            with cut.opened(see):
+                if self.tap is None:
+                    output = self.run(copies)
+                else:
+                    with self.tap.opened(tapped):
+                        output = self.run(copies)
+        except _Reached:
+            return None
+        except (RuntimeError, IndexError) as error:
+            if not mixed:
+                raise
+            raise ValueError(self._passes_by(cut, str(error))) from error
+        if not mixed:
+            raise ValueError(
+                f"submodule is {cut.name!r}, which runs 0 times in one pass of the backbone; use "
+                "the name of one that runs once"
+            )
+        rows, batch = copies[0].shape[0], self.batch_size
+        if mixed[0] is not None and rows != batch:
+            for tensor in tensors(output):
+                if tensor.shape[:1] == (rows,):
+                    raise ValueError(self._passes_by(cut, f"{rows} rows come out"))
+        return output
+
+    def _passes_by(self, cut: Watch, found: str) -> str:
+        return (
+            f"submodule is {cut.name!r}, but the backbone does not run on its mean over "
+            f"the group ({found}): something from before it, such as a shortcut, a mask or "
+            "the batch size, passes the cut by; use a submodule that everything goes through, such "
+            "as the module around it"
+        )
+
+
+class _Reached(Exception):  # noqa: N818
+    """The pass has come to where it ends."""

@@ -1,0 +1,244 @@
+"""What a weighting is, and what it sees of the copies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from equitune._modes import freeze, learn, learning
+from equitune.functional import widened
+from equitune.spaces import LOCAL, Space, Sums
+
+__all__ = ["Copies", "Mean", "Uniform", "Weighting", "join", "require_one_shape"]
+
+Mean = Callable[[Tensor | None], Tensor]
+"""The mean of the copies of one tensor of the output, as a function of the weights."""
+
+
+class Copies(ABC):
+    """Some copies of each sample, as a runner hands them to a weighting.
+
+    There are K slots for each of B samples. A slot is a copy that the runner has run: for the whole
+    group slot g belongs to element g; a runner that takes a part of the group has fewer.
+
+    Attributes:
+        count: The number K of slots.
+        dtypes: The dtypes of the raw outputs, or before the model has run those of the inputs.
+        sums: Where copies are that this process does not have.
+    """
+
+    count: int
+    dtypes: tuple[torch.dtype, ...]
+    sums: Sums = LOCAL
+
+    @abstractmethod
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        """The stacks that a weighting reads, one for each shape of copies.
+
+        Args:
+            what: ``"input"``, the first moved argument; ``"output"``, the first tensor of the raw
+                outputs; or the name of the submodule that the weighting declares to read.
+
+        Returns:
+            For each shape the slots and the stack (E, B, ...).
+        """
+
+    @abstractmethod
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        """The raw outputs M(gx), in their structure, in float32 or higher, as :meth:`read` does."""
+
+    @abstractmethod
+    def means(self, space: Space) -> list[Mean]:
+        """For each tensor of the output, the mean of g^-1 M(gx) as a function of the weights."""
+
+    @abstractmethod
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        """The structure of the output around other tensors."""
+
+    def scores(self, function: Callable[[Any], Tensor], name: str = "proxy_loss") -> Tensor:
+        """A function of the raw outputs, for all slots.
+
+        Args:
+            function: From raw outputs, (E, B, ...) or a structure of such stacks, to (E, B).
+            name: What the user calls it, for messages.
+
+        Returns:
+            (K, B), in float32 or higher.
+
+        Raises:
+            ValueError: If the function returns something else than (E, B).
+        """
+        parts = []
+        for (slots, stack), (_, outputs) in zip(self.read("output"), self.outputs(), strict=True):
+            scores = function(outputs)
+            if not isinstance(scores, Tensor) or scores.shape != stack.shape[:2]:
+                given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(
+                    f"`{name}` must return one number per element and sample, "
+                    f"{tuple(stack.shape[:2])}, got {given} for raw outputs of shape "
+                    f"{tuple(stack.shape)}; use a function from (|G|, B, ...) to (|G|, B)"
+                )
+            parts.append((slots, scores))
+        return self.gathered(widened(join(parts, name)))
+
+    def gathered(self, scores: Tensor) -> Tensor:
+        """The scores of all slots, those of other processes included."""
+        return scores
+
+    def own(self, weights: Tensor) -> Tensor:
+        """The rows of weights of all slots that belong to the slots at hand."""
+        return weights
+
+
+class Weighting(nn.Module, ABC):
+    """How much each copy counts: the w_g(x) of f(x) = sum_g w_g(x) g^-1 M(gx).
+
+    A subclass says how copies are scored and what weights follow from the scores. For the wrapper
+    to be equivariant, copies must be treated alike: the score of a copy depends on that copy alone,
+    or on the others without regard to their order.
+
+    Attributes:
+        reads: What it looks at: None, ``"input"`` (it is then asked before the model runs),
+            ``"output"`` or the dotted name of a submodule of the backbone.
+        sparse: Whether most weights are 0. A weighting that is asked before the model runs then
+            saves the passes of the copies that do not count.
+        chooses: Whether the weights are a choice, which has no gradient.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, Symmetrized, Weighting, c4
+        >>> from equitune.losses import entropy
+        >>> class Sure(Weighting):
+        ...     reads = "output"
+        ...
+        ...     def score(self, copies):
+        ...         return -copies.scores(entropy)
+        ...
+        ...     def weigh(self, scores, copies):
+        ...         return scores.softmax(0)
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = Symmetrized(backbone, ImageAction(c4()), weighting=Sure())
+        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.sum(0)
+        tensor([1., 1.], grad_fn=<SumBackward1>)
+    """
+
+    reads: str | None = None
+    sparse: bool = False
+    chooses: bool = False
+    # The names of the parameters that learn once it is unfrozen; None while it is not frozen.
+    _learning: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def score(self, copies: Copies) -> Tensor | None:
+        """The scores of the copies, (K, B): a copy with a larger one counts more.
+
+        Args:
+            copies: What the runner has run.
+        """
+
+    @abstractmethod
+    def weigh(self, scores: Tensor, copies: Copies) -> Tensor | None:
+        """The weights, (K, B), whose sum over the copies is 1; None for equal ones.
+
+        Args:
+            scores: (K, B), those of :meth:`score`.
+            copies: What they were made from.
+        """
+
+    def forward(self, copies: Copies) -> tuple[Tensor | None, Tensor | None]:
+        """The weights and the scores that they come from."""
+        scores = self.score(copies)
+        return None if scores is None else self.weigh(scores, copies), scores
+
+    def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
+        """The result for one tensor of the output; other means are for other gradients."""
+        return mean(weights)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is made of modules that a loss on the output reaches."""
+        return not self.chooses and any(True for _ in self.children())
+
+    @property
+    def drifts(self) -> bool:
+        """Whether what it reads changes while the backbone learns."""
+        return self.reads not in (None, "input")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is frozen."""
+        return self._learning is not None
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """The names of the parameters that learn, or will once it is unfrozen."""
+        return learning(self) if self._learning is None else self._learning
+
+    def freeze(self, learning: Sequence[str] | None = None) -> Self:
+        """Keeps it in eval mode, also under ``train()``, and its parameters fixed.
+
+        Args:
+            learning: The names of the parameters that :meth:`unfreeze` lets learn; None for those
+                that learn now.
+
+        Returns:
+            The weighting itself.
+        """
+        self._learning = self.learning if learning is None else tuple(learning)
+        freeze(self)
+        return self
+
+    def unfreeze(self) -> Self:
+        """Undoes :meth:`freeze`: what had gradients before has them again.
+
+        Returns:
+            The weighting itself.
+        """
+        learn(self, self.learning)
+        self._learning = None
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; it stays in eval mode if all its parameters are fixed."""
+        own = [*self.parameters()]
+        fixed = bool(own) and not any(p.requires_grad for p in own)
+        return super().train(mode and not fixed)
+
+
+@final
+class Uniform(Weighting):
+    """Equal weights, as in equi-tuning (first paper, equation 3)."""
+
+    def score(self, copies: Copies) -> Tensor | None:
+        return None
+
+    def weigh(self, scores: Tensor, copies: Copies) -> Tensor | None:
+        return None
+
+
+def require_one_shape(first: Tensor, other: Tensor, name: str) -> None:
+    """Refuses stacks, or rows, of two shapes."""
+    if first.shape[1:] != other.shape[1:]:
+        raise ValueError(
+            f"{name} has copies of the shapes {tuple(first.shape[1:])} and "
+            f"{tuple(other.shape[1:])}, because the images are not square, and they cannot be "
+            "combined; check that output_action is the action of the output"
+        )
+
+
+def join(parts: Sequence[tuple[Sequence[int], Tensor]], name: str) -> Tensor:
+    """Joins the stacks (E, B, ...) of several shapes of copies to one, (K, B, ...).
+
+    Raises:
+        ValueError: If they differ in shape.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    for _, stack in parts[1:]:
+        require_one_shape(parts[0][1], stack, name)
+    rows = {slot: row for slots, stack in parts for slot, row in zip(slots, stack, strict=True)}
+    return torch.stack([rows[slot] for slot in sorted(rows)])

@@ -1,0 +1,107 @@
+"""Learned weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import Tensor, nn
+
+from equitune._checks import require_type
+from equitune.functional import widened
+from equitune.weightings._base import Copies, Weighting, join
+
+__all__ = ["Learned", "OrbitWeightNet", "copy_logits"]
+
+
+class OrbitWeightNet(nn.Module, ABC):
+    """A weight network that sees the whole orbit at once.
+
+    For the wrapper to be equivariant it has to be equivariant to permutations of the first
+    dimension, as attention without positions is.
+    """
+
+    @abstractmethod
+    def forward(self, stack: Tensor) -> Tensor:
+        """One logit per copy.
+
+        Args:
+            stack: (|G|, B, ...), what is read, entry g of the copy gx.
+
+        Returns:
+            The logits, (|G|, B).
+        """
+
+
+@final
+class Learned(Weighting):
+    """Weights that a network learns, lambda-equitune (second paper, equation 4).
+
+    The weights are lambda(gx) / sum_h lambda(hx), where log lambda is what the network returns:
+    the softmax of its logits over the group.
+
+    Args:
+        net: A module that sees single copies as a flat batch (N, ...) and returns one logit each,
+            (N,) or (N, 1); or an :class:`OrbitWeightNet`.
+        reads: What it sees: ``"input"``, the copies gx of the first moved argument (the paper's
+            lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or the dotted name
+            of a submodule of the backbone, whose activation is read in the pass that runs anyway.
+
+    Raises:
+        TypeError: If an argument is of the wrong type. Calls raise ValueError if the network
+            returns another shape.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, Learned, Symmetrized, c4
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> weighting = Learned(torch.nn.Linear(10, 1), reads="output")
+        >>> model = Symmetrized(backbone, ImageAction(c4()), weighting=weighting)
+        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, net: nn.Module, reads: str = "input") -> None:
+        super().__init__()
+        require_type("weight_net", net, nn.Module, "one that returns one logit per copy")
+        use = "'input', 'output' or the dotted name of a submodule of the backbone"
+        self.reads = require_type("weight_input", reads, str, use)
+        self.net = net
+
+    def score(self, copies: Copies) -> Tensor:
+        return copy_logits(self.net, copies, str(self.reads))
+
+    def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
+        return scores.softmax(dim=0)
+
+
+def copy_logits(net: nn.Module, copies: Copies, reads: str) -> Tensor:
+    """The logits (K, B) of a weight network, in float32 or higher.
+
+    Raises:
+        ValueError: If it returns another shape.
+    """
+    parts = copies.read(reads)
+    if isinstance(net, OrbitWeightNet):
+        stack = join(parts, f"weight_input {reads!r}")
+        logits = _checked(net(stack), stack, (stack.shape[:2],))
+    else:
+        logits = join([(slots, _flat(net, stack)) for slots, stack in parts], "weight_net")
+    # Whatever autocast or the backbone work in.
+    return copies.gathered(widened(logits))
+
+
+def _flat(net: nn.Module, stack: Tensor) -> Tensor:
+    copies = stack.flatten(0, 1)
+    logits = _checked(net(copies), copies, (copies.shape[:1], (copies.shape[0], 1)))
+    return logits.reshape(stack.shape[:2])
+
+
+def _checked(logits: Tensor, seen: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    if isinstance(logits, Tensor) and logits.shape in shapes:
+        return logits
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise ValueError(
+        f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
+        f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"
+    )

@@ -1,0 +1,222 @@
+"""The weighted Reynolds operator of any weighting, runner and space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, final
+
+from torch import Tensor, nn
+
+from equitune._checks import require_type
+from equitune.actions import Action
+from equitune.runners import Runner
+from equitune.runners._base import Mixing, Stacking
+from equitune.spaces import Space, Values
+from equitune.weightings import Uniform, Weighting
+from equitune.wrappers._orbit_module import OrbitModule
+
+__all__ = ["Explaining", "Explanation", "RegularFeatures", "Symmetrized"]
+
+
+@final
+class Explanation(NamedTuple):
+    """How a wrapper came to its output; a named tuple of tensors.
+
+    Attributes:
+        output: What ``forward`` returns.
+        weights: (|G|, B), the weight of each copy; their sum over the group is 1.
+        scores: (|G|, B), what the weights were made from: the logits of lambda, the negated proxy
+            losses of EquiZero; a copy with a larger score counts more. None for equal weights.
+        elements: (B,) int64, the element with the largest weight, the first of several.
+    """
+
+    output: Any
+    weights: Tensor
+    scores: Tensor | None
+    elements: Tensor
+
+
+class Symmetrized(OrbitModule):
+    """A weighted Reynolds operator: f(x) = sum_g w_g(x) g^-1 M(gx), where the weights sum to 1.
+
+    This is test-time augmentation by a whole group, with the inverse action on outputs. With
+    weights that choose it is canonicalization. ``EquiTune``, ``LambdaEquiTune``, ``EquiZero`` and
+    ``Canonicalize`` are this class with a weighting of their own.
+
+    Args:
+        backbone: The module M. It is registered and never modified.
+        input_action: How the group acts on the first argument of the backbone, or a mapping from
+            argument names to actions.
+        output_action: How it acts on the output; None means one invariant tensor. With
+            ``submodule``, how it acts on the activation there.
+        weighting: How much each copy counts. Default equal weights.
+        runner: How the backbone is evaluated on the copies. Default one batch.
+        space: The space in which copies are averaged. Default the values themselves.
+        submodule: The dotted name of a submodule of the backbone, up to whose output it is
+            symmetrised; the rest then runs once, on the result. None for the whole backbone. An
+            invariant activation is always exact; one that moves is exact where the rest is
+            invariant or equivariant itself, which ``equitune.testing.assert_equivariant`` checks.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the actions are of different groups, no submodule has the name, or the
+            runner does not offer what the weighting reads. Calls raise it for a tensor argument
+            without an action, for shapes that do not fit, and where something passes the
+            submodule by.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, Symmetrized, Uniform, c4
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = Symmetrized(backbone, ImageAction(c4()), weighting=Uniform())
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> torch.allclose(model(x), model(x.rot90(1, (-2, -1))), atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        weighting: Weighting | None = None,
+        runner: Runner | None = None,
+        space: Space | None = None,
+        submodule: str | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, runner=runner)
+        weighting = Uniform() if weighting is None else weighting
+        use = "a weighting such as Uniform(), or None for equal weights"
+        self.weighting: Weighting = require_type("weighting", weighting, Weighting, use)
+        space = Values() if space is None else space
+        self.space = require_type("space", space, Space, "a space such as Values(), or None")
+        reads = self.weighting.reads
+        kind = reads if reads in (None, "input", "output", "likelihood") else "submodule"
+        if kind is not None and kind not in self.runner.offers:
+            raise ValueError(
+                f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
+                f"offers, got {reads!r}; use another weighting, or another runner"
+            )
+        if kind == "submodule":
+            self._watch("weight_input", str(reads), "'input', 'output' or ")
+        if submodule is not None:
+            self._watch("submodule", submodule)
+        self._fast = self.runner.bind(self)
+
+    @property
+    def submodule(self) -> str | None:
+        """The submodule up to which the backbone is symmetrised; None for the whole of it."""
+        watch = self._watches.get("submodule")
+        return None if watch is None else watch.name
+
+    def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+        if self._fast is not None and not args and not kwargs:
+            output = self._fast(x)
+            if output is not None:
+                return output
+        return self._run(Mixing(self.weighting, self.space), x, args, kwargs)
+
+    def explain(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Explanation:
+        """Calls the wrapper as ``forward`` does, and says how it came to its output.
+
+        Returns:
+            The output, with the weights, scores and elements of each sample.
+        """
+        mix = Mixing(self.weighting, self.space)
+        output = self._run(mix, x, args, kwargs)
+        weights = mix.equal_weights() if mix.weights is None else mix.weights
+        return Explanation(output, weights, mix.scores, weights.argmax(dim=0))
+
+    def freeze_weighting(self) -> Self:
+        """Keeps the weighting in eval mode, also under ``train()``, and its parameters fixed.
+
+        Returns:
+            The wrapper itself.
+        """
+        self.weighting.freeze()
+        return self
+
+    def unfreeze_weighting(self) -> Self:
+        """Undoes :meth:`freeze_weighting`: what had gradients before has them again.
+
+        Returns:
+            The wrapper itself.
+        """
+        self.weighting.unfreeze()
+        return self.train(self.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._fast = self.runner.bind(self)
+
+    def extra_repr(self) -> str:
+        cut = "" if self.submodule is None else f", submodule={self.submodule!r}"
+        space = "" if self.space == Values() else f", space={self.space}"
+        return super().extra_repr() + space + cut
+
+
+@final
+class Explaining(nn.Module):
+    """A module whose ``forward`` returns the explanation of a wrapper.
+
+    Engines such as DistributedDataParallel, FSDP and accelerate see calls of ``forward`` only:
+    train ``Explaining(model)`` where a loss reads weights or scores.
+
+    Args:
+        model: A wrapper, or another module with ``explain``.
+
+    Raises:
+        TypeError: If it has none.
+
+    Example:
+        >>> import torch
+        >>> from equitune import EquiTune, Explaining, ImageAction, c4
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> explaining = Explaining(EquiTune(backbone, ImageAction(c4())))
+        >>> explaining(torch.rand(2, 1, 8, 8)).weights.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module) or not callable(getattr(model, "explain", None)):
+            raise TypeError(
+                f"`model` must be a module with explain, got {type(model).__name__}; use a wrapper "
+                "such as EquiTune"
+            )
+        self.model: Any = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Explanation:
+        explanation: Explanation = self.model.explain(*args, **kwargs)
+        return explanation
+
+
+@final
+class RegularFeatures(OrbitModule):
+    """The regular features g^-1 M(gx) of Algorithms 1 and 2 (first paper), as (B, |G|, ...).
+
+    A module of its own, so that ``nn.Sequential(RegularFeatures(...), head)`` trains like any
+    other. The features move by :class:`equitune.RegularFeatureAction` of the output action.
+
+    Args:
+        backbone: The module M.
+        input_action: How the group acts on the first argument of the backbone, or a mapping from
+            argument names to actions.
+        output_action: How it acts on the output; None means one invariant tensor.
+        runner: How the backbone is evaluated on the copies. Default one batch.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the actions are of different groups.
+
+    Example:
+        >>> import torch
+        >>> from equitune import ImageAction, RegularFeatures, c4
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> RegularFeatures(backbone, ImageAction(c4()))(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 4, 10])
+    """
+
+    def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+        return self._run(Stacking(), x, args, kwargs)
