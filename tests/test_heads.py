@@ -385,7 +385,7 @@ def test_compiles_to_one_graph(mode):
     ((regular(d4()), RegularFeatureAction(ImageAction(d4())), 1, 1), TypeError,
      r"out_action\.fiber is a ImageAction; use"),
     ((RegularAction(d4()), regular(d4()), 1, 1), ValueError, "in_action acts on dim -1; use"),
-    ((regular(d4()), regular(c4()), 1, 1), ValueError, 
+    ((regular(d4()), regular(c4()), 1, 1), ValueError,
      "must be actions of one group, got groups of order 8 and 4"),
     ((regular(d4()), regular(d4()), 0, 1), ValueError, "in_channels is 0; use a whole number"),
     ((regular(d4()), regular(d4()), 1, 1.5), ValueError, r"out_channels is 1\.5; use a whole"),

@@ -50,4 +50,4 @@ class Ties:
         """The entries of all points."""
         if self._places is None:
             return entries.index_select(1, self._orbits.on(entries.device))
-        return entries.flatten().gather(0, self._places.on(entries.device)).view(self._shape)
+        return entries.flatten().index_select(0, self._places.on(entries.device)).view(self._shape)
