@@ -386,7 +386,12 @@ BAD_MAPS = [
         ValueError,
         "must run once in one pass, but 'layer' ran 2 times",
     ),
-    (square(Crooked()), {"submodule": "wide"}, ValueError, "must return maps that can be combined"),
+    (
+        square(Crooked()),
+        {"submodule": "wide"},
+        ValueError,
+        "must return maps that turn with the image",
+    ),
     (square(PLAIN), {"submodule": "features", "image": torch.zeros(6, 6)}, ValueError, "(6, 6)"),
     (square(PLAIN), {"submodule": "features", "mean": MEAN}, ValueError, "must come together"),
     (square(ConvNet(3, 4, True).double()), {"image": picture(5, 7)}, ValueError, "output_action"),

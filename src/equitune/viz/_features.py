@@ -73,27 +73,35 @@ def draw_feature_maps(
         require_type("submodule", submodule, str, "the dotted name of a submodule, or None")
     channel = require_int("channel", channel, "the number of a channel", least=0)
     wrapper, action, copies, pictures = orbit_of(model, image, mean, std)
-    moved = wrapper.output_action if submodule is None else action
-    maps: list[Callable[[Tensor], Any]] = [wrapper.backbone, wrapper]
-    what = "the model"
+    run: Callable[[Tensor], Any] = wrapper.backbone
+    what, moved, group = "the model", wrapper.output_action, action.group
     if submodule is not None:
-        what = f"the submodule {submodule!r}"
-        maps[0] = partial(_activation, wrapper.backbone, submodule)
-        undone = partial(_undone, maps[0], action, what)
-        maps[1] = lambda x: weighted_mean(undone(x), wrapper.explain(x).weights)
+        run = partial(_activation, wrapper.backbone, submodule)
+        what, moved = f"the submodule {submodule!r}", action
     with evaluating(wrapper), torch.no_grad():
-        plain, wrapped = ([_checked(f(copy), channel, what) for copy in copies] for f in maps)
+        plain = [_checked(run(copy), channel, what) for copy in copies]
+        before = _errors(plain, moved, channel, what)
+        wrapped = []
+        for g, copy in enumerate(copies):
+            if submodule is None:
+                wrapped.append(wrapper(copy))
+                continue
+            # The copy h of the copy gx is hgx, whose map is there already.
+            pairs = ((plain[group.compose(h, g)], group.inverse(h)) for h in group.elements)
+            undone = torch.stack([action.transform(y, h) for y, h in pairs])
+            wrapped.append(weighted_mean(undone, wrapper.explain(copy).weights))
+        after = _errors(wrapped, moved, channel, what)
 
     figure = new_figure(max(1.4 * len(copies) + 0.3, 4), 5)
     rows = figure.subplots(3, len(copies), squeeze=False)
     for axes, picture, name in zip(rows[0], pictures, action.group.names, strict=True):
         show(axes, picture[0].movedim(0, -1), cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=8)
-    for row, ys in zip(rows[1:], (plain, wrapped), strict=True):
-        shown = [y[0, channel].detach().cpu().double() for y in ys]
+    for row, maps, errors in zip(rows[1:], (plain, wrapped), (before, after), strict=True):
+        shown = [y[0, channel].double().cpu() for y in maps]
         # One scale for a row, so that equal colours are equal values.
         low, high = min(float(y.min()) for y in shown), max(float(y.max()) for y in shown)
-        for axes, y, error in zip(row, shown, _errors(ys, moved, channel, what), strict=True):
+        for axes, y, error in zip(row, shown, errors, strict=True):
             show(axes, y, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             axes.set_xlabel(f"error {error:.2g}", fontsize=8)
     for axes, label in zip(rows[:, 0], ("image", "plain", type(wrapper).__name__), strict=True):
@@ -119,29 +127,14 @@ def _activation(backbone: nn.Module, name: str, x: Tensor) -> Any:
     return seen[0]
 
 
-def _undone(maps: Callable[[Tensor], Any], action: Action, what: str, x: Tensor) -> Tensor:
-    """The maps of all copies of x, turned back, (|G|, 1, C, H, W)."""
-    rows = []
-    for g in action.group.elements:
-        y = _checked(maps(action.transform(x, g)), None, what)
-        rows.append(action.transform(y, action.group.inverse(g)))
-    shapes = list(dict.fromkeys(tuple(row.shape) for row in rows))
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{what} must return maps that can be combined, got the shapes {shapes} after turning "
-            "them back; use another submodule"
-        )
-    return torch.stack(rows)
-
-
-def _checked(y: object, channel: int | None, what: str) -> Tensor:
+def _checked(y: object, channel: int, what: str) -> Tensor:
     """Refuses outputs that are not maps, or are maps without that channel."""
     if not isinstance(y, Tensor) or y.dim() != 4:
         raise ValueError(
             f"{what} must return maps of shape (B, C, H, W), got {described(y)}; use "
             "submodule='...', the name of one that does"
         )
-    if channel is not None and channel >= y.shape[1]:
+    if channel >= y.shape[1]:
         raise ValueError(
             f"`channel` must be one of {y.shape[1]} channels, got {channel}; use 0 to "
             f"{y.shape[1] - 1}"
