@@ -101,7 +101,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     try:
         checks = [equivariant(*mark.args, **mark.kwargs) for mark in markers]
     except TypeError as error:
-        _refuse(pyfuncitem, f"but {str(error).replace('equivariant()', 'the marker equivariant')}")
+        _refuse(pyfuncitem, f"but with wrong arguments: {error}")
     test = pyfuncitem.obj
 
     @functools.wraps(test)

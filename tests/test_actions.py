@@ -286,10 +286,10 @@ def test_what_a_table_may_be_off_goes_by_the_rounding_of_each_entry(n, dtype):
     near = table.clone()
     near[1, 0, 1] += off
     assert near[1, 0, 1] != table[1, 0, 1]
-    use = (
-        "check the matrices of these" if dtype == torch.float64 else "give the matrices in float64"
-    )
-    with pytest.raises(ValueError, match=f"matrices is no representation: .*; {use}"):
+    use = "use other matrices of these" if dtype == torch.float64 else "use the matrices in float64"
+    with pytest.raises(
+        ValueError, match=f"`matrices` must multiply as the group does, got .*; {use}"
+    ):
         MatrixAction(cyclic(n), near)
 
 
@@ -307,7 +307,7 @@ def test_products_take_tables_by_their_rounding_too():
     skew = torch.tensor([[1 + 1e-7, 2e-7], [-1e-7, 1 - 1e-7]], dtype=torch.float64)
     half = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
     moved = skew @ half @ torch.linalg.inv(skew)
-    with pytest.raises(ValueError, match="do not commute"):
+    with pytest.raises(ValueError, match="must commute"):
         ProductAction(
             MatrixAction(cyclic(2), torch.stack([identity, half])),
             MatrixAction(cyclic(2), torch.stack([identity, moved])),
@@ -326,7 +326,9 @@ def test_ids_of_every_dtype_move_as_int64_or_are_refused(dtype, ignore_index):
         action = TokenAction.cyclic_swaps(size, [(1, size - 1)], ignore_index)
         ids = torch.tensor([[0, 1, 50]])
         if size - 1 > largest:
-            with pytest.raises(TypeError, match=rf"dtype {dtype}.* {size} ids; use x.long\(\)"):
+            with pytest.raises(
+                TypeError, match=rf"all {size} ids, got dtype {dtype}; use x.long\(\)"
+            ):
                 action.transform(ids.to(dtype), 1)
             continue
         for g in (1, torch.tensor([1])):
@@ -334,7 +336,7 @@ def test_ids_of_every_dtype_move_as_int64_or_are_refused(dtype, ignore_index):
             assert moved.dtype == dtype
             assert moved.tolist() == [[0, size - 1, 50]]
         assert action.orbit(ids.to(dtype)).tolist() == action.orbit(ids).tolist()
-    with pytest.raises(ValueError, match="holds the id 101"):
+    with pytest.raises(ValueError, match="got the id 101"):
         TokenAction.cyclic_swaps(100, [(1, 2)]).transform(torch.tensor([[101]]).to(dtype), 1)
 
 
@@ -476,51 +478,81 @@ NEAR_ACTIONS = {
     # The inverses: an action from the right.
     "right action": (
         lambda: PermutationAction(S3, [np.argsort(p).tolist() for p in sorted(ORDERS)]),
-        "no action: element",
+        "must multiply as the group does, got .* for element",
     ),
     "rows": (lambda: PermutationAction(cyclic(3), SHIFTS[:2]), r"shape \(2, 3\)"),
     "ragged": (
         lambda: PermutationAction(cyclic(2), [(0, 1), (0,)]),
         "`permutations` must be a table",
     ),
-    "batch": (lambda: PermutationAction(cyclic(3), SHIFTS, dim=0), "dim is 0, the batch"),
-    "regular batch": (lambda: RegularAction(cyclic(3), dim=0), "dim is 0"),
-    "matrix batch": (lambda: MatrixAction(cyclic(1), [[[1.0]]], dim=0), "dim is 0"),
+    "batch": (
+        lambda: PermutationAction(cyclic(3), SHIFTS, dim=0),
+        "`dim` must be another dimension than the batch, got 0",
+    ),
+    "regular batch": (
+        lambda: RegularAction(cyclic(3), dim=0),
+        "`dim` must be another dimension than the batch",
+    ),
+    "matrix batch": (
+        lambda: MatrixAction(cyclic(1), [[[1.0]]], dim=0),
+        "`dim` must be another dimension than the batch",
+    ),
     "matrices": (
         lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
-        r"matrices\[1\] @ matrices\[1\]",
+        "element 1 after element 1",
     ),
     "nan": (lambda: MatrixAction(cyclic(2), [[[1.0]], [[float("nan")]]]), "infinities or NaN"),
     "matrix identity": (lambda: MatrixAction(cyclic(2), [[[2.0]], [[1.0]]]), r"matrices\[0\]"),
     "matrix shape": (lambda: MatrixAction(cyclic(2), [[1.0], [1.0]]), r"shape \(2, 1\)"),
     "half-precision matrices": (
         lambda: MatrixAction(cyclic(3), torch.tensor(turns(3)).half()),
-        "give the matrices in float64",
+        "use the matrices in float64",
     ),
     "float32 matrices": (
         lambda: MatrixAction(cyclic(2), torch.tensor([[[1.0]], [[2.0]]])),
-        "by 3; use the matrices in float64",
+        "of 3 for element 1 after .*; use the matrices in float64",
     ),
     "float64 matrices": (
         lambda: MatrixAction(cyclic(2), [[[1.0]], [[2.0]]]),
-        "by 3; check the matrices of these elements",
+        "of 3 for element 1 after .*; use other matrices of these elements",
     ),
     "integer matrices": (
         lambda: MatrixAction(cyclic(2), [[[1]], [[2]]]),
-        "by 3; check the matrices of these elements",
+        "of 3 for element 1 after .*; use other matrices of these elements",
     ),
-    "no default": (lambda: ImageAction(cyclic(2)), "elements is missing"),
-    "no default for a product": (lambda: ImageAction(c4() * cyclic(2)), "elements is missing"),
-    "rotate 0/90": (lambda: ImageAction(cyclic(2), [0, 1]), "element 1 after element 1 performs r"),
-    "not d4": (lambda: ImageAction(cyclic(2), [0, 8]), r"elements\[1\] is 8"),
-    "image elements": (lambda: ImageAction(c4(), [0, 1]), "elements has 2 entries"),
-    "dims": (lambda: ImageAction(c4(), dims=(-1, -1)), "dims is"),
-    "mixed dims": (lambda: ImageAction(c4(), dims=(2, -1)), "dims is"),
-    "components": (lambda: VectorFieldAction(c4(), components=(-1, -3)), "components is"),
-    "channel": (lambda: VectorFieldAction(c4(), channel_dim=-1), "channel_dim is -1"),
+    "no default": (lambda: ImageAction(cyclic(2)), "`elements` must say which element of d4"),
+    "no default for a product": (
+        lambda: ImageAction(c4() * cyclic(2)),
+        "`elements` must say which element of d4",
+    ),
+    "rotate 0/90": (
+        lambda: ImageAction(cyclic(2), [0, 1]),
+        r"got r\^2 in place of e for element 1 after element 1",
+    ),
+    "not d4": (
+        lambda: ImageAction(cyclic(2), [0, 8]),
+        r"`elements\[1\]` must be an element .* got 8",
+    ),
+    "image elements": (
+        lambda: ImageAction(c4(), [0, 1]),
+        "`elements` must have .* 4 elements .* got 2 entries",
+    ),
+    "dims": (lambda: ImageAction(c4(), dims=(-1, -1)), "`dims` must be two different dimensions"),
+    "mixed dims": (
+        lambda: ImageAction(c4(), dims=(2, -1)),
+        "`dims` must be two different dimensions",
+    ),
+    "components": (
+        lambda: VectorFieldAction(c4(), components=(-1, -3)),
+        "`components` must be the two dims",
+    ),
+    "channel": (
+        lambda: VectorFieldAction(c4(), channel_dim=-1),
+        "`channel_dim` must be another dimension than height and width",
+    ),
     "ignore_index": (
         lambda: TokenAction(cyclic(2), [(0, 1), (1, 0)], ignore_index=1),
-        "ignore_index is 1",
+        "`ignore_index` must lie outside of the vocabulary of 2 ids, got 1",
     ),
     "cycle lengths": (
         lambda: TokenAction.cyclic_swaps(9, [(1, 2), (3, 4, 5)]),
@@ -534,15 +566,15 @@ NEAR_ACTIONS = {
             PermutationAction(cyclic(2), [(0, 1, 2), (1, 0, 2)]),
             PermutationAction(cyclic(3), SHIFTS),
         ),
-        "do not commute: element 1 of the first and element 1",
+        "must commute, got .* element 1 of the first and element 1",
     ),
     "images": (
         lambda: ProductAction(ImageAction(c4()), ImageAction.horizontal_flip()),
-        "do not commute",
+        "must commute",
     ),
     "sizes": (
         lambda: ProductAction(PermutationAction(cyclic(3), SHIFTS), corners(5)),
-        "acts on 3 entries and the second on 5",
+        "got 5 and 3 entries along dim -1",
     ),
     "mixed ends": (
         lambda: ProductAction(PermutationAction(cyclic(3), SHIFTS, dim=1), ImageAction(c4())),
@@ -552,7 +584,7 @@ NEAR_ACTIONS = {
         lambda: ProductAction(
             TokenAction.cyclic_swaps(4, [(1, 2)]), TokenAction.cyclic_swaps(5, [(1, 2)])
         ),
-        "vocabularies of 4 and 5",
+        "must have the vocabulary of `first`, got 5 and 4 ids",
     ),
     "tree of groups": (
         lambda: TreeAction({"a": TrivialAction(c4()), "b": TrivialAction(d4())}),
@@ -563,13 +595,16 @@ NEAR_ACTIONS = {
     "mirrors": (
         # They agree on (0, 1, 2), so that no single vector tells that they do not commute.
         lambda: ProductAction(mirror([1.0, 0.0, 0.0]), mirror([1.0, 2.0, -1.0])),
-        "do not commute",
+        "must commute",
     ),
     "channels are rows": (
         lambda: VectorFieldAction(c4(), channel_dim=2).transform(torch.zeros(1, 2, 4, 4), 1),
         "which is height or width",
     ),
-    "image dims": (lambda: ImageAction(c4(), dims=(-1,)), "dims is"),
+    "image dims": (
+        lambda: ImageAction(c4(), dims=(-1,)),
+        "`dims` must be two different dimensions",
+    ),
     "restrict": (lambda: ImageAction(c4()).restrict(d4().subgroup([1])), "group of order 8"),
     "restrict trivial": (lambda: TrivialAction(c4()).restrict(d4().subgroup([1])), "order 8"),
 }
@@ -591,7 +626,7 @@ BAD_CALLS = {
     "matrix size": (lambda: rotations(3).transform(X, 1), "2 entries along dim -1"),
     "rank": (
         lambda: ImageAction(c4()).transform(torch.zeros(4, 4), 1),
-        "first dimension is the batch",
+        "a dim -2 after the batch dimension",
     ),
     "channels": (lambda: VectorFieldAction(c4()).transform(X[:, [0] * 5], 1), "5 channels"),
     "element": (lambda: ImageAction(c4()).transform(X, 4), "`g` must be an element of .* got 4"),
@@ -605,15 +640,18 @@ BAD_CALLS = {
     ),
     "two shapes": (
         lambda: ImageAction(c4()).transform(X, torch.tensor([0, 1])),
-        "samples would get two shapes",
+        "must give copies of one shape",
     ),
     "stack of two shapes": (lambda: ImageAction(c4()).orbit(X), "shape_classes"),
-    "stack": (lambda: ImageAction(c4()).inverse_orbit(X), "must be the 4 elements"),
-    "trivial stack": (lambda: TrivialAction(c4()).inverse_orbit(X), "must be the 4 elements"),
+    "stack": (lambda: ImageAction(c4()).inverse_orbit(X), "an entry for each of 4 elements"),
+    "trivial stack": (
+        lambda: TrivialAction(c4()).inverse_orbit(X),
+        "an entry for each of 4 elements",
+    ),
     "scalar": (lambda: TrivialAction(c4()).flatten(torch.tensor(1.0)), "scalar"),
     "id": (
         lambda: TokenAction.cyclic_swaps(4, [(1, 2)]).transform(torch.tensor([[0, 4]]), 1),
-        "the id 4, but the vocabulary of this TokenAction has 4 ids",
+        "vocabulary of 4 ids, got the id 4",
     ),
     "negative id": (
         lambda: TokenAction.cyclic_swaps(4, [(1, 2)]).transform(torch.tensor([[-1]]), 1),
@@ -644,7 +682,7 @@ BAD_TYPES = {
         lambda: VectorFieldAction(c4()).transform(torch.zeros(1, 2, 3, 3).byte(), 1),
         "signed",
     ),
-    "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "give integers"),
+    "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "use integers"),
     "complex matrices": (lambda: MatrixAction(cyclic(1), [[[1j]]]), "complex"),
     "g": (lambda: ImageAction(c4()).transform(X, "r"), "`g` must be a tensor"),
     "g dtype": (lambda: ImageAction(c4()).transform(X, torch.zeros(2)), "int64"),
@@ -653,12 +691,12 @@ BAD_TYPES = {
     "factor": (lambda: ProductAction(ImageAction(c4()), 3), "`second` must be an Action, got 3"),
     "tree factor": (
         lambda: ProductAction(ImageAction(c4()), TreeAction([TrivialAction(c4())])),
-        "cannot be a factor",
+        "`second` must act on one tensor, got a TreeAction",
     ),
     "a constructor": (lambda: ImageAction(c4), r"such as c4\(\)"),
     "trivial": (lambda: TrivialAction(c4), r"such as c4\(\)"),
-    "permutation": (lambda: PermutationAction(3, SHIFTS), "group is a int"),
-    "regular": (lambda: RegularAction(None), "group is a NoneType"),
+    "permutation": (lambda: PermutationAction(3, SHIFTS), "`group` must be a FiniteGroup, got 3"),
+    "regular": (lambda: RegularAction(None), "`group` must be a FiniteGroup, got None"),
     "matrix": (lambda: MatrixAction(c4, [[[1.0]]]), r"such as c4\(\)"),
     "fiber": (lambda: RegularFeatureAction(c4()), "`fiber` must be an Action, got a FiniteGroup"),
     "dim": (lambda: PermutationAction(cyclic(3), SHIFTS, dim="a"), "`dim` must be an int, got 'a'"),
@@ -690,7 +728,7 @@ def test_all_restrictions_refuse_the_same(action):
     for wrong in (None, 1, "c4", c4(), [0, 1]):
         with pytest.raises(TypeError, match="`embedding` must be an Embedding, got"):
             action.restrict(wrong)
-    with pytest.raises(ValueError, match="embedding is one into a group of order 8"):
+    with pytest.raises(ValueError, match="got one into a group of order 8"):
         action.restrict(d4().subgroup([1]))
     assert action.restrict(c4().subgroup([2])).group.order == 2
 

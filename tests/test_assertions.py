@@ -117,7 +117,7 @@ def test_actions_of_two_groups_are_refused():
         assert_equivariant(lambda x: x, torch.randn(3, 1, 4, 4), C4, ImageAction(d4()))
 
 
-class Broken(Action):
+class Broken(Action, each_sample=True):
     """An action with one method replaced."""
 
     def __init__(self, inner, **methods):
@@ -383,9 +383,9 @@ def test_all_calls_are_without_gradients():
     ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
      "input_action is a FiniteGroup; use an action"),
     ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
-    ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "give at least one sample"),
+    ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "use at least one sample"),
     ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
-    ((torch.relu, torch.ones(4), C4), ValueError, "acts on dim -2"),
+    ((torch.relu, torch.ones(4), C4), ValueError, "a dim -2 after the batch"),
     ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError,
      "fn returned a scalar; let it return one value per sample"),
     ((torch.relu, torch.randn(2, 1, 4, 4), TrivialAction(c4())), ValueError,
@@ -508,14 +508,14 @@ def test_outputs_of_another_structure(others):
 
 @pytest.mark.parametrize(("fn", "output", "error", "message"), [
     (lambda x: {"loss": x.mean(), "y": x.mean((-2, -1))}, None, ValueError, r"Drop\(\) in a TreeA"),
-    (lambda x: (x, x), C4, TypeError, r"fn\(x\) is a tuple, but ImageAction acts on one tensor"),
+    (lambda x: (x, x), C4, TypeError, r"`fn\(x\)` must be one tensor for ImageAction, got a tuple"),
     (lambda x: x.mean((-2, -1)), C4, ValueError, "output_action does not fit what fn"),
     (lambda x: x.mean(0), None, ValueError, r"fn\(x\) has a tensor of shape \(1, 6, 6\)"),
     (lambda x: None, None, TypeError, "fn returned a NoneType; let it return tensors"),
-    (torch.nn.ReLU, None, TypeError, r"give a function or a module, such as nn\.ReLU\(\)"),
+    (torch.nn.ReLU, None, TypeError, r"use a function or a module, such as nn\.ReLU\(\)"),
     (lambda x: {"a": [], "b": 3}, TreeAction(others=C4), ValueError,
      "^`fn` must return a tensor that `output_action` moves, got a dict without one; return a"),
-    (lambda x: {"a": x, "b": 3}, TreeAction({"b": C4, "a": Drop()}), TypeError, "ImageAction acts"),
+    (lambda x: {"a": x, "b": 3}, TreeAction({"b": C4, "a": Drop()}), TypeError, "Action, got 3"),
 ], ids=["loss", "tuple", "dims", "batch", "None", "class", "no tensor", "number"])  # fmt: skip
 def test_outputs_that_do_not_fit(fn, output, error, message):
     with pytest.raises(error, match=message):
@@ -523,7 +523,7 @@ def test_outputs_that_do_not_fit(fn, output, error, message):
 
 
 @pytest.mark.parametrize(("x", "action", "error", "message"), [
-    (torch.ones(1), C4, ValueError, r"x has shape \(1,\)"),
+    (torch.ones(1), C4, ValueError, r"`x` must .* got shape \(1,\)"),
     (torch.ones(2, 3), PermutationAction(cyclic(2), [(0, 1), (1, 0)]), ValueError, r"\bx\b"),
     (torch.ones(2, 3, 4, 4, dtype=torch.int64), MatrixAction(
         cyclic(2), torch.stack([torch.eye(4), torch.eye(4).flip(0)])), TypeError, r"\bx\b"),
@@ -560,8 +560,8 @@ def test_inputs_of_several_batch_sizes():
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; use an action"),
     ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; use an action"),
-    ((C4, [1]), TypeError, "x is a list, but ImageAction acts on one tensor"),
-    ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "give at least one sample"),
+    ((C4, [1]), TypeError, "`x` must be one tensor for ImageAction, got a list"),
+    ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "use at least one sample"),
 ])  # fmt: skip
 def test_actions_are_checked_with_clear_messages(arguments, error, message):
     with pytest.raises(error, match=message):

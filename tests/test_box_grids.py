@@ -358,7 +358,7 @@ def test_default_boxes_of_torchvision():
      r"got \(10, 13\) without its \(13, 10\)"),
     (lambda: BoxMapAction(C4, anchor_shapes=[(1, 2), (1, 2), (2, 1)]), ValueError, "as often"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 5, 4), 1), ValueError,
-     r"GridBoxAction acts on 4 entries along dim -2, but x has shape \(1, 5, 4\)"),
+     r"4 entries along dim -2 .* for GridBoxAction, got shape \(1, 5, 4\)"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 4, 5), 1), ValueError,
      "4 numbers"),
     (lambda: GridBoxAction(D4, [(2, 2)]).transform(torch.zeros(1, 4, 4), 8), ValueError, "8"),
@@ -369,7 +369,7 @@ def test_default_boxes_of_torchvision():
     (lambda: BoxMapAction(D4).transform(torch.zeros(1, 4, 3, 3).long(), 1), TypeError, "int64"),
     (lambda: BoxMapAction(D4).on_scores("a"), ValueError, "classes is 'a'"),
     (lambda: BoxMapAction(D4).on_scores(0), ValueError, "classes is 0"),
-    (lambda: GridBoxAction(ImageAction(cyclic(3)), [(2, 2)]), ValueError, "elements is missing"),
+    (lambda: GridBoxAction(ImageAction(cyclic(3)), [(2, 2)]), ValueError, "`elements` must say"),
 ])  # fmt: skip
 def test_bad_input(call, error, said):
     with pytest.raises(error, match=said):

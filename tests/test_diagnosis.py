@@ -156,7 +156,7 @@ def test_output_that_does_not_move(x):
 
 def test_output_that_moves_as_the_input_does(dense, x):
     found = causes(EquiTune(dense, D4, D4), x, D4)
-    assert "give output_action=input_action" in found
+    assert "use output_action=input_action" in found
 
 
 class Renamed(Action):
@@ -364,7 +364,7 @@ def test_noise_around_zero():
 
     found = causes(nothing, torch.randn(9, 3, 32, 32), D4)
     assert "rounding noise around 0" in found
-    assert "give atol" in found
+    assert "use atol" in found
     assert_invariant(nothing, torch.randn(9, 3, 32, 32), D4, atol=1e-2)
 
 
@@ -395,7 +395,7 @@ def test_layers_are_not_blamed_beside_an_explanation():
     conv = nn.Conv2d(3, 3, 3, stride=2, padding=1).double()
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     found = causes(EquiTune(conv, D4, D4), x, D4)
-    assert "give output_action=input_action" in found
+    assert "use output_action=input_action" in found
     assert "stride" not in found
 
 

@@ -164,7 +164,7 @@ BAD_CALLS = {
     "coset": (lambda: c4().left_cosets(d4().subgroup([1])), "group of order 8"),
     "embedding size": (lambda: Embedding(cyclic(2), c4(), [0]), "elements has 1 entries"),
     "embedding twice": (lambda: Embedding(cyclic(2), c4(), [0, 0]), "twice"),
-    "embedding": (lambda: Embedding(cyclic(2), c4(), [0, 1]), "images of 1 and 1"),
+    "embedding": (lambda: Embedding(cyclic(2), c4(), [0, 1]), "got 2 in place of 0 for element 1"),
     "embedding range": (
         lambda: Embedding(cyclic(2), c4(), [0, 9]),
         r"`elements\[1\]` must be .* got 9",

@@ -142,7 +142,7 @@ def test_no_action():
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines([
         "*test_returns_nothing is marked equivariant, but returns NoneType; return the model*",
-        "*test_no_x is marked equivariant, but the marker equivariant missing 1 required keyword-only argument: 'x'*",
+        "*but with wrong arguments: equivariant() missing 1 required keyword-only argument: 'x'*",
         "*input_action is a FiniteGroup; use an action*",
     ])  # fmt: skip
 

@@ -133,7 +133,7 @@ def test_sides():
     assert sorted(oblong.shape[2:]) == [2, 3]
     with pytest.raises(ValueError, match="min_side is 1"):
         smallest(images(c4(), min_side=1), bool)
-    with pytest.raises(ValueError, match="elements is missing"):
+    with pytest.raises(ValueError, match="`elements` must say"):
         smallest(images(cyclic(3)), bool)
 
 
@@ -265,10 +265,10 @@ def test_models_shrink_and_do_not_touch_the_global_seed():
 
 
 @pytest.mark.parametrize(("action", "output", "message"), [
-    (TreeAction({"x": D4}), None, "give the action of one tensor"),
-    (D4, TreeAction([TrivialAction(d4()), D4]), "a TreeAction of a sequence; use one of a dict"),
-    (D4, TreeAction(others=D4), "a TreeAction of a sequence; .* a name for every field"),
-    (D4, OneOf([D4, TreeAction([D4])]), "output_action is a OneOf"),
+    (TreeAction({"x": D4}), None, "use the action of one tensor"),
+    (D4, TreeAction([TrivialAction(d4()), D4]), "name for every field, got a TreeAction"),
+    (D4, TreeAction(others=D4), "name for every field, got a TreeAction"),
+    (D4, OneOf([D4, TreeAction([D4])]), "`output_action` must be one of a tensor, .* got a OneOf"),
     (D4, VectorFieldAction(d4(), channel_dim=1), "count from the end"),
     (SET, ImageAction(symmetric(3), [0] * 6), "output_action acts on images"),
     (D4, RegularFeatureAction(D4), "output_action is a RegularFeatureAction"),
@@ -289,7 +289,7 @@ def test_groups_from_a_product_are_drawn_too():
 @pytest.mark.parametrize(("strategy", "error", "message"), [
     (lambda: finite_groups(min_order=13, max_order=13), ValueError, "the orders are"),
     (lambda: finite_groups(max_order=100), ValueError, "max_order is 100; the orders are"),
-    (lambda: permutation_actions(4), TypeError, "group is a int; use a FiniteGroup"),
+    (lambda: permutation_actions(4), TypeError, "`group` must be a FiniteGroup, got 4"),
     (lambda: small_models(d4()), TypeError, "`input_action` must be an Action"),
     (lambda: arrays((2,), "float32"), TypeError, "dtype is 'float32'; use a torch.dtype"),
     (lambda: token_batches(0, 3), ValueError, "vocab has 0 ids"),
@@ -298,7 +298,7 @@ def test_groups_from_a_product_are_drawn_too():
     (lambda: images(c4(), max_batch=0), ValueError, "max_batch is 0"),
     (lambda: images(c4(), channels=0), ValueError, "channels is 0"),
     (lambda: images(c4(), max_side=2, square=False), ValueError, "two different ones"),
-    (lambda: elements(4), TypeError, "group is a int"),
+    (lambda: elements(4), TypeError, "`group` must be a FiniteGroup, got 4"),
 ])  # fmt: skip
 def test_bad_input(strategy, error, message):
     with pytest.raises(error, match=message):

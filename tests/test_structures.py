@@ -382,7 +382,7 @@ def test_one_of_says_why_none_fits():
 
 def test_lists_are_told_how_to_be_of_any_length():
     maps = [torch.zeros(1, 4, 4)] * 3
-    with pytest.raises(ValueError, match=r"field 2 without.*any length use TreeAction\(others="):
+    with pytest.raises(ValueError, match=r"field 2 without.*not named, and TreeAction\(others="):
         TreeAction([IMAGE, IMAGE]).transform(maps, 1)
     with pytest.raises(ValueError, match=r"action for 3.*TreeAction\(others=action\)"):
         TreeAction([IMAGE] * 4).transform(maps, 1)

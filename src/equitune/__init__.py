@@ -13,10 +13,12 @@ from equitune.actions import (
     ProductAction,
     RegularAction,
     RegularFeatureAction,
+    SignedPermutationAction,
     TokenAction,
     TreeAction,
     TrivialAction,
     VectorFieldAction,
+    WholeBatchAction,
 )
 from equitune.groups import (
     Embedding,
@@ -67,6 +69,7 @@ __all__ = [
     "RegularAction",
     "RegularFeatureAction",
     "RegularFeatures",
+    "SignedPermutationAction",
     "Symmetrized",
     "TokenAction",
     "TreeAction",
@@ -74,6 +77,7 @@ __all__ = [
     "Uniform",
     "VectorFieldAction",
     "Weighting",
+    "WholeBatchAction",
     "c4",
     "cyclic",
     "d4",

@@ -16,26 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "described",
-    "naming",
-    "optional_tolerance",
-    "readable",
-    "require_counts",
-    "require_entries",
-    "require_flag",
-    "require_function",
-    "require_int",
-    "require_ints",
-    "require_mean",
-    "require_module",
-    "require_number",
-    "require_numbers",
-    "require_strings",
-    "require_tensor",
-    "require_type",
-]
-
 T = TypeVar("T")
 
 
@@ -49,6 +29,28 @@ def described(value: object) -> str:
         return f"{value!r:.60}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def require(
+    passed: bool,
+    name: str,
+    must: str,
+    got: object,
+    use: str,
+    error: type[Exception] = ValueError,
+) -> None:
+    """Refuses an argument that is not what it must be, in the words of all messages.
+
+    Args:
+        passed: Whether it is.
+        name: The argument's name.
+        must: What it must do, such as ``"be positive"``.
+        got: What was given.
+        use: What to give.
+        error: The class of the error.
+    """
+    if not passed:
+        raise error(f"`{name}` must {must}, got {got}; use {use}")
 
 
 def require_type(name: str, value: Any, kind: type, use: str) -> Any:

@@ -159,7 +159,8 @@ def find_submodule(backbone: nn.Module, name: str, argument: str, others: str = 
             f"{argument} is {name!r}, but the backbone has no submodule of that name; use "
             f"{others}the dotted name of a submodule, such as {near}"
         )
-    return modules[name]
+    found: nn.Module = modules[name]
+    return found
 
 
 def _remove(handle: Any) -> None:

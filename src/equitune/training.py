@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from equitune._checks import described, readable, require_strings
 from equitune._submodules import find_submodule
-from equitune.actions import Action, TreeAction
+from equitune.actions import Action
 from equitune.weight_nets import FrozenFeatures, OnFeatures, OrbitWeightNet
 from equitune.weightings import Learned, Weighting
 from equitune.wrappers import LambdaEquiTune, OrbitModule, Symmetrized
@@ -241,7 +241,7 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
     if weighting.reads == "input":
         raise ValueError("model reads weight_input 'input', which does not drift; use it as it is")
     action = model.input_action
-    if not isinstance(action, Action) or isinstance(action, TreeAction):
+    if not isinstance(action, Action) or action.fields is not None:
         moved = "a structure" if isinstance(action, Action) else f"the arguments {list(action)}"
         raise ValueError(
             f"model moves {moved}, but a frozen extractor gets one tensor; put FrozenFeatures "

@@ -7,10 +7,11 @@ from equitune.actions._permutation import (
     PermutationAction,
     RegularAction,
     RegularFeatureAction,
+    SignedPermutationAction,
     TokenAction,
 )
 from equitune.actions._product import ProductAction
-from equitune.actions._tree import Drop, OneOf, TreeAction
+from equitune.actions._tree import Drop, OneOf, TreeAction, WholeBatchAction
 
 __all__ = [
     "Action",
@@ -22,8 +23,10 @@ __all__ = [
     "ProductAction",
     "RegularAction",
     "RegularFeatureAction",
+    "SignedPermutationAction",
     "TokenAction",
     "TreeAction",
     "TrivialAction",
     "VectorFieldAction",
+    "WholeBatchAction",
 ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from equitune._checks import (
+    described,
     naming,
     readable,
-    require_entries,
+    require,
     require_int,
     require_tensor,
     require_type,
@@ -21,10 +23,54 @@ from equitune._checks import (
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
 
-__all__ = ["Action", "TrivialAction"]
+if TYPE_CHECKING:
+    from equitune.actions._permutation import PermutationAction
 
 Elements = Sequence[int]
 """Some elements of a group, in the order in which a stack holds them."""
+
+Move = Callable[[Any, Any, int], Any]
+
+
+def _checked(move: Move, each_sample: bool) -> Callable[[Any, Any, Any], Any]:
+    """The public ``transform``, which keeps the promises that a ``move`` by one element may not."""
+
+    @functools.wraps(move)
+    def transform(self: Action, x: Any, g: Any) -> Any:
+        self.check(x, g)
+        if isinstance(g, int) or each_sample:
+            return move(self, x, g)
+        return _by_element(self, move, x, g)
+
+    return transform
+
+
+def _by_element(action: Action, move: Move, x: Tensor, g: Tensor) -> Tensor:
+    """Moves each sample by its own element."""
+    if readable(g) or len(action.shape_classes(x)) > 1:
+        order = g.argsort(stable=True)
+        performed, counts = g[order].unique_consecutive(return_counts=True)
+        samples = x.index_select(0, order).split(counts.tolist())
+        pieces = [move(action, *pair) for pair in zip(samples, performed.tolist(), strict=True)]
+        pieces = pieces or [move(action, x, 0)]
+        _require_one_shape([piece[:1] for piece in pieces], "x")
+        return in_format_of(x, torch.cat(pieces).index_select(0, order.argsort()))
+    # Values cannot be looked at, or that would cost a synchronisation.
+    moved = move(action, x, 0)
+    for element in action.group.elements[1:]:
+        here = (g == element).view(-1, *[1] * (x.dim() - 1))
+        moved = torch.where(here, move(action, x, element), moved)
+    return in_format_of(x, moved)
+
+
+def _require_one_shape(copies: Sequence[Tensor], name: str) -> None:
+    shapes = [copy.shape for copy in copies if copy.shape != copies[0].shape]
+    if shapes:
+        raise ValueError(
+            f"`{name}` must give copies of one shape, got {tuple(copies[0].shape)} and "
+            f"{tuple(shapes[0])}, such as of images that are not square; use the elements of one "
+            "of shape_classes(x) at a time, and check the action"
+        )
 
 
 class Action(ABC):
@@ -33,38 +79,125 @@ class Action(ABC):
     An action is a value: it is immutable, compares, hashes and pickles, and belongs to no device.
     It changes neither the dtype nor the device of what it acts on, and is differentiable. What is
     in the memory format ``channels_last`` or ``channels_last_3d`` stays in it, entry by entry in
-    stacks; of other strides nothing is promised. Subclasses say what one element does; the rest
-    follows.
+    stacks; of other strides nothing is promised.
+
+    An action of your own has a ``group`` and a ``transform`` for one element; the rest follows.
+    What it promises beyond that, it says by the attributes below, of the class or of the instance;
+    :func:`equitune.testing.assert_action` finds a promise that it does not keep.
+
+    Args:
+        each_sample: In the class statement: whether ``transform`` also serves an int64 tensor (B,)
+            of elements, one per sample. By default samples are grouped by their element.
 
     Attributes:
         group: The group that acts.
+        exact: Whether it only moves and negates entries, or renames ids, without any rounding.
+        linear: Whether g(ax + by) = a gx + b gy.
+        permutes: Whether it permutes entries along the dims of :attr:`extent` and does nothing
+            else. What is ``exact`` and ``linear`` at most changes signs too.
+        trivial: Whether it moves nothing.
+        keeps_shape: Whether gx always has the shape of x; only asked for by speed.
+        image_dims: The dims of height and width of an action that moves pixels, or None.
+        vocabulary_size: The number of ids of an action on integer ids, or None.
+        fields: The action of each field of an action on structures; None on a single tensor.
         rounding: The relative rounding of the numbers that it was given, if it was given any.
+
+    Example:
+        >>> import torch
+        >>> from equitune import Action, cyclic
+        >>> class Reverse(Action):
+        ...     group = cyclic(2)
+        ...
+        ...     def transform(self, x, g):
+        ...         return x.flip(-1) if g == 1 else x
+        >>> Reverse().transform(torch.tensor([[1, 2], [3, 4]]), torch.tensor([0, 1]))
+        tensor([[1, 2],
+                [4, 3]])
     """
 
     group: FiniteGroup
+    exact: bool = False
+    linear: bool = False
+    permutes: bool = False
+    trivial: bool = False
+    keeps_shape: bool = False
+    image_dims: tuple[int, int] | None = None
+    vocabulary_size: int | None = None
+    fields: Mapping[Any, Action] | None = None
     rounding: float = torch.finfo(torch.float64).eps
 
+    def __init_subclass__(cls, *, each_sample: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "transform" in vars(cls):
+            cls.unchecked_transform = cls.transform  # type: ignore[method-assign]
+            cls.transform = _checked(cls.transform, each_sample)  # type: ignore
+
     @abstractmethod
-    def transform(self, x: Any, g: int | Tensor) -> Any:
+    def transform(self, x: Any, g: Any) -> Any:
         """The transformed batch, rho(g) x.
+
+        A subclass defines this for one element, an int, and may rely on ``x`` and ``g`` having been
+        checked. Callers may also give each sample its own element.
 
         Args:
             x: A batch of shape (B, ...).
-            g: One element for the whole batch, or an int64 tensor of shape (B,) that gives each
-                sample its own element.
+            g: One element for the whole batch, or an int64 tensor of shape (B,) with one element
+                per sample.
 
         Raises:
-            ValueError: If the action cannot act on the shape of ``x``, or ``g`` is no element.
+            ValueError: If the action cannot act on the shape of ``x``, ``g`` is not an element, or
+                samples would get different shapes.
             TypeError: If ``x`` or ``g`` is of the wrong type.
         """
 
-    @abstractmethod
-    def restrict(self, embedding: Embedding) -> Action:
-        """The same action, of a subgroup only."""
+    def unchecked_transform(self, x: Any, g: int) -> Any:
+        """:meth:`transform` by one element, of what :meth:`check` has accepted already."""
+        return self.transform(x, g)
 
-    @abstractmethod
-    def _state(self) -> tuple[object, ...]:
-        """What the value consists of, for comparing and hashing."""
+    @property
+    def extent(self) -> Mapping[int, int | None]:
+        """The dims that are acted on and their sizes, None for any; empty for any tensor."""
+        return {}
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What the value consists of, for comparing and hashing: all attributes."""
+        return tuple((name, _frozen(value)) for name, value in sorted(vars(self).items()))
+
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        """Refuses what the action cannot act on; a subclass may add checks of its own.
+
+        Args:
+            x: What should be a batch of shape (B, ...) with the dims of :attr:`extent`.
+            g: What should be an element, or one per sample.
+
+        Raises:
+            ValueError: If a shape or an element is wrong.
+            TypeError: If ``x`` is not a tensor, or ``g`` not of a type of elements.
+        """
+        require_batch(x, "x", self)
+        for dim, size in self.extent.items():
+            place = dim % x.dim() if -x.dim() <= dim < x.dim() else 0
+            if not place or size not in (None, x.shape[place]):
+                wanted = "a dim" if size is None else f"{size} entries along dim"
+                raise ValueError(
+                    f"`x` must have {wanted} {dim} after the batch dimension for "
+                    f"{type(self).__name__}, got shape {tuple(x.shape)}; use (B, ...)"
+                )
+        if isinstance(g, int):
+            self.group.check_element(g)
+            return
+        require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
+        if g.dtype != torch.int64:
+            raise TypeError(f"`g` must be int64, got {g.dtype}; use g.long()")
+        if g.shape != x.shape[:1]:
+            raise ValueError(
+                f"`g` must have shape {tuple(x.shape[:1])}, got {tuple(g.shape)}; use one element "
+                "per sample"
+            )
+        if readable(g):
+            self.group.check_element(int(g.min()))
+            self.group.check_element(int(g.max()))
 
     def orbit(self, x: Any, elements: Elements | None = None) -> Any:
         """The orbit stack of shape (|G|, B, ...): entry g is rho(g) x.
@@ -76,10 +209,12 @@ class Action(ABC):
         Raises:
             ValueError: If the copies do not all have one shape (see :meth:`shape_classes`).
         """
-        elements = self._elements(elements)
+        self.check(x)
+        elements = self.group.check_elements(elements)
+        copies = [self.unchecked_transform(x, g) for g in elements]
+        _require_one_shape(copies, "x")
         # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
-        copies = torch.cat([self.transform(x, g) for g in elements])
-        return copies.unflatten(0, (len(elements), x.shape[0]))
+        return torch.cat(copies).unflatten(0, (len(elements), x.shape[0]))
 
     def inverse_orbit(self, y: Any, elements: Elements | None = None) -> Any:
         """Undoes the action on a stack of shape (|G|, B, ...): entry g becomes rho(g)^-1 y[g].
@@ -88,49 +223,72 @@ class Action(ABC):
             y: A stack, whose entry i belongs to ``elements[i]``.
             elements: The elements that the entries belong to. Default all.
         """
-        elements = self._elements(elements)
-        self._check_stack(y, elements)
+        elements = self._check_stack(y, elements)
         with naming("y"):
-            undone = [self.transform(y[i], self.group.inverse(g)) for i, g in enumerate(elements)]
-        for g, moved in zip(elements, undone, strict=True):
-            if moved.shape != undone[0].shape:
-                raise ValueError(
-                    f"y has entries of shape {tuple(y.shape[1:])}, but undoing element {g} gives "
-                    f"{tuple(moved.shape)}: the images are not square; check the action"
-                )
-        # Concatenated as in orbit.
+            self.check(y[0])
+        inverses = self.group.inverses
+        undone = [self.unchecked_transform(y[i], inverses[g]) for i, g in enumerate(elements)]
+        _require_one_shape(undone, "y")
         return torch.cat(undone).unflatten(0, (len(elements), undone[0].shape[0]))
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
-        return (tuple(self.group.elements),)
+        self.check(x)
+        if self.keeps_shape:
+            return (tuple(self.group.elements),)
+        shapes: list[torch.Size] = []
+        classes: list[list[int]] = []
+        for g in self.group.elements:
+            shape = self.unchecked_transform(x[:1], g).shape
+            # Compared, not hashed: exporting has sizes that are symbols.
+            if shape not in shapes:
+                shapes.append(shape)
+                classes.append([])
+            classes[shapes.index(shape)].append(g)
+        return tuple(map(tuple, classes))
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
         """The tensors of a structure with the action of each; here one tensor."""
-        return [(self, _require_tensor(x, name, self))]
+        return [(self, require_batch(x, name, self))]
 
     def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
         """Puts tensors in the places of a structure that :meth:`flatten` took them from."""
         (leaf,) = leaves
         return leaf
 
-    def check(self, x: Tensor, g: int | Tensor) -> None:
-        """Refuses what is no tensor, and a ``g`` that is no element, nor one per sample."""
-        _require_tensor(x, "x", self)
-        if isinstance(g, int):
-            self.group.check_element(g)
-            return
-        require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
-        if g.dtype != torch.int64:
-            raise TypeError(f"g has dtype {g.dtype}; use int64 elements, g.long()")
-        if g.shape != x.shape[:1]:
-            raise ValueError(
-                f"g has shape {tuple(g.shape)} for x of shape {tuple(x.shape)}; "
-                "use one element per sample"
-            )
-        if readable(g):
-            self.group.check_element(int(g.min()))
-            self.group.check_element(int(g.max()))
+    def restrict(self, embedding: Embedding) -> Action:
+        """The same action, of a subgroup only.
+
+        Args:
+            embedding: That of the subgroup, such as ``group.subgroup([1])``.
+
+        Raises:
+            TypeError: If it is not an embedding.
+            ValueError: If it is one into another group than the one that acts.
+        """
+        require_embedding(self, embedding)
+        return Pulled(self, embedding.subgroup, embedding.elements)
+
+    def on_logits(self, dim: int = -1) -> PermutationAction:
+        """The action on scores over the vocabulary that matches one on ids.
+
+        Args:
+            dim: The dimension of the scores.
+
+        Raises:
+            TypeError: If the action is not one on ids.
+        """
+        from equitune.actions._permutation import PermutationAction
+
+        count = self.vocabulary_size
+        if count is None:
+            raise TypeError(f"`action` must be one on ids, got {self!r}; use a TokenAction")
+        ids = torch.arange(count, device="cpu").unsqueeze(0)
+        return PermutationAction(self.group, self.orbit(ids)[:, 0], dim)
+
+    def other_side(self) -> Action | None:
+        """The regular action from the other side; None for an action that is not regular."""
+        return None
 
     def doubts(self, x: Any) -> Sequence[str]:
         """What values of x this action cannot be meant for; nothing unless a subclass looks.
@@ -148,38 +306,39 @@ class Action(ABC):
             elif isinstance(part, Action):
                 part.prepare(device)
 
-    def _parts(self) -> Iterable[object]:
-        return vars(self).values()
+    def _parts(self) -> Sequence[object]:
+        return [*vars(self).values()]
 
-    def _extent(self) -> dict[int, int | None]:
-        """The dims that are acted on and their sizes (None: any), to probe products with."""
-        raise TypeError(
-            f"{type(self).__name__} cannot be a factor of a ProductAction; "
-            "build the products first and put them into the structure"
-        )
+    def promise_as(self, *parts: Action) -> None:
+        """Promises what all parts promise, for an action that is made of others."""
+        for name in ("exact", "linear", "permutes", "trivial", "keeps_shape"):
+            setattr(self, name, all(getattr(part, name) for part in parts))
+        sizes = [part.vocabulary_size for part in parts if part.vocabulary_size is not None]
+        self.vocabulary_size = sizes[0] if sizes else None
+        self.rounding = max([part.rounding for part in parts])
 
-    def _elements(self, elements: Elements | None) -> Elements:
-        if elements is None:
-            return self.group.elements
-        some = require_entries("elements", elements, "a list of elements of the group", least=1)
-        return [self.group.check_element(g, "elements") for g in some]
-
-    def _check_stack(self, y: Tensor, elements: Elements) -> None:
+    def _check_stack(self, y: Tensor, elements: Elements | None) -> Elements:
         require_tensor("y", y, "(|G|, B, ...)", dims=2)
+        elements = self.group.check_elements(elements)
         if y.shape[0] != len(elements):
             raise ValueError(
-                f"y has shape {tuple(y.shape)}; its first dimension must be the {len(elements)} "
-                "elements of the group"
+                f"`y` must have an entry for each of {len(elements)} elements first, got shape "
+                f"{tuple(y.shape)}; use a stack (|G|, B, ...)"
             )
+        return elements
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, type(self)) and self._state() == other._state()
+        return type(self) is type(other) and self.state == other.state
 
     def __hash__(self) -> int:
-        return hash((type(self), self._state()))
+        return hash((type(self), self.state))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(group of order {self.group.order})"
+        shown = [f"group of order {self.group.order}"]
+        for name, value in vars(self).items():
+            if not name.startswith("_") and name not in Action.__annotations__:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __copy__(self) -> Action:
         return self
@@ -188,11 +347,30 @@ class Action(ABC):
         return self
 
 
+class Composed(Action):
+    """An action made of tables, with a row per element, and of actions of the same group."""
+
+    def restrict(self, embedding: Embedding) -> Any:
+        require_embedding(self, embedding)
+        restricted = object.__new__(type(self))
+        for name, part in vars(self).items():
+            kept = part
+            if isinstance(part, Table):
+                kept = part.rows(embedding.elements)
+            elif isinstance(part, Action):
+                kept = part.restrict(embedding)
+            vars(restricted)[name] = embedding.subgroup if name == "group" else kept
+        return restricted
+
+
 @final
 class TrivialAction(Action):
     """The action that moves nothing: rho(g) x = x, of any dtype and shape.
 
     As an output action it means invariance.
+
+    Args:
+        group: The group that acts.
 
     Example:
         >>> import torch
@@ -201,62 +379,88 @@ class TrivialAction(Action):
         torch.Size([4, 2, 5])
     """
 
+    exact = linear = permutes = trivial = keeps_shape = True
+
     def __init__(self, group: FiniteGroup) -> None:
         self.group = require_group(group)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
+    def transform(self, x: Tensor, g: int) -> Tensor:
         return x
 
     def inverse_orbit(self, y: Tensor, elements: Elements | None = None) -> Tensor:
-        self._check_stack(y, self._elements(elements))
+        self._check_stack(y, elements)
         return y
 
     def restrict(self, embedding: Embedding) -> TrivialAction:
         require_embedding(self, embedding)
         return TrivialAction(embedding.subgroup)
 
-    def _extent(self) -> dict[int, int | None]:
-        return {}
 
-    def _state(self) -> tuple[object, ...]:
-        return (self.group,)
+@final
+class Pulled(Action):
+    """A group that acts by the elements of another one: element g does ``elements[g]``.
+
+    Args:
+        action: The action of the other group.
+        group: The group that acts.
+        elements: A homomorphism to the other group.
+    """
+
+    def __init__(self, action: Action, group: FiniteGroup, elements: Sequence[int]) -> None:
+        self.action, self.group, self.elements = action, group, tuple(elements)
+        self.image_dims = action.image_dims
+        self.promise_as(action)
+
+    @property
+    def extent(self) -> Mapping[int, int | None]:
+        return self.action.extent
+
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        self.action.check(x)
+        super().check(x, g)
+
+    def transform(self, x: Any, g: int) -> Any:
+        return self.action.unchecked_transform(x, self.elements[g])
+
+    def restrict(self, embedding: Embedding) -> Pulled:
+        require_embedding(self, embedding)
+        elements = [self.elements[g] for g in embedding.elements]
+        return Pulled(self.action, embedding.subgroup, elements)
 
 
 def require_group(group: object) -> FiniteGroup:
-    """Refuses what is no group, such as a constructor that was not called."""
-    if not isinstance(group, FiniteGroup):
-        called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
-        raise TypeError(f"group is a {type(group).__name__}; use a FiniteGroup such as {called}")
-    return group
+    """Refuses anything but a group, such as a constructor that was not called."""
+    called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
+    checked: FiniteGroup = require_type("group", group, FiniteGroup, f"a group such as {called}")
+    return checked
 
 
 def require_embedding(action: Action, embedding: Embedding) -> None:
     """Refuses an embedding into another group than the one that acts."""
     require_type("embedding", embedding, Embedding, "group.subgroup([1])")
-    if embedding.group != action.group:
-        raise ValueError(
-            f"the embedding is one into a group of order {embedding.group.order}, but the action "
-            f"is one of a group of order {action.group.order}; "
-            "make the embedding with action.group.subgroup(...)"
-        )
+    require(
+        embedding.group == action.group,
+        "embedding",
+        f"be one into the group of the action, of order {action.group.order}",
+        f"one into a group of order {embedding.group.order}",
+        "action.group.subgroup(...)",
+    )
 
 
-def dimension(x: Tensor, dim: int, action: Action, size: int | None = None) -> int:
-    """The dimension ``dim`` of a batch counted from the front; refuses what cannot be acted on."""
-    _require_tensor(x, "x", action)
-    position = dim if dim >= 0 else x.dim() + dim
-    if not 1 <= position < x.dim():
-        raise ValueError(
-            f"{type(action).__name__} acts on dim {dim}, but x has shape {tuple(x.shape)}, whose "
-            "first dimension is the batch; check dim, and that x has a batch dimension"
+def require_batch(x: object, name: str, action: Action) -> Tensor:
+    """The tensor itself; refuses anything else, and one without a batch dimension."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`{name}` must be one tensor for {type(action).__name__}, got {described(x)}; use "
+            "TreeAction({field: action, ...}) for dicts, tuples, dataclasses and model outputs, "
+            "with Drop() for fields that cannot be combined" + advice(x)
         )
-    if size is not None and x.shape[position] != size:
+    if x.dim() == 0:
         raise ValueError(
-            f"{type(action).__name__} acts on {size} entries along dim {dim}, but x has shape "
-            f"{tuple(x.shape)}, {x.shape[position]} along that dim"
+            f"`{name}` must be a batch of shape (B, ...), got a scalar; use "
+            "WholeBatchAction(group) for what belongs to the whole batch"
         )
-    return position
+    return x
 
 
 def advice(x: object) -> str:
@@ -264,15 +468,14 @@ def advice(x: object) -> str:
     if not isinstance(x, list):
         return ""
     if x and all(isinstance(entry, dict) for entry in x):
-        return "; for a list of one dict per image use equitune.vision.PaddedDetections"
-    return "; for a list of any length use TreeAction(others=action)"
+        return ", and equitune.vision.PaddedDetections for a list of one dict per image"
+    return ", and TreeAction(others=action) for a list of any length"
 
 
 def require_dim(name: str, dim: int, use: str) -> int:
     """The dimension as an int; refuses the batch."""
     dim = require_int(name, dim, use)
-    if dim == 0:
-        raise ValueError(f"{name} is 0, the batch; use {use}")
+    require(dim != 0, name, "be another dimension than the batch", dim, use)
     return dim
 
 
@@ -284,14 +487,12 @@ def in_format_of(x: Tensor, moved: Tensor) -> Tensor:
     return moved
 
 
-def _require_tensor(x: object, name: str, action: Action) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{name} is a {type(x).__name__}, but {type(action).__name__} acts on one tensor; "
-            "for dicts, tuples, dataclasses and model outputs give a "
-            "TreeAction({field: action, ...}), with Drop() for fields that cannot be combined"
-            + advice(x)
-        )
-    if x.dim() == 0:
-        raise ValueError(f"{name} is a scalar; actions act on batches of shape (B, ...)")
-    return x
+def _frozen(value: Any) -> object:
+    """A value that compares and hashes."""
+    if hasattr(value, "__array__"):
+        return Table(torch.as_tensor(value))
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, Mapping | set):
+        return frozenset(map(_frozen, value.items() if isinstance(value, Mapping) else value))
+    return value

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_counts, require_int, require_ints
+from equitune._checks import require, require_counts, require_int, require_ints
 from equitune.actions._base import (
     Action,
-    dimension,
+    Composed,
     in_format_of,
     require_dim,
     require_embedding,
     require_group,
 )
-from equitune.actions._permutation import PermutationAction
-from equitune.actions._table import Table
+from equitune.actions._permutation import PermutationAction, SignedPermutationAction, require_signed
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
-
-__all__ = ["ImageAction", "VectorFieldAction"]
+from equitune.groups._axioms import check_homomorphism, different
 
 ROTATION_180, HORIZONTAL_FLIP, VERTICAL_FLIP = 2, 4, 6
 
@@ -54,6 +52,8 @@ class ImageAction(Action):
                  [1, 3]]])
     """
 
+    exact = linear = permutes = True
+
     def __init__(
         self,
         group: FiniteGroup,
@@ -61,9 +61,9 @@ class ImageAction(Action):
         dims: tuple[int, int] = (-2, -1),
     ) -> None:
         self.group = require_group(group)
-        self.elements = _check_d4_elements(group, elements)
-        self.dims = _check_dims(dims)
-        self._d4 = Table(torch.tensor(self.elements, device="cpu"))
+        self.elements = _performed(group, elements)
+        self.dims = self.image_dims = _check_dims(dims)
+        self.keeps_shape = not any(element % 2 for element in self.elements)
 
     @classmethod
     def horizontal_flip(cls, dims: tuple[int, int] = (-2, -1)) -> ImageAction:
@@ -113,76 +113,31 @@ class ImageAction(Action):
         fixed = torch.arange(prefix, device="cpu").expand(self.group.order, prefix)
         return PermutationAction(self.group, torch.cat([fixed, moves], dim=1), dim=-2)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
-        height, width = self._axes(x)
-        if isinstance(g, int):
-            reflected, quarters = divmod(self.elements[g], 4)
-            moved = x.rot90(quarters, (height, width))
-            moved = moved.flip(width) if reflected else moved
-        else:
-            moved = self._transform_each(x, self._d4.on(x.device)[g], height, width)
-        return in_format_of(x, moved)
+    @property
+    def extent(self) -> Mapping[int, int | None]:
+        return dict.fromkeys(self.dims)
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        reflected, quarters = divmod(self.elements[g], 4)
+        moved = x.rot90(quarters, self.dims)
+        return in_format_of(x, moved.flip(self.dims[1]) if reflected else moved)
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        height, width = self._axes(x)
-        elements = tuple(self.group.elements)
-        if x.shape[height] == x.shape[width]:
-            return (elements,)
-        upright = tuple(g for g in elements if self.elements[g] % 2 == 0)
-        turned = tuple(g for g in elements if self.elements[g] % 2 == 1)
-        return (upright, turned) if turned else (upright,)
-
-    def orbit(self, x: Tensor, elements: Sequence[int] | None = None) -> Tensor:
-        elements = self._elements(elements)
-        height, width = self._axes(x)
-        quarters = {self.elements[g] % 2 for g in elements}
-        if len(quarters) > 1 and x.shape[height] != x.shape[width]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: its copies come in two shapes, because the image "
-                "is not square, and do not fit into one stack; ask for orbit(x, elements) for "
-                "each of shape_classes(x)"
-            )
-        stack: Tensor = super().orbit(x, elements)
-        return stack
+        self.check(x)
+        height, width = self.dims
+        if self.keeps_shape or x.shape[height] == x.shape[width]:
+            return (tuple(self.group.elements),)
+        parts = [[g for g, e in enumerate(self.elements) if e % 2 == odd] for odd in (0, 1)]
+        return tuple(map(tuple, parts))
 
     def restrict(self, embedding: Embedding) -> ImageAction:
         require_embedding(self, embedding)
-        return ImageAction(
-            embedding.subgroup, [self.elements[g] for g in embedding.elements], self.dims
-        )
-
-    def _transform_each(self, x: Tensor, performed: Tensor, height: int, width: int) -> Tensor:
-        performed = performed.view(-1, *[1] * (x.dim() - 1))
-        odd, half, reflected = performed % 2 == 1, performed % 4 >= 2, performed >= 4
-        if x.shape[height] == x.shape[width]:
-            moved = torch.where(odd, x.rot90(1, (height, width)), x)
-        elif not bool(odd.any()):
-            moved = x
-        elif bool(odd.all()):
-            moved = x.rot90(1, (height, width))
-        else:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} and g mixes elements that exchange height and "
-                "width with others: the samples would get two shapes; use square images or "
-                "elements of one of shape_classes(x)"
-            )
-        moved = torch.where(half, moved.flip((height, width)), moved)
-        return torch.where(reflected, moved.flip(width), moved)
-
-    def _axes(self, x: Tensor) -> tuple[int, int]:
-        height, width = (dimension(x, dim, self) for dim in self.dims)
-        return height, width
-
-    def _extent(self) -> dict[int, int | None]:
-        return dict.fromkeys(self.dims)
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.group, self.elements, self.dims)
+        elements = [self.elements[g] for g in embedding.elements]
+        return ImageAction(embedding.subgroup, elements, self.dims)
 
 
 @final
-class VectorFieldAction(Action):
+class VectorFieldAction(Composed):
     """Moves the pixels of a vector field and rotates its vectors: optical flow, gradients, normals.
 
     Three channels are one vector of which two components lie in the plane of the image; the third,
@@ -212,6 +167,8 @@ class VectorFieldAction(Action):
         [0.0, -0.6000000238418579, 0.800000011920929]
     """
 
+    exact = linear = True
+
     def __init__(
         self,
         group: FiniteGroup,
@@ -221,76 +178,82 @@ class VectorFieldAction(Action):
         components: tuple[int, int] = (-1, -2),
     ) -> None:
         self._pixels = ImageAction(group, elements, dims)
-        self.group = group
-        self.channel_dim = require_dim(
-            "channel_dim", channel_dim, "that of the vectors' components"
-        )
+        self.group, self.image_dims = self._pixels.group, self._pixels.dims
+        self.keeps_shape = self._pixels.keeps_shape
+        self.channel_dim = require_dim("channel_dim", channel_dim, "that of the components")
         self.components = require_ints("components", components, "the two dims")
-        if sorted(self.components) != sorted(dims):
-            raise ValueError(
-                f"components is {components}; use the two dims {tuple(dims)}, in the order in "
-                "which a vector's components are stored"
+        require(
+            sorted(self.components) == sorted(self.dims),
+            "components",
+            f"be the two dims {self.dims}, in the order in which a vector is stored",
+            self.components,
+            "(-1, -2) for (x, y)",
+        )
+        require(
+            channel_dim not in self.dims,
+            "channel_dim",
+            f"be another dimension than height and width, {self.dims}",
+            channel_dim,
+            "that of the components",
+        )
+        moves = [vector_moves(element) for element in self.elements]
+        if self.components == self.dims:
+            moves = [((1 - y[0], y[1]), (1 - x[0], x[1])) for x, y in moves]
+        # A third component, towards the viewer, keeps its value.
+        rows = [(*move, (2, 1)) for move in moves]
+        # Vectors one after the other have their components in a dimension of its own.
+        dim = self.channel_dim + (self.channel_dim > 0)
+        self._flat, self._deep = (
+            SignedPermutationAction(
+                group,
+                [[source for source, _ in row[:size]] for row in rows],
+                [[sign for _, sign in row[:size]] for row in rows],
+                dim=dim,
             )
-        if channel_dim in dims:
-            raise ValueError(f"channel_dim is {channel_dim}, which is one of the dims {dims}")
-        swaps, signs = zip(*(self._linear_part(e) for e in self._pixels.elements), strict=True)
-        self._swaps = Table(torch.tensor(swaps, device="cpu"))
-        self._signs = Table(torch.tensor(signs, dtype=torch.int8, device="cpu"))
+            for size in (2, 3)
+        )
 
     @property
     def dims(self) -> tuple[int, int]:
         """The dimensions of height and width."""
         return self._pixels.dims
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        moved = self._pixels.transform(x, g)
-        channels = dimension(x, self.channel_dim, self)
-        if channels in [dimension(x, dim, self) for dim in self._pixels.dims]:
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """The element of d4 that each element performs."""
+        return self._pixels.elements
+
+    @property
+    def extent(self) -> Mapping[int, int | None]:
+        return {**self._pixels.extent, self.channel_dim: None}
+
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        super().check(x, g)
+        channels = self.channel_dim % x.dim()
+        if channels in [dim % x.dim() for dim in self.dims]:
             raise ValueError(
-                f"channel_dim is {self.channel_dim}, which is height or width of x of shape "
-                f"{tuple(x.shape)}"
+                f"`channel_dim` must be another dimension than height and width, got "
+                f"{self.channel_dim} for x of shape {tuple(x.shape)}, which is height or width; "
+                "use that of the components"
             )
-        size = 3 if x.shape[channels] == 3 else 2
-        if x.shape[channels] % size:
+        count = x.shape[channels]
+        if count != 3 and count % 2:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, {x.shape[channels]} channels along dim "
-                f"{self.channel_dim}; use vectors of two components each, or one of three"
+                f"`x` must hold vectors of two components each, or one of three, got {count} "
+                f"channels along dim {self.channel_dim} of shape {tuple(x.shape)}; use 2 for each"
             )
-        if not (x.is_floating_point() or x.is_complex() or x.dtype.is_signed):
-            raise TypeError(f"x has dtype {x.dtype}; vectors need a signed type")
-        swaps, signs = (t.on(x.device)[g][..., :size] for t in (self._swaps, self._signs))
-        vectors = moved.unflatten(channels, (-1, size))
-        shape = [1] * vectors.dim()
-        shape[channels + 1] = size
-        if not isinstance(g, int):
-            shape[0] = x.shape[0]
-        picked = vectors.gather(channels + 1, swaps.view(shape).expand_as(vectors))
-        return in_format_of(
-            x, (picked * signs.view(shape).to(x.dtype)).flatten(channels, channels + 1)
-        )
+        require_signed(x)
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        channels = self.channel_dim % x.dim()
+        vectors = self._deep if x.shape[channels] == 3 else self._flat
+        moved = self._pixels.unchecked_transform(x, g).unflatten(channels, (-1, vectors.size))
+        moved = vectors.unchecked_transform(moved, g)
+        return in_format_of(x, moved.flatten(channels, channels + 1))
 
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
+        self.check(x)
         return self._pixels.shape_classes(x)
-
-    def restrict(self, embedding: Embedding) -> VectorFieldAction:
-        pixels = self._pixels.restrict(embedding)
-        first, second = self.components
-        return VectorFieldAction(
-            pixels.group, pixels.elements, pixels.dims, self.channel_dim, (first, second)
-        )
-
-    def _linear_part(self, element: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """For each new component: the old one that it comes from, and its sign."""
-        x, y = vector_moves(element)
-        if self.components == self._pixels.dims:
-            return (1 - y[0], 1 - x[0], 2), (y[1], x[1], 1)
-        return (x[0], y[0], 2), (x[1], y[1], 1)
-
-    def _extent(self) -> dict[int, int | None]:
-        return {**self._pixels._extent(), self.channel_dim: None}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self._pixels, self.channel_dim, self.components)
 
 
 def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -309,40 +272,44 @@ def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
     given = require_ints("dims", dims, "the dimensions of height and width")
-    if len(given) != 2 or len({*given, 0}) != 3 or (given[0] < 0) != (given[1] < 0):
-        raise ValueError(
-            f"dims is {dims}; use two different dimensions, height first, both counted from the "
-            "front or both from the end, neither of them the batch (0)"
-        )
+    require(
+        len(given) == 2 and len({*given, 0}) == 3 and (given[0] < 0) == (given[1] < 0),
+        "dims",
+        "be two different dimensions, counted from one end, neither of them the batch (0)",
+        dims,
+        "(height, width), such as (-2, -1)",
+    )
     return given[0], given[1]
 
 
-def _check_d4_elements(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
+def _performed(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
+    """The element of d4 that each element performs."""
     square = d4()
+    require(
+        elements is not None or group in (c4(), square),
+        "elements",
+        "say which element of d4 each element performs",
+        f"None for a group of order {group.order}",
+        "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()",
+    )
     if elements is None:
-        if group not in (c4(), square):
-            raise ValueError(
-                f"elements is missing for a group of order {group.order}: it does not tell which "
-                "element of d4 each of its elements performs; use elements=[...], use c4() or "
-                "d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
-            )
         return tuple(group.elements)
     performed = require_ints("elements", elements, "what each element performs, 0 to 7")
-    if len(performed) != group.order:
-        raise ValueError(
-            f"elements has {len(performed)} entries for a group of order {group.order}; use the "
-            "element of d4 that each element performs"
-        )
+    require(
+        len(performed) == group.order,
+        "elements",
+        f"have an entry for each of {group.order} elements of the group",
+        f"{len(performed)} entries",
+        "the element of d4 that each performs",
+    )
     for g, element in enumerate(performed):
-        if element not in square.elements:
-            raise ValueError(f"elements[{g}] is {element}, but the elements of d4 are 0 to 7")
-    for g in group.elements:
-        for h in group.elements:
-            done, meant = square.compose(performed[g], performed[h]), group.compose(g, h)
-            if done != performed[meant]:
-                raise ValueError(
-                    f"elements is no action: element {g} after element {h} performs "
-                    f"{square.names[done]}, but elements[{meant}], that of their product, is "
-                    f"{square.names[performed[meant]]}"
-                )
+        square.check_element(element, f"elements[{g}]")
+    check_homomorphism(
+        "elements",
+        group,
+        performed,
+        0,
+        square.compose,
+        lambda one, other: different(square.names[one], square.names[other]),
+    )
     return performed

@@ -1,49 +1,43 @@
-"""Actions that permute the entries along a dimension, or the ids of tokens."""
+"""Actions that permute the entries along a dimension, change their signs, or rename tokens."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Self, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from equitune._checks import (
     readable,
+    require,
     require_entries,
     require_int,
     require_ints,
     require_numbers,
     require_type,
 )
-from equitune.actions._base import (
-    Action,
-    dimension,
-    in_format_of,
-    require_dim,
-    require_embedding,
-    require_group,
-)
+from equitune.actions._base import Action, Composed, in_format_of, require_dim, require_group
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup, cyclic
-
-__all__ = ["PermutationAction", "RegularAction", "RegularFeatureAction", "TokenAction"]
+from equitune.groups._axioms import check_homomorphism
 
 Permutations = Sequence[Sequence[int]] | Tensor
 
 
-class IndexAction(Action):
-    """Moves index i of one dimension to ``permutations[g][i]``; bit-exact."""
+class IndexAction(Composed, each_sample=True):
+    """Puts entry ``sources[g][i]`` of a dimension in place i, with a sign and an offset."""
 
-    _sources: Table
+    keeps_shape = True
     dim: int
+    _sources: Table
+    _signs: Table | None = None
+    _offsets: Table | None = None
 
-    def _set(self, group: FiniteGroup, permutations: Tensor, dim: int) -> None:
+    def _set(self, group: FiniteGroup, sources: Tensor, dim: int) -> None:
         self.group = group
-        self.dim = require_dim("dim", dim, "the dimension that the group permutes")
-        # (g x)[p[i]] = x[i] reads x at the inverse permutation.
-        self._sources = Table(permutations.argsort(dim=1))
+        self.dim = require_dim("dim", dim, "the dimension that is permuted")
+        self._sources = Table(sources)
 
     @property
     def size(self) -> int:
@@ -51,37 +45,24 @@ class IndexAction(Action):
         return int(self._sources.host.shape[1])
 
     @property
-    def permutations(self) -> tuple[tuple[int, ...], ...]:
-        """``permutations[g][i]`` is where index i is sent."""
-        return tuple(map(tuple, self._sources.host.argsort(dim=1).tolist()))
-
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
-        dim = dimension(x, self.dim, self, self.size)
-        sources = self._sources.on(x.device)
-        if isinstance(g, int):
-            return in_format_of(x, x.index_select(dim, sources[g]))
-        shape = [1] * x.dim()
-        shape[0], shape[dim] = x.shape[0], x.shape[dim]
-        return in_format_of(x, x.gather(dim, sources[g].view(shape).expand_as(x)))
-
-    def restrict(self, embedding: Embedding) -> PermutationAction:
-        require_embedding(self, embedding)
-        rows = [self.permutations[g] for g in embedding.elements]
-        return PermutationAction(embedding.subgroup, rows, self.dim)
-
-    def _extent(self) -> dict[int, int | None]:
+    def extent(self) -> Mapping[int, int | None]:
         return {self.dim: self.size}
 
-    def _state(self) -> tuple[object, ...]:
-        return (self.group, self._sources, self.dim)
+    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
+        dim, shape = self.dim % x.dim(), [1] * x.dim()
+        shape[0], shape[dim] = 1 if isinstance(g, int) else len(x), self.size
+        sources = self._sources.on(x.device)[g]
+        if isinstance(g, int):
+            moved = x.index_select(dim, sources)
+        else:
+            moved = x.gather(dim, sources.view(shape).expand_as(x))
+        if self._signs is not None:
+            moved = moved * self._signs.on(x.device)[g].view(shape).to(x.dtype)
+        if self._offsets is not None:
+            moved = moved + self._offsets.on(x.device)[g].view(shape).to(x.dtype)
+        return in_format_of(x, moved)
 
-    @abstractmethod
-    def __init__(self) -> None:
-        """Subclasses say which permutations, through :meth:`_set`."""
 
-
-@final
 class PermutationAction(IndexAction):
     """Permutes the entries along one dimension: (g x)[permutations[g][i]] = x[i].
 
@@ -92,8 +73,8 @@ class PermutationAction(IndexAction):
 
     Raises:
         TypeError: If ``permutations`` are not integers.
-        ValueError: If a row is no permutation, the identity moves something, or the rows are no
-            homomorphism, g(hx) = (gh)x; the message names the pair of elements.
+        ValueError: If a row is not a permutation, the identity moves something, or the rows are not
+            a homomorphism, g(hx) = (gh)x; the message names the pair of elements.
 
     Example:
         >>> import torch
@@ -103,12 +84,25 @@ class PermutationAction(IndexAction):
         tensor([[30, 10, 20]])
     """
 
+    exact = linear = permutes = True
+
     def __init__(self, group: FiniteGroup, permutations: Permutations, dim: int = -1) -> None:
-        self._set(group, check_permutations(group, permutations), dim)
+        # (g x)[p[i]] = x[i] reads x at the inverse permutation.
+        self._set(group, _check_permutations(group, permutations).argsort(dim=1), dim)
+
+    @property
+    def permutations(self) -> tuple[tuple[int, ...], ...]:
+        """``permutations[g][i]`` is where index i is sent."""
+        return tuple(map(tuple, self._sources.host.argsort(dim=1).tolist()))
+
+    def other_side(self) -> Action | None:
+        left, right = self.group.cayley_table, _multiplied_from_the_right(self.group)
+        other = {left: right, right: left}.get(self.permutations)
+        return None if other is None else PermutationAction(self.group, other, self.dim)
 
 
 @final
-class RegularAction(IndexAction):
+class RegularAction(PermutationAction):
     """The group permuting itself along a dimension of size |G|: (h x)[hg] = x[g].
 
     Args:
@@ -123,11 +117,86 @@ class RegularAction(IndexAction):
     """
 
     def __init__(self, group: FiniteGroup, dim: int = -1) -> None:
-        self._set(group, torch.tensor(require_group(group).cayley_table, device="cpu"), dim)
+        super().__init__(group, require_group(group).cayley_table, dim)
+
+    def restrict(self, embedding: Embedding) -> PermutationAction:
+        # Of a subgroup it is several copies of its regular action.
+        whole = PermutationAction(self.group, self.permutations, self.dim)
+        restricted: PermutationAction = whole.restrict(embedding)
+        return restricted
 
 
 @final
-class RegularFeatureAction(Action):
+class SignedPermutationAction(IndexAction):
+    """Permutes entries, with signs: (g x)[i] = signs[g][i] x[sources[g][i]] + offsets[g][i].
+
+    Vectors, coordinates, mirrors of a robot: each new entry is an old one, a negated one, or a
+    constant minus an old one. Without offsets it is bit-exact.
+
+    Args:
+        group: The group that acts.
+        sources: (|G|, n) integers; ``sources[g][i]`` is the entry that comes to place i.
+        signs: (|G|, n), each 1 or -1.
+        offsets: (|G|, n) numbers that are added, kept in float64; None for none.
+        dim: The dimension of size n, not the batch (0).
+
+    Raises:
+        TypeError: If ``sources`` are not integers. Calls raise it for a dtype without signs, and
+            with offsets for one that is not floating-point.
+        ValueError: If a row of ``sources`` is not a permutation, a sign is another number, the
+            identity moves something, or the rows are not a homomorphism, g(hx) = (gh)x; the message
+            names the pair of elements.
+
+    Example:
+        >>> import torch
+        >>> from equitune import SignedPermutationAction, cyclic
+        >>> mirror = SignedPermutationAction(
+        ...     cyclic(2), [(0, 1), (0, 1)], signs=[(1, 1), (-1, 1)], offsets=[(0, 0), (1, 0)]
+        ... )
+        >>> mirror.transform(torch.tensor([[0.25, 0.5]]), 1)  # (x, y) in an image from 0 to 1
+        tensor([[0.7500, 0.5000]])
+    """
+
+    def __init__(
+        self,
+        group: FiniteGroup,
+        sources: Permutations,
+        signs: Any,
+        offsets: Any = None,
+        dim: int = -1,
+    ) -> None:
+        rows = [_require_permutations("sources", require_group(group), sources).double()]
+        shift = torch.zeros_like(rows[0]) if offsets is None else offsets
+        for name, values in (("signs", signs), ("offsets", shift)):
+            numbers = require_numbers(name, values, "(|G|, n) numbers").double()
+            right = numbers.shape == rows[0].shape and bool(numbers.isfinite().all())
+            require(
+                right and (name == "offsets" or bool((numbers.abs() == 1).all())),
+                name,
+                f"hold {'1 or -1' if name == 'signs' else 'a number'} for each of the sources",
+                f"{numbers.tolist()}",
+                f"shape {tuple(rows[0].shape)}",
+            )
+            rows.append(numbers)
+        table = torch.stack(rows, dim=1)
+        plain = table[0].clone()
+        plain[0], plain[1], plain[2] = torch.arange(table.shape[2]), 1, 0
+        check_homomorphism("sources, signs and offsets", group, table, plain, _after, _differ)
+        self._set(group, rows[0].long(), dim)
+        self._signs = Table(rows[1].to(torch.int8))
+        if rows[2].any():
+            self._offsets = Table(rows[2])
+        self.exact = self.linear = self._offsets is None
+
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        super().check(x, g)
+        require_signed(x)
+        if not (self.exact or x.is_floating_point()):
+            raise TypeError(f"`x` must be floating-point, got dtype {x.dtype}; use x.float()")
+
+
+@final
+class RegularFeatureAction(Composed):
     """The action on regular features of shape (B, |G|, ...): (h Y)[g] = h Y[gh].
 
     This is how the stack Y[g] = g^-1 M(gx) of Algorithm 1 moves when x does (Lemma F.1 of the
@@ -146,45 +215,33 @@ class RegularFeatureAction(Action):
 
     def __init__(self, fiber: Action) -> None:
         require_type("fiber", fiber, Action, "one such as TrivialAction(group)")
-        self.group = fiber.group
-        self.fiber = fiber
-        inverses = fiber.group.inverses
-        # Entry i goes to i h^-1.
-        self._places = PermutationAction(
-            self.group,
-            [[self.group.compose(i, inverses[h]) for i in self.group.elements]
-             for h in self.group.elements],
-            dim=1,
-        )  # fmt: skip
+        self.group, self.fiber = fiber.group, fiber
+        right = _multiplied_from_the_right(fiber.group)
+        self._places = PermutationAction(fiber.group, right, dim=1)
+        self.promise_as(fiber, self._places)
 
     @property
-    def places(self) -> PermutationAction:
-        """How the entries change places, without what each of them does."""
-        return self._places
+    def extent(self) -> Mapping[int, int | None]:
+        inner = {dim + (dim > 0): size for dim, size in self.fiber.extent.items()}
+        return {1: self._places.size, **inner}
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        moved = self._places.transform(x, g)
-        each = g if isinstance(g, int) else g.repeat_interleave(moved.shape[1])
-        result: Tensor = self.fiber.transform(moved.flatten(0, 1), each)
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        super().check(x, g)
+        self.fiber.check(x[:, 0])
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        moved = self._places.unchecked_transform(x, g)
+        result: Tensor = self.fiber.unchecked_transform(moved.flatten(0, 1), g)
         return in_format_of(x, result.unflatten(0, moved.shape[:2]))
 
-    def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        dimension(x, 1, self, self._places.size)
-        return self.fiber.shape_classes(x[:, 0])
-
-    def restrict(self, embedding: Embedding) -> RegularFeatureAction:
-        require_embedding(self, embedding)
-        restricted = object.__new__(RegularFeatureAction)
-        fiber, places = self.fiber.restrict(embedding), self._places.restrict(embedding)
-        vars(restricted).update(group=embedding.subgroup, fiber=fiber, _places=places)
-        return restricted
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.fiber, self._places)
+    def other_side(self) -> Action | None:
+        other = RegularFeatureAction(self.fiber)
+        other._places = RegularAction(self.group, dim=1)
+        return other
 
 
 @final
-class TokenAction(Action):
+class TokenAction(Composed, each_sample=True):
     """Permutes the vocabulary: every integer id i of a batch becomes ``permutations[g][i]``.
 
     Args:
@@ -194,10 +251,11 @@ class TokenAction(Action):
             labels; None for none.
 
     Raises:
-        TypeError: As for :class:`PermutationAction`; when acting, for an integer dtype that does
-            not hold the whole vocabulary, such as uint8 for 300 ids.
-        ValueError: As for :class:`PermutationAction`; when acting in eager mode on the CPU and
-            outside of ``vmap``, also for an id outside the vocabulary.
+        TypeError: If ``permutations`` are not integers. Calls raise it for anything but ids of an
+            integer dtype that holds the whole vocabulary, unlike uint8 for 300 ids.
+        ValueError: If ``permutations`` are not an action, as for :class:`PermutationAction`. Calls
+            raise it in eager mode on the CPU and outside of ``vmap`` for an id outside the
+            vocabulary.
 
     Example:
         >>> import torch
@@ -207,19 +265,24 @@ class TokenAction(Action):
         tensor([[   0,    2,    1,    5, -100]])
     """
 
+    exact = keeps_shape = True
+    vocabulary_size: int
+
     def __init__(
         self, group: FiniteGroup, permutations: Permutations, ignore_index: int | None = -100
     ) -> None:
-        self._targets = Table(check_permutations(group, permutations))
+        self._targets = Table(_check_permutations(group, permutations))
+        self.vocabulary_size = self._targets.host.shape[1]
         if ignore_index is not None:
             ignore_index = require_int("ignore_index", ignore_index, "an id, or None")
-        if ignore_index is not None and 0 <= ignore_index < self.vocabulary_size:
-            raise ValueError(
-                f"ignore_index is {ignore_index}, which is a token of the vocabulary of "
-                f"{self.vocabulary_size}; use an id outside of it, or None"
+            require(
+                not 0 <= ignore_index < self.vocabulary_size,
+                "ignore_index",
+                f"lie outside of the vocabulary of {self.vocabulary_size} ids",
+                f"{ignore_index}",
+                "an id outside of it, or None",
             )
-        self.group = group
-        self.ignore_index = ignore_index
+        self.group, self.ignore_index = group, ignore_index
 
     @classmethod
     def cyclic_swaps(
@@ -241,49 +304,42 @@ class TokenAction(Action):
         Raises:
             ValueError: If the cycles differ in length, share a token or leave the vocabulary.
         """
-        vocabulary_size = require_int("vocabulary_size", vocabulary_size, "the number of ids", 1)
+        size = require_int("vocabulary_size", vocabulary_size, "the number of ids", 1)
         given = require_entries("cycles", cycles, "lists of ids, such as [(1, 2)]")
-        cycles = [
-            require_ints(f"cycles[{i}]", c, "the ids of a cycle") for i, c in enumerate(given)
-        ]
-        lengths = {len(cycle) for cycle in cycles}
-        if len(lengths) != 1:
-            raise ValueError(
-                f"cycles have the lengths {sorted(lengths)}; use cycles of one common length"
-            )
-        (length,) = lengths
-        tokens = [token for cycle in cycles for token in cycle]
-        for token in tokens:
-            if not 0 <= token < vocabulary_size:
-                raise ValueError(
-                    f"cycles name token {token}, but vocabulary_size is {vocabulary_size}"
-                )
-            if tokens.count(token) > 1:
-                raise ValueError(f"cycles name token {token} twice; the swap must be one-to-one")
-        permutations = torch.arange(vocabulary_size, device="cpu").repeat(length, 1)
-        for g in range(length):
-            for cycle in cycles:
-                for k, token in enumerate(cycle):
-                    permutations[g, token] = cycle[(k + g) % length]
-        return cls(cyclic(length), permutations, ignore_index)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """The number V of ids."""
-        return int(self._targets.host.shape[1])
+        rows = [require_ints(f"cycles[{i}]", c, "the ids of a cycle") for i, c in enumerate(given)]
+        lengths = sorted({len(row) for row in rows})
+        require(
+            len(lengths) == 1, "cycles", "have one common length", f"lengths {lengths}", "[(1, 2)]"
+        )
+        tokens = [token for row in rows for token in row]
+        outside = [token for token in tokens if not 0 <= token < size]
+        require(
+            not outside,
+            "cycles",
+            f"hold ids below {size}",
+            f"token {next(iter(outside), '')}",
+            "ids",
+        )
+        twice = [token for token in tokens if tokens.count(token) > 1]
+        require(
+            not twice,
+            "cycles",
+            "be disjoint",
+            f"token {next(iter(twice), '')} twice",
+            "each id once",
+        )
+        permutations = torch.arange(size, device="cpu").repeat(lengths[0], 1)
+        for g in range(lengths[0]):
+            for row in rows:
+                permutations[g, list(row)] = torch.tensor(row[g:] + row[:g], device="cpu")
+        return cls(cyclic(lengths[0]), permutations, ignore_index)
 
     @property
     def permutations(self) -> tuple[tuple[int, ...], ...]:
         """``permutations[g][i]`` is the id that g turns i into."""
         return tuple(map(tuple, self._targets.host.tolist()))
 
-    def on_logits(self, dim: int = -1) -> PermutationAction:
-        """The matching action on scores over the vocabulary."""
-        return PermutationAction(self.group, self._targets.host, dim)
-
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
-        self._check_ids(x)
         targets = self._targets.on(x.device)
         # In int64 up to the end: other dtypes of integers can do less.
         given = ids = x.long()
@@ -296,77 +352,94 @@ class TokenAction(Action):
         moved = moved if kept is None else torch.where(kept, given, moved)
         return in_format_of(x, moved).to(x.dtype)
 
-    def restrict(self, embedding: Embedding) -> TokenAction:
-        require_embedding(self, embedding)
-        rows = self._targets.rows(embedding.elements).host
-        return TokenAction(embedding.subgroup, rows, self.ignore_index)
-
-    def _check_ids(self, x: Tensor) -> None:
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        super().check(x, g)
+        size = self.vocabulary_size
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise TypeError(
-                f"x has dtype {x.dtype}, but TokenAction acts on integer ids; "
-                "for scores over the vocabulary use on_logits()"
+                f"`x` must hold integer ids, got dtype {x.dtype}; use on_logits() for scores over "
+                "the vocabulary"
             )
         # An id that the dtype cannot hold would come back as another one.
-        if torch.iinfo(x.dtype).max < self.vocabulary_size - 1:
+        if torch.iinfo(x.dtype).max < size - 1:
             raise TypeError(
-                f"x has dtype {x.dtype}, which ends at {torch.iinfo(x.dtype).max}, but the "
-                f"vocabulary of this TokenAction has {self.vocabulary_size} ids; use x.long()"
+                f"`x` must have a dtype that holds all {size} ids, got dtype {x.dtype}; use "
+                "x.long()"
             )
         if readable(x):
             # Not every dtype of integers can be compared.
             ids = x.long()
-            outside = (ids < 0) | (ids >= self.vocabulary_size)
+            outside = (ids < 0) | (ids >= size)
             if self.ignore_index is not None:
                 outside &= ids != self.ignore_index
             if outside.any():
                 raise ValueError(
-                    f"x holds the id {int(ids[outside][0])}, but the vocabulary of this "
-                    f"TokenAction has {self.vocabulary_size} ids and "
-                    f"ignore_index is {self.ignore_index}"
+                    f"`x` must hold ids of the vocabulary of {size} ids, got the id "
+                    f"{int(ids[outside][0])}; use 0 to {size - 1}, or ignore_index="
+                    f"{self.ignore_index}"
                 )
 
-    def _extent(self) -> dict[int, int | None]:
-        return {}
 
-    def _state(self) -> tuple[object, ...]:
-        return (self.group, self._targets, self.ignore_index)
+def require_signed(x: Tensor) -> None:
+    """Refuses a dtype that cannot hold the negative of each of its numbers."""
+    if not (x.dtype.is_signed or x.is_complex()):
+        raise TypeError(f"`x` must be of a signed type, got dtype {x.dtype}; use x.float()")
 
 
-def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor:
-    """The (|G|, n) table of permutations; refuses one that is no action of the group."""
-    require_group(group)
-    table = require_numbers("permutations", permutations, "(|G|, n) ints")
-    if table.dim() != 2 or table.shape[0] != group.order:
-        raise ValueError(
-            f"permutations has shape {tuple(table.shape)}; use (|G|, n), one row for each of the "
-            f"{group.order} elements of the group"
-        )
+def _multiplied_from_the_right(group: FiniteGroup) -> tuple[tuple[int, ...], ...]:
+    """Element h sends i to i h^-1."""
+    columns = zip(*group.cayley_table, strict=True)
+    by_element = tuple(columns)
+    return tuple([by_element[inverse] for inverse in group.inverses])
+
+
+def _require_permutations(name: str, group: FiniteGroup, values: Permutations) -> Tensor:
+    """(|G|, n) int64, a permutation in each row."""
+    table = require_numbers(name, values, "(|G|, n) ints")
+    require(
+        table.dim() == 2 and table.shape[0] == group.order,
+        name,
+        f"be (|G|, n), with a row for each of {group.order} elements",
+        f"shape {tuple(table.shape)}",
+        "one row per element",
+    )
     if table.is_floating_point() or table.is_complex():
-        raise TypeError(f"permutations has dtype {table.dtype}; use integers")
+        raise TypeError(f"`{name}` must be integers, got dtype {table.dtype}; use integers")
     table = table.long()
-    identity = torch.arange(table.shape[1], device="cpu")
-    for g in group.elements:
-        if not torch.equal(table[g].sort().values, identity):
-            raise ValueError(
-                f"permutations[{g}] is no permutation of 0 to {table.shape[1] - 1}: "
-                f"{_shown(table[g])}"
-            )
-    if not torch.equal(table[0], identity):
-        raise ValueError(f"permutations[0] is {_shown(table[0])}, but element 0 is the identity")
-    # Products with generators decide: every element is a product of them.
-    for g in group.generators:
-        for h in group.elements:
-            product = group.compose(g, h)
-            if not torch.equal(table[g][table[h]], table[product]):
-                raise ValueError(
-                    f"permutations is no action: element {g} after element {h} gives "
-                    f"{_shown(table[g][table[h]])}, but permutations[{product}], the row of their "
-                    f"product, is {_shown(table[product])}"
-                )
+    wrong = (table.sort(dim=1).values != torch.arange(table.shape[1], device="cpu")).any(dim=1)
+    for g in wrong.nonzero()[:, 0].tolist():
+        raise ValueError(
+            f"`{name}[{g}]` must be a permutation of 0 to {table.shape[1] - 1}, got "
+            f"{_shown(table[g])}; use each number once"
+        )
     return table
 
 
+def _check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor:
+    """The (|G|, n) table of permutations; refuses one that is not an action of the group."""
+    table = _require_permutations("permutations", require_group(group), permutations)
+    identity = torch.arange(table.shape[1], device="cpu")
+    check_homomorphism("permutations", group, table, identity, _composed, _differ)
+    return table
+
+
+def _composed(one: Tensor, other: Tensor) -> Tensor:
+    return one[other]
+
+
+def _after(one: Tensor, other: Tensor) -> Tensor:
+    """The product of two signed permutations: (3, n) sources, signs and offsets."""
+    places = one[0].long()
+    return torch.stack(
+        [other[0, places], one[1] * other[1, places], one[1] * other[2, places] + one[2]]
+    )
+
+
+def _differ(one: Tensor, other: Tensor) -> str:
+    same = torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    return "" if same else f"{_shown(one)} in place of {_shown(other)}"
+
+
 def _shown(row: Tensor) -> str:
-    values = row[:12].tolist()
+    values = row.flatten()[:12].tolist()
     return f"{values}" if row.numel() <= 12 else f"{values[:-1]}..."

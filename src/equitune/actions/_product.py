@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from equitune._checks import require_type
-from equitune.actions._base import Action, require_embedding
-from equitune.actions._permutation import TokenAction
-from equitune.actions._table import Table
-from equitune.groups import Embedding
-
-__all__ = ["ProductAction"]
+from equitune.actions._base import Action, Composed, Pulled
+from equitune.groups import FiniteGroup
 
 SLACK = 1e3
 """How many roundings two matrices may be from commuting."""
 
 
 @final
-class ProductAction(Action):
+class ProductAction(Composed):
     """The direct product G x H acting by both of its factors: (g, h) x = g(hx).
 
     The two actions have to commute. Where only one factor moves a tensor, give the other one
@@ -32,6 +29,7 @@ class ProductAction(Action):
         second: The action of H; the group is ``first.group * second.group``.
 
     Raises:
+        TypeError: If one of them is not an action on a single tensor.
         ValueError: If the actions do not commute, or cannot act on one tensor; the message names
             the pair of elements.
 
@@ -44,12 +42,9 @@ class ProductAction(Action):
     """
 
     def __init__(self, first: Action, second: Action) -> None:
-        _check_commuting(first, second)
-        self.group = first.group * second.group
-        self.first = first
-        self.second = second
+        _require_factors(first, second)
         pairs = itertools.product(first.group.elements, second.group.elements)
-        self._set_pairs(tuple(pairs))
+        self._set(first, second, first.group * second.group, list(pairs))
 
     @classmethod
     def simultaneous(cls, first: Action, second: Action) -> ProductAction:
@@ -62,6 +57,7 @@ class ProductAction(Action):
             second: Another one of the same group, which commutes with the first.
 
         Raises:
+            TypeError: If one of them is not an action on a single tensor.
             ValueError: If the groups differ, the actions do not commute, or cannot act on one
                 tensor.
 
@@ -72,113 +68,117 @@ class ProductAction(Action):
             >>> ProductAction.simultaneous(flip, sides).group.order
             2
         """
-        _check_actions(first, second)
+        _require_factors(first, second)
         if first.group != second.group:
             raise ValueError(
-                f"second is an action of {second.group}, first of {first.group}; use one group"
+                f"`second` must be an action of the group of `first`, {first.group}, got one of "
+                f"{second.group}; use one group"
             )
-        _check_commuting(first, second)
         diagonal = object.__new__(cls)
-        diagonal.group = first.group
-        diagonal.first, diagonal.second = first, second
-        diagonal._set_pairs(tuple((g, g) for g in first.group.elements))
+        diagonal._set(first, second, first.group, [(g, g) for g in first.group.elements])
         return diagonal
 
-    def _set_pairs(self, pairs: tuple[tuple[int, int], ...]) -> None:
-        self._pairs = pairs
-        self.rounding = max(self.first.rounding, self.second.rounding)
-        self._table = Table(torch.tensor(pairs, device="cpu").T)
+    def _set(
+        self, first: Action, second: Action, group: FiniteGroup, pairs: list[tuple[int, int]]
+    ) -> None:
+        _check_commuting(first, second)
+        self.group = group
+        self._first = Pulled(first, group, [a for a, _ in pairs])
+        self._second = Pulled(second, group, [b for _, b in pairs])
+        self.image_dims = first.image_dims or second.image_dims
+        self.promise_as(first, second)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
-        a, b = self._pairs[g] if isinstance(g, int) else self._table.on(x.device)[:, g].unbind()
-        moved: Tensor = self.first.transform(self.second.transform(x, b), a)
-        return moved
+    @property
+    def first(self) -> Action:
+        """The action of the first factor."""
+        return self._first.action
 
-    def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        classes: dict[tuple[int, int], list[int]] = {}
-        first, second = _class_numbers(self.first, x), _class_numbers(self.second, x)
-        for g, (a, b) in enumerate(self._pairs):
-            classes.setdefault((first[a], second[b]), []).append(g)
-        return tuple(map(tuple, classes.values()))
+    @property
+    def second(self) -> Action:
+        """The action of the second factor."""
+        return self._second.action
 
-    def restrict(self, embedding: Embedding) -> ProductAction:
-        require_embedding(self, embedding)
-        restricted = object.__new__(ProductAction)
-        restricted.group = embedding.subgroup
-        restricted.first, restricted.second = self.first, self.second
-        restricted._set_pairs(tuple(self._pairs[g] for g in embedding.elements))
-        return restricted
-
-    def _extent(self) -> dict[int, int | None]:
+    @property
+    def extent(self) -> Mapping[int, int | None]:
         return _merged(self.first, self.second)
 
-    def _state(self) -> tuple[object, ...]:
-        return (self.first, self.second, self._pairs)
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        self.first.check(x)
+        self.second.check(x)
+        super().check(x, g)
 
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        moved: Tensor = self._first.unchecked_transform(self._second.unchecked_transform(x, g), g)
+        return moved
 
-def _class_numbers(action: Action, x: Tensor) -> dict[int, int]:
-    classes = action.shape_classes(x)
-    return {g: number for number, members in enumerate(classes) for g in members}
+    def __repr__(self) -> str:
+        return f"ProductAction({self.first!r}, {self.second!r})"
 
 
 def _merged(first: Action, second: Action) -> dict[int, int | None]:
-    sizes = first._extent()
-    for dim, size in second._extent().items():
+    sizes = dict(first.extent)
+    for dim, size in second.extent.items():
         known = sizes.get(dim)
         if known is not None and size is not None and known != size:
             raise ValueError(
-                f"the two actions do not fit one tensor: along dim {dim} the first acts on {known} "
-                f"entries and the second on {size}"
+                f"`second` must fit one tensor with `first`, got {size} and {known} entries along "
+                f"dim {dim}; use actions on one shape"
             )
         sizes[dim] = known if size is None else size
     return sizes
 
 
-def _check_actions(first: Action, second: Action) -> None:
-    for name, action in (("first", first), ("second", second)):
+def _require_factors(*factors: Action) -> None:
+    for name, action in zip(("first", "second"), factors, strict=True):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
+        if action.fields is not None:
+            raise TypeError(
+                f"`{name}` must act on one tensor, got a {type(action).__name__}; use products in "
+                "the fields of the structure"
+            )
 
 
 def _check_commuting(first: Action, second: Action) -> None:
-    _check_actions(first, second)
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
-    for a in first.group.generators:
-        for b in second.group.generators:
-            try:
-                one = first.transform(second.transform(probe, b), a)
-                other = second.transform(first.transform(probe, a), b)
-            except ValueError as error:
-                raise ValueError(f"the two actions do not fit one tensor: {error}") from error
-            gap = one.double() - other.double() if one.shape == other.shape else probe.new_ones(())
-            # By the size of each entry, over the batch.
-            if (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any():
-                raise ValueError(
-                    f"the two actions do not commute: element {a} of the first and element {b} of "
-                    "the second give different results in the two orders, so that they are no "
-                    "action of the direct product"
-                )
+    for a, b in itertools.product(first.group.generators, second.group.generators):
+        try:
+            one = first.transform(second.transform(probe, b), a)
+            other = second.transform(first.transform(probe, a), b)
+        except ValueError as error:
+            raise ValueError(
+                f"`second` must fit one tensor with `first`, got {error}; use actions on one shape"
+            ) from error
+        gap = one.double() - other.double() if one.shape == other.shape else probe.new_ones(())
+        # By the size of each entry, over the batch.
+        if (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any():
+            raise ValueError(
+                f"`first` and `second` must commute, got different results for element {a} of the "
+                f"first and element {b} of the second in the two orders; use actions that commute"
+            )
 
 
 def _probe(first: Action, second: Action) -> Tensor:
     """A batch that both actions can act on: all ids, or random numbers, which all differ."""
-    sizes = _merged(first, second)
-    if any(dim > 0 for dim in sizes) and any(dim < 0 for dim in sizes):
+    sizes = _merged(first, second) or {-1: None}
+    front = any(dim > 0 for dim in sizes)
+    if front and any(dim < 0 for dim in sizes):
         raise ValueError(
-            f"the two actions count dims from different ends, {sorted(sizes)}; count all of them "
-            "from the end"
+            f"`first` and `second` must count dims from one end, got different ends, "
+            f"{sorted(sizes)}; use dims counted from the end"
         )
-    tokens = [a.vocabulary_size for a in (first, second) if isinstance(a, TokenAction)]
-    if len(set(tokens)) > 1:
-        raise ValueError(f"the two actions have vocabularies of {tokens[0]} and {tokens[1]} ids")
+    ids = {action.vocabulary_size for action in (first, second)} - {None}
+    if len(ids) > 1:
+        raise ValueError(
+            f"`second` must have the vocabulary of `first`, got {second.vocabulary_size} and "
+            f"{first.vocabulary_size} ids; use one vocabulary"
+        )
+    depth = max(abs(dim) for dim in sizes)
+    places = range(1, depth + 1) if front else range(-depth, 0)
+    if count := next(iter(ids), None):
+        shape = [1, *(sizes.get(dim, 1) or count for dim in places)]
+        return torch.arange(torch.Size(shape).numel(), device="cpu").view(shape) % count
     # An even number, for the components of vectors.
-    free = tokens[0] if tokens else 4
-    sizes = sizes or {-1: None}
-    depth = max((abs(dim) for dim in sizes), default=1)
-    dims = range(1, depth + 1) if any(dim > 0 for dim in sizes) else range(-depth, 0)
-    shape = [1 if tokens else 3, *(sizes.get(dim, 1) or free for dim in dims)]
-    if tokens:
-        return torch.arange(torch.Size(shape).numel(), device="cpu").view(shape) % tokens[0]
+    shape = [3, *(sizes.get(dim, 1) or 4 for dim in places)]
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

@@ -7,8 +7,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["Table"]
-
 
 @final
 class Table:

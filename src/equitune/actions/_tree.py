@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
 
 from equitune._checks import require_entries
-from equitune.actions._base import Action, advice
+from equitune.actions._base import Action, advice, require_embedding, require_group
 from equitune.groups import Embedding, FiniteGroup
-
-__all__ = ["Drop", "OneOf", "TreeAction"]
 
 Key = str | int
 
@@ -28,8 +25,13 @@ class Drop:
     """
 
 
-class Structured(Action, ABC):
+class Structured(Action, each_sample=True):
     """An action on structures, tensor by tensor: subclasses flatten and unflatten them."""
+
+    fields: Mapping[Key, Action]
+
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        """Checks nothing: the actions on the tensors do."""
 
     def transform(self, x: Any, g: int | Tensor) -> Any:
         return self.unflatten(x, [action.transform(leaf, g) for action, leaf in self.flatten(x)])
@@ -99,6 +101,7 @@ class TreeAction(Structured):
                     "for a field that cannot be combined"
                 )
         self._actions, self._others = entries, others
+        self.fields = {key: action for key, action in entries.items() if isinstance(action, Action)}
         given = {**{str(key): action for key, action in entries.items()}, "others=": others}
         self.group = common_group({k: a for k, a in given.items() if isinstance(a, Action)})
 
@@ -171,11 +174,8 @@ class TreeAction(Structured):
             each.append((key, value, None if value is None else found))
         return each
 
-    def _parts(self) -> Iterable[object]:
+    def _parts(self) -> Sequence[object]:
         return (*self._actions.values(), self._others)
-
-    def _state(self) -> tuple[object, ...]:
-        return (frozenset(self._actions.items()), self._others)
 
 
 @final
@@ -208,7 +208,7 @@ class OneOf(Structured):
         for name, action in named.items():
             if not isinstance(action, Action):
                 raise TypeError(f"`{name}` must be an action, got a {type(action).__name__}")
-        self.group = common_group(named)
+        self.group, self.fields = common_group(named), {}
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -235,11 +235,39 @@ class OneOf(Structured):
                 return action
         raise TypeError(f"{name} fits no action of OneOf: " + "; or ".join(reasons))
 
-    def _parts(self) -> Iterable[object]:
+    def _parts(self) -> Sequence[object]:
         return self._actions
 
-    def _state(self) -> tuple[object, ...]:
-        return (self._actions,)
+
+@final
+class WholeBatchAction(Structured):
+    """The action on what belongs to the whole batch and not to its samples: it passes unchanged.
+
+    A time step, the edges of a graph, a prompt, a scalar tensor, a flag: any value, in an argument
+    that a model takes beside the batch.
+
+    Args:
+        group: The group of the other actions.
+
+    Example:
+        >>> import torch
+        >>> from equitune import WholeBatchAction, c4
+        >>> WholeBatchAction(c4()).transform(torch.tensor(0.5), 1)
+        tensor(0.5000)
+    """
+
+    def __init__(self, group: FiniteGroup) -> None:
+        self.group, self.fields = require_group(group), {}
+
+    def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
+        return []
+
+    def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
+        return x
+
+    def restrict(self, embedding: Embedding) -> WholeBatchAction:
+        require_embedding(self, embedding)
+        return WholeBatchAction(embedding.subgroup)
 
 
 def common_group(actions: Mapping[str, Action], name: str = "actions") -> FiniteGroup:

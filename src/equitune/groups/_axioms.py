@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-
-__all__ = [
-    "check_associativity",
-    "check_closure",
-    "check_identity",
-    "check_inverses",
-    "find_generators",
-    "generated",
-]
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def check_closure(table: Sequence[Sequence[int]]) -> None:
@@ -60,6 +52,43 @@ def check_associativity(table: Sequence[Sequence[int]], generators: Sequence[int
                 raise ValueError(
                     f"associativity fails: ({x}*{g})*{y} is {left}, but {x}*({g}*{y}) is {right}"
                 )
+
+
+def different(one: object, other: object) -> str:
+    """What is wrong where one of two images stands for the other; empty if they are equal."""
+    return "" if one == other else f"{one} in place of {other}"
+
+
+def check_homomorphism(
+    name: str,
+    group: Any,
+    images: Any,
+    identity: Any,
+    multiply: Callable[[Any, Any], Any],
+    differ: Callable[[Any, Any], str] = different,
+    use: str = "images that multiply as their elements do",
+) -> None:
+    """Refuses a list whose entries do not multiply as the elements of a group do.
+
+    Args:
+        name: The name of the list.
+        group: The group.
+        images: What each of its elements becomes.
+        identity: What element 0 has to become.
+        multiply: The product of two images.
+        differ: What is wrong if the first of two images stands for the second; empty for nothing.
+        use: What to give.
+    """
+    if found := differ(images[0], identity):
+        raise ValueError(f"`{name}[0]` must be the identity, got {found}; use it for element 0")
+    # Products with generators decide: every element is a product of them.
+    for g, h in itertools.product(group.generators, group.elements):
+        found = differ(multiply(images[g], images[h]), images[group.cayley_table[g][h]])
+        if found:
+            raise ValueError(
+                f"`{name}` must multiply as the group does, got {found} for element {g} after "
+                f"element {h}, whose product is {group.cayley_table[g][h]}; use {use}"
+            )
 
 
 def find_generators(table: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
@@ -10,8 +11,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equitune.actions import Action, RegularFeatureAction, TrivialAction
-from equitune.actions._permutation import IndexAction
+from equitune._checks import described
+from equitune.actions import Action
 
 __all__ = ["Points", "orbits_of"]
 
@@ -32,26 +33,22 @@ class Points:
     @classmethod
     def of(cls, action: Action, name: str) -> Points:
         """The points that an action permutes; refuses one that does something else."""
-        if isinstance(action, TrivialAction):
-            return cls((), torch.zeros(action.group.order, 1, dtype=torch.int64, device="cpu"))
-        if isinstance(action, RegularFeatureAction):
-            fiber = cls.of(action.fiber, f"{name}.fiber")
-            places = torch.tensor(action.places.permutations, device="cpu")
-            # Point (i, p) goes to the place of i, where the fiber moves p.
-            moved = places[:, :, None] * fiber.count + fiber.permutations[:, None, :]
-            return cls((places.shape[1], *fiber.shape), moved.flatten(1))
-        if not isinstance(action, IndexAction):
+        sizes = action.extent if isinstance(action, Action) and action.permutes else {0: None}
+        if None in sizes.values():
             raise TypeError(
-                f"{name} is a {type(action).__name__}; use an action that permutes points: "
-                "PermutationAction, RegularAction, RegularFeatureAction of one of these or of a "
-                "TrivialAction(group), or TrivialAction"
+                f"`{name}` must permute points, got {described(action)}; use PermutationAction, "
+                "RegularAction, TrivialAction, or RegularFeatureAction of one of these"
             )
-        if action.dim not in (1, -2):
+        # (B, *shape, channels): every dimension but the first and the last.
+        places = {dim % (len(sizes) + 2): size for dim, size in sizes.items()}
+        if sorted(places) != [*range(1, len(sizes) + 1)]:
             raise ValueError(
-                f"{name} acts on dim {action.dim}; use dim=1, the points of (B, points, channels)"
+                f"`{name}` must act on the points of (B, points, channels), got dims {[*sizes]}; "
+                "use dim=1"
             )
-        permutations = torch.tensor(action.permutations, device="cpu")
-        return cls((permutations.shape[1],), permutations)
+        shape = tuple(size or 0 for _, size in sorted(places.items()))
+        numbers = torch.arange(math.prod(shape), device="cpu").view(1, *shape, 1)
+        return cls(shape, action.orbit(numbers).flatten(1).argsort(dim=1))
 
     @property
     def count(self) -> int:

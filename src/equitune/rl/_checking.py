@@ -19,9 +19,10 @@ from equitune._checks import (
     require_type,
 )
 from equitune._extras import require
-from equitune.actions import Action, PermutationAction, RegularAction
+from equitune.actions import Action
 from equitune.rl._comparing import errors
 from equitune.rl._report import Mismatch, SymmetryReport, shown
+from equitune.rl._spaces import is_discrete
 from equitune.rl._states import SetState, loose_setter, state_setter
 from equitune.rl._steps import (
     Taken,
@@ -355,9 +356,12 @@ def _moved(action: Action, values: Sequence[Any], g: int) -> Any:
 
 def _moved_actions(space: Any, acting: Action, taken: Sequence[Taken], g: int) -> Sequence[Any]:
     actions = [step.action for step in taken]
-    if isinstance(acting, PermutationAction | RegularAction):
+    if is_discrete(acting):
         first = int(space.start)
-        return [first + acting.permutations[g][int(action) - first] for action in actions]
+        scores = torch.eye(int(space.n))
+        # Where the score of each action goes.
+        targets = acting.transform(scores, g).argmax(dim=1).tolist()
+        return [first + targets[int(action) - first] for action in actions]
     # The bounds are kept; rounding may go beyond them.
     moved: Sequence[Any] = np.clip(_moved(acting, actions, g), space.low, space.high)
     return moved

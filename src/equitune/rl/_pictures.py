@@ -48,25 +48,20 @@ class ChannelsFirst(Action):
             )
         self.group = channels_last.group
         self.channels_last = channels_last
+        self.promise_as(channels_last)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self.check(x, g)
-        moved: Tensor = self.channels_last.transform(self._seen(x), g)
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        moved: Tensor = self.channels_last.unchecked_transform(x.movedim(1, -1), g)
         return moved.movedim(-1, 1)
 
-    def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
-        return self.channels_last.shape_classes(self._seen(x))
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        super().check(x, g)
+        if x.dim() != 4:
+            raise ValueError(f"`x` must be of shape (B, C, H, W), got {tuple(x.shape)}")
+        self.channels_last.check(x.movedim(1, -1))
 
     def restrict(self, embedding: Embedding) -> ChannelsFirst:
         return ChannelsFirst(self.channels_last.restrict(embedding))
-
-    def _seen(self, x: Tensor) -> Tensor:
-        if x.dim() != 4:
-            raise ValueError(f"`x` must be of shape (B, C, H, W), got {tuple(x.shape)}")
-        return x.movedim(1, -1)
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.channels_last,)
 
     def __repr__(self) -> str:
         return f"ChannelsFirst({self.channels_last!r})"
@@ -105,14 +100,14 @@ def check_channels(action: Action, shape: tuple[int, ...], channels: int) -> Non
     """Refuses to turn and flip pictures along their channels.
 
     Args:
-        action: How the group acts; only one that has ``dims`` of height and width is looked at.
+        action: How the group acts; only one that has ``image_dims`` is looked at.
         shape: That of one picture.
         channels: Where the channels are in it.
 
     Raises:
-        ValueError: If one of ``dims`` is that of the channels.
+        ValueError: If one of its dims is that of the channels.
     """
-    dims = getattr(action, "dims", ())
+    dims = action.image_dims or ()
     # The batch counts as a dim, so that the channels are one further on, or so far from the end.
     if not {channels + 1, channels - len(shape)} & {*dims}:
         return

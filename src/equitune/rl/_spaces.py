@@ -8,19 +8,12 @@ import numpy as np
 import torch
 
 from equitune._extras import require
-from equitune.actions import (
-    Action,
-    ImageAction,
-    MatrixAction,
-    PermutationAction,
-    RegularAction,
-    VectorFieldAction,
-)
+from equitune.actions import Action
 from equitune.rl._linear import matrices
 
 spaces: Any = require("gymnasium.spaces", '"equitune[rl]"')
 
-__all__ = ["check_action_space", "check_observation_space"]
+__all__ = ["check_action_space", "check_observation_space", "is_discrete"]
 
 ENDLESS = 1e20
 """Bounds beyond are no bounds: environments also write the largest float32."""
@@ -54,7 +47,7 @@ def check_action_space(space: Any, action: Action) -> None:
     """
     if isinstance(space, spaces.Box):
         # Also where the sizes agree: scores of two actions are no two torques.
-        if isinstance(action, PermutationAction | RegularAction):
+        if is_discrete(action):
             raise TypeError(
                 f"actions are continuous, of shape {space.shape}, but the group acts on them by a "
                 f"{type(action).__name__}, which is for discrete ones; use a MatrixAction, such "
@@ -67,23 +60,29 @@ def check_action_space(space: Any, action: Action) -> None:
             f"actions are a {type(space).__name__}; symmetries are known for Discrete and Box "
             "actions, so flatten them to one of these"
         )
-    if not isinstance(action, PermutationAction | RegularAction):
+    if not is_discrete(action):
         raise TypeError(
             f"there are {space.n} discrete actions, but the group acts on them by a "
             f"{type(action).__name__}, which is for continuous ones; use a PermutationAction of "
             f"{space.n} entries, such as discrete_symmetry(...) makes"
         )
-    if action.size != space.n or action.dim not in (-1, 1):
+    ((dim, size),) = action.extent.items()
+    if size != space.n or dim not in (-1, 1):
         raise ValueError(
-            f"there are {space.n} discrete actions, but the group permutes {action.size} entries "
-            f"along dim {action.dim}; use a PermutationAction of {space.n} entries along dim -1"
+            f"there are {space.n} discrete actions, but the group permutes {size} entries "
+            f"along dim {dim}; use a PermutationAction of {space.n} entries along dim -1"
         )
+
+
+def is_discrete(action: Action) -> bool:
+    """Whether an action is one on the scores of discrete actions: it permutes the entries."""
+    return action.permutes and len(action.extent) == 1 and None not in action.extent.values()
 
 
 def _check_box(kind: str, space: Any, action: Action) -> None:
     fits = f"{kind}s are of shape {space.shape} and dtype {space.dtype}"
     probe = np.zeros(space.shape, dtype=space.dtype)
-    whole = np.issubdtype(space.dtype, np.integer) and isinstance(action, MatrixAction)
+    whole = np.issubdtype(space.dtype, np.integer) and not action.exact
     hint = "; gymnasium.wrappers.DtypeObservation makes them floats" if whole else ""
     for g in action.group.elements:
         try:
@@ -99,10 +98,10 @@ def _check_box(kind: str, space: Any, action: Action) -> None:
             )
     low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
     moved_bounds: list[tuple[Any, Any, Any]] = []
-    if isinstance(action, MatrixAction):
+    if action.linear and not action.exact:
         tables = matrices(action, low.size).numpy() if low.ndim == 1 else ()
         moved_bounds = [_by_matrix(kind, matrix, low, high) for matrix in tables]
-    elif isinstance(action, PermutationAction | RegularAction | ImageAction | VectorFieldAction):
+    elif action.linear:
         moved_bounds = [_by_place(action, g, low, high) for g in action.group.elements]
     for name, images in zip(action.group.names, moved_bounds, strict=False):
         _check_bounds(kind, name, low, high, *images)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equitune._submodules import Watch, read_submodule, require_gradients
 from equitune.actions import Action
@@ -39,7 +39,8 @@ class Call:
     """One call: what is called, its arguments, and the actions of those that move.
 
     Attributes:
-        function: What a copy goes through, the backbone or a part of it.
+        backbone: The module M.
+        function: What a copy goes through: the backbone, or what runs it otherwise.
         args: The arguments by position.
         kwargs: Those by name.
         moved: The action of each argument that the group moves.
@@ -48,9 +49,9 @@ class Call:
         output_action: How it acts on what the function returns.
         tap: The submodule that the weighting reads; None for none.
         cut: The submodule up to which the function is symmetrised; None for all of it.
-        training: Whether a part of the backbone trains, so that batches should hold whole orbits.
     """
 
+    backbone: nn.Module
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -60,12 +61,16 @@ class Call:
     output_action: Action
     tap: Watch | None = None
     cut: Watch | None = None
-    training: bool = False
 
     @property
     def batch_size(self) -> int:
         """The number B of samples."""
         return self.leaves[0][1].shape[0]
+
+    @property
+    def training(self) -> bool:
+        """Whether a part of the backbone trains, so that batches should hold whole orbits."""
+        return any(module.training for module in self.backbone.modules())
 
     def classes(self, elements: Sequence[int]) -> list[tuple[int, ...]]:
         """Some elements, split so that the copies within each class have one shape."""

@@ -50,21 +50,25 @@ class Orbit(Copies):
 
     @classmethod
     def of(cls, call: Call, elements: Sequence[Sequence[int]], ran: Sequence[Ran]) -> Orbit:
-        """The orbit of passes that held whole stacks.
+        """The orbit of passes that held whole stacks, with slots in the order of the elements.
 
         Args:
             call: The call.
             elements: For each pass the elements whose copies it held.
             ran: What the passes gave.
         """
-        parts, slot = [], 0
+        flat = [g for members in elements for g in members]
+        places = sorted(range(len(flat)), key=flat.__getitem__)
+        ranks = {place: slot for slot, place in enumerate(places)}
+        parts: list[Part] = []
+        start = 0
         for members, r in zip(elements, ran, strict=True):
             shape = (len(members), call.batch_size)
             leaves = [(action, leaf.unflatten(0, shape)) for action, leaf in r.leaves]
             read = None if r.read is None else r.read.unflatten(0, shape)
-            slots = range(slot, slot + len(members))
+            slots = [ranks[start + i] for i in range(len(members))]
             parts.append(Part(slots, members, (), r.output, leaves, read))
-            slot += len(members)
+            start += len(members)
         return cls(call, parts)
 
     @property
@@ -141,7 +145,8 @@ class Chosen(Orbit):
             require_one_shape(rows, y, "the output")
             places = self._places[p.slots, samples] * batch + samples
             rows = rows.index_put((places,), y)
-        return rows.unflatten(0, (self._held, batch))
+        stack: Tensor = rows.unflatten(0, (self._held, batch))
+        return stack
 
     def means(self, space: Space) -> list[Mean]:
         def counted(mean: Mean) -> Mean:

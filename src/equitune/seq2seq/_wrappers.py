@@ -374,7 +374,7 @@ def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
 
 
 def _check_symbols(decoder: GreedyDecoder, action: object) -> None:
-    if not isinstance(action, TokenAction):
+    if not isinstance(action, Action) or action.vocabulary_size is None:
         raise TypeError(
             f"symbol_action is a {type(action).__name__}; use a TokenAction, how the group acts "
             "on the ids of symbols"
@@ -386,7 +386,7 @@ def _check_symbols(decoder: GreedyDecoder, action: object) -> None:
                 f"symbol_action has {action.vocabulary_size} symbols, but the decoder's {name} is "
                 f"{symbol}; use the action of all symbols"
             )
-        if any(row[symbol] != symbol for row in action.permutations):
+        if any(row[symbol] != symbol for row in action.on_logits().permutations):
             raise ValueError(
                 f"symbol_action moves {symbol}, but the decoder's {name} is {symbol}; use an "
                 "action that keeps it where it is"

@@ -7,25 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from equitune.actions import (
-    Action,
-    ImageAction,
-    PermutationAction,
-    ProductAction,
-    RegularAction,
-    RegularFeatureAction,
-    TokenAction,
-    TrivialAction,
-    VectorFieldAction,
-)
+from equitune.actions import Action
 from equitune.testing._batches import check_batch, one_element_each
 from equitune.testing._comparison import close
 
 __all__ = ["Group", "assert_action", "assert_group"]
-
-EXACT = (
-    ImageAction, PermutationAction, RegularAction, TokenAction, TrivialAction, VectorFieldAction,
-)  # fmt: skip
 
 
 class Group(Protocol):
@@ -142,7 +128,7 @@ def assert_action(action: Action, x: Any) -> None:
     for (leaf_action, part), *parts in zip(
         action.flatten(moved), *(action.flatten(copy) for copy in copies), strict=True
     ):
-        same = torch.equal if _is_exact(leaf_action) else close
+        same = torch.equal if leaf_action.exact else close
         for i, g in enumerate(each.tolist()):
             _require(
                 same(part[i], parts[g][1][i]),
@@ -166,21 +152,12 @@ def _entry(action: Action, stack: Any, i: int) -> Any:
 def _assert_same(action: Action, found: Any, expected: Any, message: str) -> None:
     pairs = zip(action.flatten(found), action.flatten(expected), strict=True)
     for (leaf_action, one), (_, other) in pairs:
-        same = torch.equal if _is_exact(leaf_action) else close
+        same = torch.equal if leaf_action.exact else close
         _require(
             one.dtype == other.dtype and one.device == other.device,
             f"the action changes {other.dtype} on {other.device} to {one.dtype} on {one.device}",
         )
         _require(one.shape == other.shape and same(one, other), message)
-
-
-def _is_exact(action: Action) -> bool:
-    """Whether an action only moves entries, or changes their sign."""
-    if isinstance(action, ProductAction):
-        return _is_exact(action.first) and _is_exact(action.second)
-    if isinstance(action, RegularFeatureAction):
-        return _is_exact(action.fiber)
-    return isinstance(action, EXACT)
 
 
 def _require(condition: bool, message: str) -> None:

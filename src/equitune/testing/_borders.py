@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from equitune.actions import ImageAction, VectorFieldAction
 from equitune.testing._batches import tensors_of
 from equitune.testing._comparison import magnitudes
 from equitune.testing._matches import SLACK, Matches
@@ -30,11 +29,15 @@ def find_border(trial: Trial, matches: Matches) -> Iterable[str]:
         for g in matches.wrong
     }
     for k, (action, reference) in enumerate(trial.output_action.flatten(trial.reference)):
-        if isinstance(action, ImageAction | VectorFieldAction):
+        dims = action.image_dims
+        if dims is not None:
             scale = magnitudes(reference).max()
             allowed = SLACK * float(trial.tolerance.allowed(reference.real.dtype, scale))
             pairs = [
-                (_last_dims(action, trial.outputs[g][k]), _last_dims(action, leaves[k]))
+                (
+                    _last_dims(dims, trial.outputs[g][k]),
+                    _last_dims(dims, leaves[k]),
+                )
                 for g, leaves in moved.items()
             ]
             yield from _of_image(pairs, allowed)
@@ -58,9 +61,9 @@ def _of_image(pairs: list[tuple[Tensor, Tensor]], allowed: float) -> Iterable[st
         )
 
 
-def _last_dims(action: ImageAction | VectorFieldAction, y: Tensor) -> Tensor:
+def _last_dims(dims: tuple[int, int], y: Tensor) -> Tensor:
     """As (N, H, W), in a dtype that can be subtracted."""
-    last = y.movedim(action.dims, (-2, -1))
+    last = y.movedim(dims, (-2, -1))
     last = last if last.is_complex() else last.double()
     return last.reshape(-1, *last.shape[-2:])
 

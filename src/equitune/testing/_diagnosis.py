@@ -7,15 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from equitune.actions import (
-    Action,
-    MatrixAction,
-    PermutationAction,
-    RegularAction,
-    RegularFeatureAction,
-    TokenAction,
-    TrivialAction,
-)
+from equitune.actions import Action
 from equitune.groups import FiniteGroup
 from equitune.groups._axioms import generated
 from equitune.testing._batches import tensors_of
@@ -28,12 +20,6 @@ __all__ = ["find_causes"]
 
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
-
-PLACELESS = (
-    MatrixAction, PermutationAction, RegularAction, RegularFeatureAction, TokenAction,
-    TrivialAction,
-)  # fmt: skip
-"""Actions that do not turn or flip images."""
 
 Search = Callable[[Trial, Matches], Iterable[str]]
 
@@ -229,9 +215,9 @@ def _moves_like_input(trial: Trial) -> bool:
 
 
 def _other_hand(trial: Trial, matches: Matches) -> Iterable[str]:
-    move = _other_handed(trial.output_action)
-    if move is not None and _all_explained(
-        trial, [[move(trial.reference, g)] for g in trial.group.elements]
+    other = trial.output_action.other_side()
+    if other is not None and _all_explained(
+        trial, [[other.transform(trial.reference, g)] for g in trial.group.elements]
     ):
         yield (
             "left and right action are mixed up: the output moves by the other regular action; "
@@ -246,27 +232,6 @@ def _all_explained(trial: Trial, moved: list[list[Tensor]]) -> bool:
         for found, leaves in zip(trial.outputs, moved, strict=True)
     ]
     return all(gap.mismatch is None and bool(explained(gap).all()) for gap in gaps)
-
-
-def _other_handed(action: Action) -> Callable[[Tensor, int], Tensor] | None:
-    """The regular action from the other side; None for an action that is not regular."""
-    group = action.group
-    if isinstance(action, RegularFeatureAction):
-        places, fiber = RegularAction(group, dim=1), action.fiber
-
-        def move(x: Tensor, g: int) -> Tensor:
-            moved = places.transform(x, g)
-            entries: Tensor = fiber.transform(moved.flatten(0, 1), g)
-            stack: Tensor = entries.unflatten(0, moved.shape[:2])
-            return stack
-
-        return move
-    if not isinstance(action, PermutationAction | RegularAction):
-        return None
-    left = group.cayley_table
-    right = RegularFeatureAction(TrivialAction(group)).places.permutations
-    other = {left: right, right: left}.get(action.permutations)
-    return None if other is None else PermutationAction(group, other, action.dim).transform
 
 
 def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
@@ -312,11 +277,16 @@ def _largest_subgroup(group: FiniteGroup, allowed: set[int]) -> list[int]:
 def _layers(trial: Trial) -> Iterable[str]:
     leaves = trial.input_action.flatten(trial.x)
     lopsided = [f"{name} ({why})" for name, why in trial.layers.lopsided().items()]
-    if lopsided and not all(isinstance(action, PLACELESS) for action, _ in leaves):
+    if lopsided and not all(_is_placeless(action) for action, _ in leaves):
         yield (
             "padding or stride of an unfit size may be a part of it; these layers do not lie "
             f"symmetrically on their input: {_listed(lopsided)}"
         )
+
+
+def _is_placeless(action: Action) -> bool:
+    """Whether an action neither moves pixels nor coordinates in images."""
+    return action.image_dims is None and (action.linear or action.exact)
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from equitune.actions import (
-    Action,
-    Drop,
-    ImageAction,
-    ProductAction,
-    TokenAction,
-    TreeAction,
-    TrivialAction,
-    VectorFieldAction,
-)
+from equitune.actions import Action, TrivialAction
 
 __all__ = ["Architecture", "model_family"]
 
@@ -59,16 +50,16 @@ def model_family(
             f"input_action is a {type(input_action).__name__}; use an action such as "
             "ImageAction(d4())"
         )
-    if isinstance(input_action, TreeAction):
+    if input_action.fields is not None:
         raise ValueError("input_action is a TreeAction; use the action of one tensor")
     output = output_action or TrivialAction(input_action.group)
     body = _body_of(input_action)
-    if isinstance(output, TreeAction):
-        actions = {key: act for key, act in output.actions.items() if not isinstance(act, Drop)}
-        if any(isinstance(key, int) for key in actions) or isinstance(output.others, Action):
+    actions = output.fields
+    if actions is not None:
+        if not actions or any(isinstance(key, int) for key in actions):
             raise ValueError(
-                "output_action is a TreeAction of a sequence; use one of a dict, with a name for "
-                "every field"
+                f"`output_action` must be one of a tensor, or of a dict with a name for every "
+                f"field, got a {type(output).__name__}; use TreeAction({{name: action}})"
             )
         return lambda a: _Model(
             body(a), {str(k): _head(body, act, a) for k, act in actions.items()}
@@ -205,31 +196,25 @@ class _ImageHead(nn.Module):
 
 
 def _body_of(action: Action) -> type[_Body]:
-    factors = list(_factors(action))
-    if any(isinstance(factor, TokenAction) for factor in factors):
+    if action.vocabulary_size is not None:
         return _TokenBody
-    if any(isinstance(factor, ImageAction | VectorFieldAction) for factor in factors):
-        _require_last_dims(factors)
-        return _ImageBody
-    return _VectorBody
+    return _ImageBody if _acts_on_images(action) else _VectorBody
 
 
 def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
-    factors = list(_factors(action))
-    try:
-        sizes = action._extent()
-    except TypeError as error:
+    sizes, images = action.extent, _acts_on_images(action)
+    known = sizes or action.trivial or action.vocabulary_size is not None
+    if not known or (not images and None in sizes.values()):
         raise ValueError(
             f"output_action is a {type(action).__name__}, for which there is no small model; "
             "write one of your own"
-        ) from error
-    if any(isinstance(factor, ImageAction | VectorFieldAction) for factor in factors):
+        )
+    if images:
         if body is not _ImageBody:
             raise ValueError(
                 "output_action acts on images, but input_action does not; there is no small model "
                 "that makes images of vectors or tokens"
             )
-        _require_last_dims(factors)
         if any(d > 0 for d in sizes):
             raise ValueError(f"output_action acts on the dims {sorted(sizes)}; count from the end")
         channels = {d: 2 if size is None else size for d, size in sizes.items() if d < -2}
@@ -244,15 +229,7 @@ def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
     return _VectorHead(a.width, tuple(sizes.get(d) or (1 if sizes else a.outputs) for d in dims))
 
 
-def _factors(action: Action) -> Iterator[Action]:
-    if isinstance(action, ProductAction):
-        yield from _factors(action.first)
-        yield from _factors(action.second)
-    else:
-        yield action
-
-
-def _require_last_dims(factors: list[Action]) -> None:
-    for factor in factors:
-        if isinstance(factor, ImageAction | VectorFieldAction) and factor.dims != IMAGE_DIMS:
-            raise ValueError(f"the image action has dims {factor.dims}; use one of {IMAGE_DIMS}")
+def _acts_on_images(action: Action) -> bool:
+    if action.image_dims not in (None, IMAGE_DIMS):
+        raise ValueError(f"the image action has dims {action.image_dims}; use one of {IMAGE_DIMS}")
+    return action.image_dims is not None

@@ -94,7 +94,7 @@ class Trial:
     def is_invariance(self) -> bool:
         """Whether the output shall not move at all."""
         leaves = self.output_action.flatten(self.reference)
-        return all(isinstance(action, TrivialAction) for action, _ in leaves)
+        return all(action.trivial for action, _ in leaves)
 
     @functools.cached_property
     def fixed(self) -> Tensor:
@@ -216,7 +216,7 @@ def _sizes(leaves: list[Tensor]) -> Tensor:
 
 
 def _cut_of(fn: object) -> str | None:
-    if isinstance(fn, Symmetrized) and not isinstance(fn.output_action, TrivialAction):
+    if isinstance(fn, Symmetrized) and not fn.output_action.trivial:
         return fn.submodule
     return None
 

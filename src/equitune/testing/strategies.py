@@ -215,7 +215,7 @@ def images(
         ValueError: If ``min_side`` is below 2, since one pixel is always symmetric, or leaves no
             choice, or if ``max_batch`` or ``channels`` is below 1.
     """
-    action = group if isinstance(group, ImageAction) else ImageAction(group)
+    action = group if isinstance(group, Action) else ImageAction(group)
     require_int("min_side", min_side, "the smallest height and width")
     require_int("max_side", max_side, "the largest height and width")
     require_int("max_batch", max_batch, "the largest number of samples")
@@ -237,7 +237,8 @@ def images(
     height = draw(st.integers(min_side, max_side))
     widths = [side for side in range(min_side, max_side + 1) if square is None or side != height]
     width = height if square else draw(st.sampled_from(widths))
-    moving = [g for g in action.group.elements if action.elements[g]]
+    probe = torch.arange(6, device="cpu").view(1, 1, 2, 3)
+    moving = [g for g in action.group.elements if _all_change(action, [g], probe)]
     some = arrays((batch, depth, height, width), dtype)
     return draw(some.filter(lambda x: _all_change(action, moving, x)))
 

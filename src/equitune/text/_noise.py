@@ -11,9 +11,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_entries
+from equitune._checks import require_entries, require_type
 from equitune._extras import require
-from equitune.actions import TokenAction
+from equitune.actions import Action
 
 __all__ = ["GumbelNoise"]
 
@@ -38,11 +38,11 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
             in the batch, padding included, and neither on the other sequences nor on the device.
 
     Raises:
-        TypeError: If ``action`` is no ``TokenAction``, or a seed no whole number.
+        TypeError: If ``action`` does not act on token ids, or a seed is not a whole number.
 
     Example:
         >>> import torch
-        >>> from equitune import TokenAction
+        >>> from equitune import Action
         >>> from equitune.text import GumbelNoise
         >>> noise = GumbelNoise(TokenAction.cyclic_swaps(5, [(1, 2)]), seeds=[7])
         >>> ids, scores = torch.tensor([[0, 3]]), torch.zeros(1, 5)
@@ -50,9 +50,8 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         True
     """
 
-    def __init__(self, action: TokenAction, seeds: Iterable[int]) -> None:
-        if not isinstance(action, TokenAction):
-            raise TypeError(f"action is a {type(action).__name__}; use words.action")
+    def __init__(self, action: Action, seeds: Iterable[int]) -> None:
+        require_type("action", action, Action, "words.action")
         given = require_entries("seeds", seeds, "one whole number for each sequence")
         self.seeds = tuple(map(_whole, given))
         self.action = action

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from equitune.actions import ImageAction
-from equitune.actions._base import in_format_of, require_embedding
-from equitune.groups import Embedding
+from equitune.actions._base import in_format_of
 from equitune.vision._coordinates import CoordinateAction, Move, point_row
 from equitune.vision._plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
 
@@ -63,6 +63,8 @@ class BoxAction(CoordinateAction):
         tensor([[0.0000, 0.5000, 0.2500, 1.0000]])
     """
 
+    numbers = (4,)
+
     def __init__(
         self,
         images: ImageAction,
@@ -74,24 +76,20 @@ class BoxAction(CoordinateAction):
         self.box_format: BoxFormat = box_format
         self._set(images, image_size)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self._check_coordinates(x, g, (4,))
+    def transform(self, x: Tensor, g: int) -> Tensor:
         if self.box_format != "xywh":
-            return in_format_of(x, self._move(x, g))
-        moved = self._move(corners(x, "xywh"), g)
+            found: Tensor = self._coordinates.unchecked_transform(x, g)
+            return found
+        moved = self._coordinates.unchecked_transform(corners(x, "xywh"), g)
         moved = torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
         return in_format_of(x, moved)
-
-    def restrict(self, embedding: Embedding) -> BoxAction:
-        require_embedding(self, embedding)
-        return BoxAction(self.images.restrict(embedding), self.box_format, self.image_size)
 
     def doubts(self, x: Tensor) -> list[str]:
         return self.doubts_of_each(x) or self._doubts_of_all(x)
 
     def doubts_of_each(self, x: Tensor) -> list[str]:
         """What is wrong with the unit or the format of boxes (B, ..., 4)."""
-        self._check_coordinates(x, 0, (4,))
+        self.check(x)
         return box_doubts(x, self.box_format, self.image_size)
 
     def _doubts_of_all(self, x: Tensor) -> list[str]:
@@ -127,11 +125,9 @@ class BoxAction(CoordinateAction):
             return entries, [1] * 4, [0.0] * 4
         return entries, signs * 2, offsets * 2
 
-    def _extent(self) -> dict[int, int | None]:
+    @property
+    def extent(self) -> Mapping[int, int | None]:
         return {-1: 4}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.images, self.box_format, self.image_size)
 
 
 def _centres(boxes: Tensor, box_format: str) -> Tensor:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from equitune._checks import require_counts, require_entries
-from equitune.actions import Action, ImageAction, PermutationAction
-from equitune.actions._base import dimension, in_format_of
+from equitune.actions import ImageAction, PermutationAction, SignedPermutationAction
+from equitune.actions._base import Composed, in_format_of, require_batch
 from equitune.actions._image import vector_moves
-from equitune.actions._table import Table
-from equitune.groups import Embedding
 from equitune.vision._plausibility import Size, unit_doubts
 
 __all__ = ["CoordinateAction", "KeypointAction", "Move", "is_length", "label_swaps", "point_row"]
@@ -25,14 +23,14 @@ Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
 
 
-class CoordinateAction(Action):
+class CoordinateAction(Composed):
     """Moves coordinates: each new one is an old one, or the size of the image minus an old one."""
 
+    keeps_shape = True
     images: ImageAction
     image_size: Size | None
-    _sources: Table
-    _signs: Table
-    _offsets: Table
+    numbers: tuple[int, ...]
+    """How many numbers there may be along the last dimension."""
 
     def _set(self, images: ImageAction, image_size: Size | None) -> None:
         _require_image_action(images)
@@ -42,9 +40,7 @@ class CoordinateAction(Action):
         height, width = self.image_size or (1.0, 1.0)
         rows = [self._row(vector_moves(element), (width, height)) for element in images.elements]
         sources, signs, offsets = zip(*rows, strict=True)
-        self._sources = Table(torch.tensor(sources, device="cpu"))
-        self._signs = Table(torch.tensor(signs, dtype=torch.float64, device="cpu"))
-        self._offsets = Table(torch.tensor(offsets, dtype=torch.float64, device="cpu"))
+        self._coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
 
     @abstractmethod
     def _row(
@@ -52,27 +48,20 @@ class CoordinateAction(Action):
     ) -> tuple[list[int], list[int], list[float]]:
         """For one element: the source, sign and offset of each entry."""
 
-    def _move(self, x: Tensor, g: int | Tensor) -> Tensor:
-        """Moves the entries along the last dimension."""
-        shape = [1] * (x.dim() - 1) + [-1]
-        if isinstance(g, Tensor):
-            shape[0] = x.shape[0]
-        sources, signs, offsets = (
-            table.on(x.device)[g].view(shape)
-            for table in (self._sources, self._signs, self._offsets)
-        )
-        return x.gather(-1, sources.expand_as(x)) * signs.to(x.dtype) + offsets.to(x.dtype)
-
-    def _check_coordinates(self, x: Tensor, g: int | Tensor, last: tuple[int, ...]) -> None:
-        self.check(x, g)
-        if x.dim() < 2 or x.shape[-1] not in last:
-            given = " or ".join(map(str, last))
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        shape = require_batch(x, "x", self).shape
+        if len(shape) < 2 or shape[-1] not in self.numbers:
+            given = " or ".join(map(str, self.numbers))
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, but {type(self).__name__} moves the {given} "
-                "numbers along the last dimension"
+                f"`x` must have {given} numbers along the last dimension for "
+                f"{type(self).__name__}, got shape {tuple(shape)}; use (B, ..., {given})"
             )
         if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; use floating-point coordinates")
+            raise TypeError(
+                f"`x` must hold floating-point coordinates, got dtype {x.dtype}; use x.float()"
+            )
+        # A visibility does not move.
+        super().check(x[..., : self.numbers[0]], g)
 
 
 @final
@@ -110,6 +99,8 @@ class KeypointAction(CoordinateAction):
                  [ 0.,  0.,  0.]]])
     """
 
+    numbers = (2, 3)
+
     def __init__(
         self,
         images: ImageAction,
@@ -121,25 +112,17 @@ class KeypointAction(CoordinateAction):
         require_counts(keypoints=keypoints)
         self._labels = label_swaps(images, keypoints, swaps, dim=-2)
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        self._check_coordinates(x, g, (2, 3))
-        dimension(x, -2, self, self._labels.size)
-        exchanged = self._labels.transform(x, g)
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        exchanged = self._labels.unchecked_transform(x, g)
         points, visibility = exchanged[..., :2], exchanged[..., 2:]
-        moved = self._move(points, g)
+        moved = self._coordinates.unchecked_transform(points, g)
         if visibility.shape[-1]:
             moved = torch.where(self._unlabelled(points, visibility), points, moved)
             moved = torch.cat([moved, visibility], dim=-1)
         return in_format_of(x, moved)
 
-    def restrict(self, embedding: Embedding) -> KeypointAction:
-        restricted = object.__new__(KeypointAction)
-        restricted._set(self.images.restrict(embedding), self.image_size)
-        restricted._labels = self._labels.restrict(embedding)
-        return restricted
-
     def doubts(self, x: Tensor) -> list[str]:
-        self._check_coordinates(x, 0, (2, 3))
+        self.check(x)
         return unit_doubts(x[..., :2], x[..., :2], self.image_size)
 
     def _unlabelled(self, points: Tensor, visibility: Tensor) -> Tensor:
@@ -155,11 +138,9 @@ class KeypointAction(CoordinateAction):
     ) -> tuple[list[int], list[int], list[float]]:
         return point_row(moves, size)
 
-    def _extent(self) -> dict[int, int | None]:
+    @property
+    def extent(self) -> Mapping[int, int | None]:
         return {-2: self._labels.size, -1: 2}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self.images, self._labels, self.image_size)
 
 
 def label_swaps(

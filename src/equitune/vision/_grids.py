@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from equitune._checks import require_counts, require_int
 from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
-from equitune.actions._base import dimension, in_format_of, require_embedding
-from equitune.groups import Embedding
+from equitune.actions._base import Composed, in_format_of, require_batch
 from equitune.vision._boxes import BoxAction, BoxFormat
 from equitune.vision._coordinates import is_length
 from equitune.vision._plausibility import Size
@@ -24,7 +23,7 @@ SAME = 1e-2
 
 
 @final
-class GridBoxAction(Action):
+class GridBoxAction(Composed):
     """Moves boxes (B, N, 4), one or more for each cell of one or more grids, with their image.
 
     The box of a cell goes to the cell that the cell goes to, and its coordinates move as those of
@@ -60,6 +59,8 @@ class GridBoxAction(Action):
         tensor([0.2000, 0.2000, 0.3000, 0.1000])
     """
 
+    keeps_shape = True
+
     def __init__(
         self,
         images: ImageAction,
@@ -75,9 +76,14 @@ class GridBoxAction(Action):
         )
         self.group = images.group
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        dimension(x, -2, self, self._cells.size)
-        return self._boxes.transform(self._cells.transform(x, g), g)
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        self._boxes.check(x)
+        super().check(x, g)
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        cells = self._cells.unchecked_transform(x, g)
+        moved: Tensor = self._boxes.unchecked_transform(cells, g)
+        return moved
 
     def on_scores(self, dim: int = -2) -> PermutationAction:
         """The matching action on scores (B, N, C), or on what else there is for each box.
@@ -90,26 +96,16 @@ class GridBoxAction(Action):
         """
         return PermutationAction(self.group, self._cells.permutations, dim)
 
-    def restrict(self, embedding: Embedding) -> GridBoxAction:
-        require_embedding(self, embedding)
-        restricted = object.__new__(GridBoxAction)
-        restricted.group = embedding.subgroup
-        restricted._boxes = self._boxes.restrict(embedding)
-        restricted._cells = self._cells.restrict(embedding)
-        return restricted
-
     def doubts(self, x: Tensor) -> list[str]:
         return self._boxes.doubts_of_each(x)
 
-    def _extent(self) -> dict[int, int | None]:
+    @property
+    def extent(self) -> Mapping[int, int | None]:
         return {-2: self._cells.size, -1: 4}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self._boxes, self._cells)
 
 
 @final
-class BoxMapAction(Action):
+class BoxMapAction(Composed):
     """Moves maps of boxes (B, ..., A * 4, H, W), with A boxes for each cell, with their image.
 
     The layout of a detection head's last convolution: four channels per anchor. The cells move as
@@ -151,12 +147,24 @@ class BoxMapAction(Action):
         # Not those of the images, whose dims may be others.
         self._pixels = ImageAction(images.group, images.elements)
         self._anchors = PermutationAction(images.group, _anchors(images, anchor_shapes), dim=-4)
-        self.group = images.group
+        self.group, self.keeps_shape = images.group, self._pixels.keeps_shape
 
-    def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        moved = self._pixels.transform(x, g)
-        boxes = moved.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
-        boxes = self._boxes.transform(self._anchors.transform(boxes, g), g)
+    def check(self, x: Any, g: int | Tensor = 0) -> None:
+        channels = require_batch(x, "x", self).dim() - 3
+        if channels > 0 and x.shape[channels] != 4 * self._anchors.size:
+            raise ValueError(
+                f"`x` must have 4 channels for each of {self._anchors.size} anchors, got "
+                f"{x.shape[channels]} along dim -3 of shape {tuple(x.shape)}; use anchor_shapes "
+                "with one shape for each box of a cell, and on_scores(...) for the scores"
+            )
+        super().check(x, g)
+        self._boxes.check(x[..., :1].movedim(-3, -1)[..., :4])
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        moved = self._pixels.unchecked_transform(x, g)
+        boxes = moved.unflatten(x.dim() - 3, (-1, 4)).movedim(-3, -1)
+        boxes = self._anchors.unchecked_transform(boxes, g)
+        boxes = self._boxes.unchecked_transform(boxes, g)
         result = boxes.movedim(-1, -3).flatten(-4, -3)
         return in_format_of(moved, result.contiguous())
 
@@ -178,34 +186,14 @@ class BoxMapAction(Action):
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         return self._pixels.shape_classes(x)
 
-    def restrict(self, embedding: Embedding) -> BoxMapAction:
-        require_embedding(self, embedding)
-        restricted = object.__new__(BoxMapAction)
-        restricted.group = embedding.subgroup
-        restricted._boxes = self._boxes.restrict(embedding)
-        restricted._pixels = self._pixels.restrict(embedding)
-        restricted._anchors = self._anchors.restrict(embedding)
-        return restricted
-
     def doubts(self, x: Tensor) -> list[str]:
-        boxes = x.unflatten(self._channels(x), (-1, 4)).movedim(-3, -1)
+        self.check(x)
+        boxes = x.unflatten(x.dim() - 3, (-1, 4)).movedim(-3, -1)
         return self._boxes.doubts_of_each(boxes)
 
-    def _channels(self, x: Tensor) -> int:
-        channels = dimension(x, -3, self)
-        if x.shape[channels] != 4 * self._anchors.size:
-            raise ValueError(
-                f"`x` must have 4 channels for each of {self._anchors.size} anchors, got "
-                f"{x.shape[channels]} along dim -3 of shape {tuple(x.shape)}; use anchor_shapes "
-                "with one shape for each box of a cell, and on_scores(...) for the scores"
-            )
-        return channels
-
-    def _extent(self) -> dict[int, int | None]:
+    @property
+    def extent(self) -> Mapping[int, int | None]:
         return {-3: 4 * self._anchors.size, -2: None, -1: None}
-
-    def _state(self) -> tuple[object, ...]:
-        return (self._boxes, self._anchors)
 
 
 def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:

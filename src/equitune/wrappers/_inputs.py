@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from equitune._checks import require_type
 from equitune.actions import Action
-from equitune.actions._tree import Key, common_group, holds_tensor
+from equitune.actions._tree import Key, common_group, holds_tensor, tensors
 from equitune.runners import Call
 from equitune.wrappers._subclasses import Annotations, plain
 
@@ -52,7 +52,7 @@ class InputActions:
 
     def bind(
         self,
-        function: Callable[..., Any],
+        backbone: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output_action: Action,
@@ -76,7 +76,9 @@ class InputActions:
                 action = self._by_name.get(name)
             if action is None:
                 _require_no_tensor(name, value)
-            elif value is not None:
+            elif value is not None and not (
+                getattr(action, "trivial", False) and _has_no_batch(value)
+            ):
                 moved[key] = action
                 leaves += action.flatten(value, name)
         if not leaves:
@@ -94,7 +96,7 @@ class InputActions:
                 )
         annotations = Annotations([leaf for _, leaf in leaves])
         leaves = [(action, plain(leaf)) for action, leaf in leaves]
-        call = Call(function, args, kwargs, moved, leaves, self.group, output_action)
+        call = Call(backbone, backbone, args, kwargs, moved, leaves, self.group, output_action)
         return call, annotations
 
     def _positional(self, place: int) -> str:
@@ -122,6 +124,11 @@ def _parameters(backbone: nn.Module) -> tuple[tuple[str, ...], bool]:
         # What takes everything hands it on, as adapters and compiled modules do.
         return _parameters(children[0])
     return tuple(p.name for p in named), len(named) < len(parameters)
+
+
+def _has_no_batch(value: Any) -> bool:
+    """Whether nothing in a value can belong to samples: numbers, and tensors that are numbers."""
+    return all(x.dim() == 0 for x in tensors(value))
 
 
 def _require_no_tensor(name: str, value: Any) -> None:

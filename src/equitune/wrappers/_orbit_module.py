@@ -151,7 +151,6 @@ class OrbitModule(Around, ABC):
         given = () if x is None and not args else (x, *args)
         call, annotations = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
         call.tap, call.cut = self._watched("weight_input"), self._watched("submodule")
-        call.training = any(module.training for module in self.backbone.modules())
         return annotations.on(self.runner.run(call, mix, self.group.elements))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
