@@ -301,7 +301,9 @@ WRAPPERS = {
     "heads.GroupMeanPool": call(heads.GroupMeanPool, action=POINTS),
     "heads.GroupMeanPool.forward": call(heads.GroupMeanPool(POINTS).forward, x=FEATURES),
     "losses.entropy": call(losses.entropy, logits=STACK, dim=-1),
-    "losses.negative_max_probability": call(losses.negative_max_probability, logits=STACK, dim=-1),
+    "losses.negative_log_max_probability": call(
+        losses.negative_log_max_probability, logits=STACK, dim=-1
+    ),
     "losses.negative_max_q_value": call(losses.negative_max_q_value, q_values=STACK, dim=-1),
     "losses.negative_similarity": call(losses.negative_similarity, similarities=STACK, dim=-1),
     "training.backbone_phase": Call(
@@ -459,7 +461,6 @@ VISION = {
 }  # fmt: skip
 
 VIZ = {
-    "viz.draw_bars": call(viz.draw_bars, results={"model": {"accuracy": [0.5]}}, ylabel="share"),
     "viz.draw_orbit": Call(
         viz.draw_orbit,
         lambda: given(
@@ -471,7 +472,7 @@ VIZ = {
         viz.draw_feature_maps,
         lambda: given(
             model=EquiTune(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), IMAGES, IMAGES),
-            image=X[0], module="0", channel=0, mean=[0.5], std=[0.5],
+            image=X[0], submodule="0", channel=0, mean=[0.5], std=[0.5],
         ),
     ),
     "viz.draw_weights": call(
