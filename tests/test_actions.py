@@ -629,7 +629,7 @@ NEAR_ACTIONS = {
     ),
     "image elements": (
         lambda: ImageAction(c4(), [0, 1]),
-        "`elements` must have .* 4 elements .* got 2 entries",
+        "`elements` must have .* 4 elements, got 2 entries",
     ),
     "dims": (lambda: ImageAction(c4(), dims=(-1, -1)), "`dims` must be two different dimensions"),
     "mixed dims": (

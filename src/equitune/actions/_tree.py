@@ -175,9 +175,6 @@ class TreeAction(Structured):
             each.append((key, value, None if value is None else found))
         return each
 
-    def _parts(self) -> Sequence[object]:
-        return (*self._actions.values(), self._others)
-
 
 @final
 class OneOf(Structured):
@@ -235,9 +232,6 @@ class OneOf(Structured):
             else:
                 return action
         raise TypeError(f"{name} fits no action of OneOf: " + "; or ".join(reasons))
-
-    def _parts(self) -> Sequence[object]:
-        return self._actions
 
 
 @final
