@@ -802,7 +802,7 @@ BAD_TYPES = {
         lambda: VectorFieldAction(c4()).transform(torch.zeros(1, 2, 3, 3).byte(), 1),
         "signed",
     ),
-    "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "use integers"),
+    "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "must be integers"),
     "signs of bytes": (
         lambda: SignedPermutationAction(cyclic(1), [(0,)], [(1,)]).transform(
             torch.ones(1, 1).byte(), 0
