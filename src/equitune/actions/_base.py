@@ -286,11 +286,7 @@ class Action(ABC):
 
     def prepare(self, device: torch.device) -> None:
         """Makes the constant tables on a device now, so that compiled code need not."""
-        for part in vars(self).values():
-            parts = part.values() if isinstance(part, dict) else part
-            for each in parts if isinstance(part, dict | tuple) else (part,):
-                if isinstance(each, Action | Table):
-                    each.prepare(device)
+        _applied(vars(self), lambda part: part.prepare(device))
 
     def promise_as(self, *parts: Action) -> None:
         """Promises what all parts promise, for an action that is made of others."""
@@ -327,16 +323,16 @@ class Action(ABC):
 
 
 class Composed(Action):
-    """An action made of tables, with a row per element, and of actions of the same group."""
+    """An action made of tables, with a row per element, and of actions of the same group.
+
+    They are attributes, or stand in a dict or a tuple that is one.
+    """
 
     def restrict(self, embedding: Embedding) -> Any:
         require_into(self.group, embedding)
-        parts = {
-            name: part.restrict(embedding) if isinstance(part, Action | Table) else part
-            for name, part in vars(self).items()
-        }
         restricted = object.__new__(type(self))
-        vars(restricted).update(parts, group=embedding.subgroup)
+        vars(restricted).update(_applied(vars(self), lambda part: part.restrict(embedding)))
+        vars(restricted).update(group=embedding.subgroup)
         return restricted
 
 
@@ -451,3 +447,12 @@ def _frozen(value: Any) -> object:
     if isinstance(value, Mapping | set):
         return frozenset(map(_frozen, value.items() if isinstance(value, Mapping) else value))
     return value
+
+
+def _applied(part: Any, change: Callable[[Any], Any]) -> Any:
+    """An attribute whose tables and actions were changed."""
+    if isinstance(part, Action | Table):
+        return change(part)
+    if isinstance(part, dict):
+        return {key: _applied(value, change) for key, value in part.items()}
+    return tuple([_applied(value, change) for value in part]) if isinstance(part, tuple) else part
