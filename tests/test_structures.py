@@ -214,7 +214,7 @@ def test_tree_actions_say_what_does_not_fit():
             "action for its field 'logits'",
         ),
         (lambda a, b: {"map": b}, TreeAction(FIELDS), "the field 'logits'"),
-        (lambda a, b: (a, b), TreeAction([NOTHING]), "field 1 without an action"),
+        (lambda a, b: (a, b), TreeAction([NOTHING]), "action for its field 1"),
         (lambda a, b: {"logits": a, "cache": [a]}, TreeAction({"logits": NOTHING}), "'cache'"),
         (lambda a, b: {"logits": a.mean()}, TreeAction({"logits": NOTHING}), "scalar"),
         (lambda a, b: {"logits": a[0]}, TreeAction({"logits": NOTHING}), "first dimension"),
@@ -387,7 +387,7 @@ def test_lists_are_told_how_to_be_of_any_length():
     with pytest.raises(ValueError, match=r"the field 3.*TreeAction\(others=action\)"):
         TreeAction([IMAGE] * 4).transform(maps, 1)
     # Maps are no detections.
-    with pytest.raises(ValueError, match=r"action for 'boxes'.*PaddedDetections"):
+    with pytest.raises(ValueError, match=r"the field 'boxes'.*PaddedDetections"):
         TreeAction({"boxes": IMAGE}).transform([{"boxes": maps[0]}], 1)
 
 
