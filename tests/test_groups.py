@@ -228,7 +228,7 @@ BAD_CALLS = {
     ),
     "largest": (
         lambda: generate_permutations([(1, 2, 3, 0), (1, 0, 2, 3)], largest=20),
-        "at most 20",
+        "at most largest=20",
     ),
     "matrices that are not closed": (
         lambda: FiniteGroup.from_matrices(SIGNED[:2]),

@@ -27,9 +27,6 @@ from equitune.groups._group import require_into
 if TYPE_CHECKING:
     from equitune.actions._permutation import PermutationAction
 
-Elements = Sequence[int]
-"""Some elements of a group, in the order in which a stack holds them."""
-
 Move = Callable[[Any, Any, int], Any]
 
 
@@ -190,7 +187,7 @@ class Action(ABC):
         for extreme in (g.min(), g.max()) if readable(g) else ():
             self.group.check_element(int(extreme))
 
-    def orbit(self, x: Any, elements: Elements | None = None) -> Any:
+    def orbit(self, x: Any, elements: Sequence[int] | None = None) -> Any:
         """The orbit stack of shape (|G|, B, ...): entry g is rho(g) x.
 
         Args:
@@ -207,7 +204,7 @@ class Action(ABC):
         # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
         return torch.cat(copies).unflatten(0, (len(elements), x.shape[0]))
 
-    def inverse_orbit(self, y: Any, elements: Elements | None = None) -> Any:
+    def inverse_orbit(self, y: Any, elements: Sequence[int] | None = None) -> Any:
         """Undoes the action on a stack of shape (|G|, B, ...): entry g becomes rho(g)^-1 y[g].
 
         Args:
@@ -296,7 +293,7 @@ class Action(ABC):
         self.vocabulary_size = sizes[0] if sizes else None
         self.rounding = max([part.rounding for part in parts])
 
-    def _stacked(self, y: Tensor, elements: Elements | None) -> Elements:
+    def _stacked(self, y: Tensor, elements: Sequence[int] | None) -> Sequence[int]:
         require_tensor("y", y, "(|G|, B, ...)", dims=2)
         elements = self.group.check_elements(elements)
         must = f"have an entry for each of {len(elements)} elements"
@@ -360,7 +357,7 @@ class TrivialAction(Composed):
     def transform(self, x: Tensor, g: int) -> Tensor:
         return x
 
-    def inverse_orbit(self, y: Tensor, elements: Elements | None = None) -> Tensor:
+    def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
         self._stacked(y, elements)
         return y
 

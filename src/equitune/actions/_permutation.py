@@ -296,14 +296,16 @@ class TokenAction(Composed, each_sample=True):
             ValueError: If the cycles differ in length, share a token or leave the vocabulary.
         """
         size = require_int("vocabulary_size", vocabulary_size, "the number of ids", 1)
-        given, use = require_entries("cycles", cycles, "lists of ids"), "such as [(1, 2), (3, 4)]"
+        given, use = require_entries("cycles", cycles, "lists of ids"), "disjoint lists of ids"
         rows = [require_ints(f"cycles[{i}]", row, "the ids") for i, row in enumerate(given)]
         lengths = sorted({len(row) for row in rows})
         require(len(lengths) == 1, "cycles", "have one length", f"the lengths {lengths}", use)
         tokens = [token for row in rows for token in row]
         for token in tokens:
             right = 0 <= token < size
-            require(right, "cycles", f"hold ids from 0 to {size - 1}", f"token {token}", use)
+            require(
+                right, "cycles", f"hold ids below vocabulary_size={size}", f"token {token}", use
+            )
             right = tokens.count(token) == 1
             require(right, "cycles", "name each token once", f"token {token} twice", use)
         permutations = torch.arange(size, device="cpu").repeat(lengths[0], 1)
@@ -363,8 +365,9 @@ def _multiplied_from_the_right(group: FiniteGroup) -> tuple[tuple[int, ...], ...
 def _require_permutations(name: str, group: FiniteGroup, values: Permutations) -> Tensor:
     """(|G|, n) int64, a permutation in each row."""
     table, use = require_numbers(name, values, "(|G|, n) ints"), "(|G|, n) integers"
-    must, right = f"have {group.order} rows, one per element", len(table) == group.order
-    require(right and table.dim() == 2, name, must, f"shape {tuple(table.shape)}", use)
+    right = table.dim() == 2 and len(table) == group.order
+    must = f"have {group.order} rows, one per element"
+    require(right, name, must, f"shape {tuple(table.shape)}", use)
     whole = not (table.is_floating_point() or table.is_complex())
     require(whole, name, "be integers", f"dtype {table.dtype}", use, TypeError)
     table = table.long()
