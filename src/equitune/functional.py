@@ -15,6 +15,7 @@ __all__ = [
     "matrices",
     "orbit",
     "reynolds",
+    "select_maximum",
     "select_minimum",
     "weighted_mean",
     "weighted_reynolds",
@@ -172,8 +173,9 @@ def can_be_averaged(outputs: Tensor) -> bool:
 
 
 def widened(x: Tensor) -> Tensor:
-    """A floating-point tensor in float32 or higher, for scores that shall not lose digits."""
-    require_tensor("x", x, "(...)")
+    """A floating-point tensor in float32 or higher, for scores that keep their digits."""
+    if require_tensor("x", x, "(...)").dtype in (torch.float32, torch.float64):
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -201,15 +203,37 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -
         >>> select_minimum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
         [[0.5, 0.0], [0.5, 1.0]]
     """
+    return select_maximum(-require_tensor("scores", scores, "(|G|, B)"), tolerance, noise)
+
+
+def select_maximum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -> Tensor:
+    """The weights that select the maximum over the group; see :func:`select_minimum`.
+
+    Args:
+        scores: (|G|, B), such as negated proxy losses.
+        tolerance: Scores within ``tolerance * |maximum|`` of the maximum count as equal to it.
+        noise: So do scores within ``noise`` times the largest finite score of the sample in size.
+
+    Returns:
+        The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
+
+    Raises:
+        ValueError: If ``tolerance`` or ``noise`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from equitune.functional import select_maximum
+        >>> select_maximum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
+        [[0.5, 1.0], [0.5, 0.0]]
+    """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
     require_number("noise", noise, 0)
-    minimum = scores.amin(dim=0, keepdim=True)
-    slack = tolerance * minimum.abs()
+    maximum = scores.amax(dim=0, keepdim=True)
+    limit, other = torch.add(maximum, maximum.abs(), alpha=-tolerance), maximum
     if noise:
-        sizes = scores.abs().masked_fill(scores.isinf(), 0).amax(dim=0, keepdim=True)
-        slack = torch.maximum(slack, noise * sizes)
-    # The first condition is for minima that are infinite or zero.
-    ties = (scores == minimum) | (scores - minimum <= slack)
-    chosen = ties.to(scores.dtype)
-    return chosen / chosen.sum(dim=0, keepdim=True)
+        sizes = scores.nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=0, keepdim=True)
+        other = torch.add(maximum, sizes, alpha=-noise)
+    # The first limit is NaN where the maximum is infinite.
+    ties = scores >= torch.fmin(limit, other)
+    return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

@@ -21,6 +21,8 @@ from equitune.weightings._base import Mean
 __all__ = ["MatrixProducts"]
 
 
+VALUES = Values()
+
 DIRECT = (None, "input", "output")
 """What a weighting may read of a call that is made fast."""
 
@@ -74,40 +76,33 @@ class MatrixProducts(Runner):
             tables = self._tables(action, call.output_action, elements, x)
         if tables is None:
             return self._others.run(call, mix, elements)
-        copies = torch.mm(x, tables.before).view(-1, x.shape[1])
-        rows = Rows(tables, None, None)
-        if mix.reads == "input":
-            rows.inputs = copies.clone()
-            if mix.ask(rows) is not None:
-                return self._others.run(call, mix, elements)
-        rows.raw = tables.checked(call.run([copies]), len(copies))
-        return mix(rows)
+        copies = torch.mm(x, tables.before).view(-1, tables.size)
+        seen = copies.clone() if mix.reads == "input" else None
+        if seen is not None and mix.ask(Rows(tables, seen, None)) is not None:
+            return self._others.run(call, mix, elements)
+        return mix(Rows(tables, seen, tables.checked(call.run([copies]), copies)))
 
     def bind(self, model: Any) -> Callable[[Any], Tensor | None] | None:
         if not isinstance(model.input_action, Action):
             return None
+        weighting = model.weighting
+        if weighting.reads not in DIRECT or (weighting.sparse and weighting.reads == "input"):
+            return None
         known: dict[tuple[torch.device, torch.dtype], Tables] = {}
         action, output_action, space = model.input_action, model.output_action, model.space
+        equal, reads_inputs = weighting.equal and space == VALUES, weighting.reads == "input"
         # Around so small a network each look-up of a submodule would count.
-        modules, averages_values = model._modules, space == Values()
+        modules = model._modules
 
-        def fast(x: Any) -> Tensor | None:
-            weighting = modules["weighting"]
-            reads = weighting.reads
-            if (
-                type(x) is not Tensor
-                or reads not in DIRECT
-                or (weighting.sparse and reads == "input")
-                or model.space is not space
-                or model.output_action is not output_action
-            ):
+        def fast(x: Any) -> Any:
+            if type(x) is not Tensor:
                 return None
             tables = known.get((x.device, x.dtype))
             if (
                 tables is None
-                or torch.is_autocast_enabled(tables.device_type)
                 or x.dim() != 2
                 or x.shape[1] != tables.size
+                or torch.is_autocast_enabled(tables.device_type)
             ):
                 tables = self._tables(action, output_action, model.group.elements, x)
                 if tables is None:
@@ -115,9 +110,9 @@ class MatrixProducts(Runner):
                 if not torch.compiler.is_compiling():
                     known[x.device, x.dtype] = tables
             copies = torch.mm(x, tables.before).view(-1, tables.size)
-            inputs = copies.clone() if reads == "input" else None
-            raw = tables.checked(modules["backbone"](copies), copies.shape[0])
-            if weighting.equal and averages_values:
+            inputs = copies.clone() if reads_inputs else None
+            raw = tables.checked(modules["backbone"](copies), copies)
+            if equal:
                 return torch.mm(raw.reshape(-1, tables.width), tables.mean)
             rows = Rows(tables, inputs, raw)
             weights, _ = weighting(rows)
@@ -128,14 +123,14 @@ class MatrixProducts(Runner):
     def _tables(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> Tables | None:
-        """The tables for a dtype and a device; None where only all copies themselves are exact."""
+        """The tables for a dtype and a device; None where only the copies themselves are exact."""
         kind = x.device.type
-        if not (action.linear and output_action.linear):
-            return None
-        if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
-            return None
-        if torch.is_autocast_enabled(kind) or (
-            kind != "cpu" and torch.get_float32_matmul_precision() != "highest"
+        if (
+            x.dim() != 2
+            or x.dtype not in (torch.float32, torch.float64)
+            or not (action.linear and output_action.linear)
+            or torch.is_autocast_enabled(kind)
+            or (kind != "cpu" and torch.get_float32_matmul_precision() != "highest")
         ):
             return None
         key = (action, output_action, tuple(elements), x.shape[1], x.device, x.dtype)
@@ -153,39 +148,42 @@ class Tables:
     """What vectors are multiplied by, for one device and one dtype.
 
     Attributes:
-        before: (n, K n), makes the copies, one after the other.
-        undone: (K m, K m), undoes the action on each copy.
+        before: (n, K n), makes the K copies of a vector, one after the other.
+        undone: (K m, K m), undoes the action on each of K outputs.
+        total: (K m, m), the sum of that.
         mean: (K m, m), the mean of that.
     """
 
     def __init__(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> None:
-        self.device_type, self.size, self.count = x.device.type, x.shape[1], len(elements)
-        self._output_action, self._elements, self._like = output_action, [*elements], x.new_empty(0)
-        self.width = 0
-        self.before = self._put(
-            matrices(action, self.size)[self._elements].permute(2, 0, 1).flatten(1)
-        )
+        self.size, self.count, self.width = x.shape[1], len(elements), 0
+        self.device_type = x.device.type
+        self.dtypes = (x.dtype,)
+        self._like, self._inverses = x.new_empty(0), [action.group.inverses[g] for g in elements]
+        self._output_action = output_action
+        moved = matrices(action, self.size)[[*elements]]
+        self.before = self._put(moved.permute(2, 0, 1).flatten(1))
+        self.undone = self.total = self.mean = self.before
 
-    def checked(self, raw: Any, rows: int) -> Tensor:
-        """What the network returned; refuses anything but one vector for each row."""
-        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != rows:
+    def checked(self, raw: Any, copies: Tensor) -> Tensor:
+        """What the network returned; refuses anything but one vector for each copy."""
+        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != copies.shape[0]:
             raise ValueError(
-                f"the backbone must return a tensor of shape ({rows}, m), got {described(raw)}; "
-                "use the runner Batches()"
+                f"the backbone must return a tensor of shape ({copies.shape[0]}, m), got "
+                f"{described(raw)}; use the runner Batches()"
             )
         if raw.shape[1] * self.count != self.width:
-            self._prepare(raw.shape[1])
+            undone = matrices(self._output_action, raw.shape[1])[self._inverses].mT
+            self.undone = self._put(torch.block_diag(*undone))
+            self.total = self._put(undone.flatten(0, 1))
+            self.mean = self._put(undone.flatten(0, 1) / self.count)
+            self.width = raw.shape[1] * self.count
         return raw
 
-    def _prepare(self, size: int) -> None:
-        """Makes the tables for a size of outputs."""
-        inverses = [self._output_action.group.inverses[g] for g in self._elements]
-        undone = matrices(self._output_action, size)[inverses].mT
-        self.undone = self._put(torch.block_diag(*undone))
-        self.mean = self._put(undone.flatten(0, 1) / self.count)
-        self.width = size * self.count
+    def stack(self, rows: Tensor) -> Tensor:
+        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
+        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
 
     def _put(self, table: Tensor) -> Tensor:
         with torch.inference_mode(False):
@@ -195,39 +193,44 @@ class Tables:
 
 @final
 class Rows(Copies):
-    """Copies as (B K, n), those of each sample one after the other."""
+    """Copies of vectors, from one product of matrices.
+
+    Args:
+        tables: The tables.
+        inputs: The copies of the input, (B K, n), if the weighting reads them.
+        raw: The raw outputs, (B K, m), once the model has run.
+    """
 
     def __init__(self, tables: Tables, inputs: Tensor | None, raw: Tensor | None) -> None:
-        self.tables, self.inputs, self.raw = tables, inputs, raw
-        self.count = tables.count
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:  # type: ignore[override]
-        return (self.tables.before.dtype if self.raw is None else self.raw.dtype,)
+        self.tables, self.raw = tables, raw
+        self.count, self.dtypes = tables.count, tables.dtypes
+        self._stacks = {
+            name: tables.stack(rows)
+            for name, rows in (("input", inputs), ("output", raw))
+            if rows is not None
+        }
 
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
-        return [(range(self.count), self._stack(self.inputs if what == "input" else self.raw))]
+        return [(range(self.count), self._stacks[what])]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
-        return [(slots, widened(stack)) for slots, stack in self.read("output")]
+        return [(range(self.count), widened(self._stacks["output"]))]
 
     def means(self, space: Space) -> list[Mean]:
-        tables, rows = self.tables, self.raw.reshape(-1, self.tables.width)
-        undone: list[Tensor] = []
+        tables, raw, values = self.tables, self._stacks["output"], space == VALUES
+        rows = self.raw.reshape(-1, tables.width)
 
         def mean(weights: Tensor | None) -> Tensor:
-            if weights is None and space == Values():
+            if not values or (weights is not None and weights.shape != raw.shape[:2]):
+                undone = tables.stack(torch.mm(rows, tables.undone).view(-1, raw.shape[2]))
+                return space.mean(space.enter(undone), weights)
+            if weights is None:
                 return torch.mm(rows, tables.mean)
-            if not undone:
-                stack = self._stack(torch.mm(rows, tables.undone).view(self.raw.shape))
-                undone.append(space.enter(stack))
-            return space.mean(undone[0], weights)
+            # All entries are finite, and weights of 0 need no care.
+            weighed = (weights.unsqueeze(2) * raw).transpose(0, 1).reshape(-1, tables.width)
+            return torch.mm(weighed.to(raw.dtype), tables.total)
 
         return [mean]
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
-
-    def _stack(self, rows: Tensor) -> Tensor:
-        """(B K, n) as (K, B, n)."""
-        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)

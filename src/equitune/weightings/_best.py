@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from equitune._checks import optional_tolerance, require_function, require_type
 from equitune._modes import evaluating
-from equitune.functional import select_minimum
+from equitune.functional import select_maximum, select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
 
@@ -114,7 +114,7 @@ class Best(Weighting):
             tolerance = tie_tolerance(*copies.dtypes)
         # Rounding of the dtype, times what a loss of many outputs sums up.
         noise = max(torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point)
-        return select_minimum(-scores, tolerance, min(64 * noise, tolerance))
+        return select_maximum(scores, tolerance, min(64 * noise, tolerance))
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)
