@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from equitune.rl._linear import matrices
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,9 +24,8 @@ from equitune import (
     cyclic,
     symmetric,
 )
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
-from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
 from equitune.weight_nets import AttentionWeightNet
 
@@ -215,7 +215,7 @@ def test_the_methods():
     mirror = cartpole_mirror()
     zero = equizero(nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
     assert isinstance(zero, EquiZero)
-    assert zero.proxy_loss is negative_max_probability
+    assert zero.proxy_loss is negative_log_max_probability
     assert zero.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
     learned = lambda_equitune(network, mirror.on_observations, mirror.on_actions, hidden_features=7)

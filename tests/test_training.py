@@ -199,6 +199,30 @@ def test_flags_of_the_user_survive_all_phases():
     assert len(weights_phase(frozen)) == len(list(model.weighting.net.parameters())) - 1
 
 
+def test_wrappers_that_share_a_backbone_restore_its_flags():
+    backbone = ConvNet(3, 4, dense=False)
+    backbone.head.bias.requires_grad_(False)
+    first, second = (
+        LambdaEquiTune(backbone, ACTION, weight_net=AnyWeightNet(), weight_input="input")
+        for _ in range(2)
+    )
+
+    def learns():
+        return {name for name, p in backbone.named_parameters() if p.requires_grad}
+
+    own = learns()
+    weights_phase(first)
+    weights_phase(second)
+    with pytest.raises(ValueError, match="if another wrapper froze it"):
+        backbone_phase(second)
+    assert not learns()
+    first.unfreeze_backbone()
+    assert learns() == own
+    second.unfreeze_backbone()
+    assert learns() == own
+    assert len(backbone_phase(second)) == len(own)
+
+
 def test_scorers_without_gradients_are_fixed():
     scorer = nn.Sequential(nn.Flatten(2), nn.Linear(4, 1), nn.Flatten(1))
     backbone = ConvNet(3, 4, dense=False)

@@ -15,7 +15,6 @@ __all__ = [
     "matrices",
     "orbit",
     "reynolds",
-    "select_maximum",
     "select_minimum",
     "weighted_mean",
     "weighted_reynolds",
@@ -179,7 +178,7 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -> Tensor:
+def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """The weights that select the minimum over the group; ties share the weight equally.
 
     An input with a symmetry of its own has several minimisers, and its output is equivariant only
@@ -188,14 +187,14 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -
     Args:
         scores: (|G|, B) proxy losses.
         tolerance: Scores within ``tolerance * |minimum|`` of the minimum count as equal to it.
-        noise: So do scores within ``noise`` times the largest finite score of the sample in size:
-            a minimum close to 0 is a difference of larger numbers, whose rounding it has.
+        noise: (|G|, B), how far each score may be off; scores count as equal to the minimum, too,
+            if both could be the same number. A minimum close to 0 needs it. None for none.
 
     Returns:
         The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
 
     Raises:
-        ValueError: If ``tolerance`` or ``noise`` is negative.
+        ValueError: If ``tolerance`` is negative.
 
     Example:
         >>> import torch
@@ -203,37 +202,12 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -
         >>> select_minimum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
         [[0.5, 0.0], [0.5, 1.0]]
     """
-    return select_maximum(-require_tensor("scores", scores, "(|G|, B)"), tolerance, noise)
-
-
-def select_maximum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -> Tensor:
-    """The weights that select the maximum over the group; see :func:`select_minimum`.
-
-    Args:
-        scores: (|G|, B), such as negated proxy losses.
-        tolerance: Scores within ``tolerance * |maximum|`` of the maximum count as equal to it.
-        noise: So do scores within ``noise`` times the largest finite score of the sample in size.
-
-    Returns:
-        The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
-
-    Raises:
-        ValueError: If ``tolerance`` or ``noise`` is negative.
-
-    Example:
-        >>> import torch
-        >>> from equitune.functional import select_maximum
-        >>> select_maximum(torch.tensor([[0.5, 2.0], [0.5, 1.0]])).tolist()
-        [[0.5, 1.0], [0.5, 0.0]]
-    """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
-    require_number("noise", noise, 0)
-    maximum = scores.amax(dim=0, keepdim=True)
-    limit, other = torch.add(maximum, maximum.abs(), alpha=-tolerance), maximum
-    if noise:
-        sizes = scores.nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=0, keepdim=True)
-        other = torch.add(maximum, sizes, alpha=-noise)
-    # The first limit is NaN where the maximum is infinite.
-    ties = scores >= torch.fmin(limit, other)
+    minimum = scores.amin(dim=0, keepdim=True)
+    limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
+    # The limit is NaN where the minimum is infinite.
+    ties = scores <= torch.fmax(minimum, limit)
+    if noise is not None:
+        ties = ties | (scores - noise <= (scores + noise).amin(dim=0, keepdim=True))
     return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

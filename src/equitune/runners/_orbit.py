@@ -16,7 +16,7 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
 
-__all__ = ["Chosen", "Orbit", "Part"]
+__all__ = ["Chosen", "Orbit", "Part", "parts_of"]
 
 
 @final
@@ -41,6 +41,15 @@ class Part:
     read: Tensor | None = None
 
 
+def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
+    """The copies of some elements before they are run: one part for each shape."""
+    slots = {g: slot for slot, g in enumerate(elements)}
+    return [
+        Part([slots[g] for g in members], members, call.copies(members))
+        for members in call.classes(elements)
+    ]
+
+
 class Orbit(Copies):
     """The same elements for all samples, one part for each shape of copies."""
 
@@ -50,21 +59,25 @@ class Orbit(Copies):
 
     @classmethod
     def of(cls, call: Call, elements: Sequence[Sequence[int]], ran: Sequence[Ran]) -> Orbit:
-        """The orbit of passes that held whole stacks.
+        """The orbit of passes that held whole stacks, with slots in the order of the elements.
 
         Args:
             call: The call.
             elements: For each pass the elements whose copies it held.
             ran: What the passes gave.
         """
-        parts, slot = [], 0
+        flat = [g for members in elements for g in members]
+        places = sorted(range(len(flat)), key=flat.__getitem__)
+        ranks = {place: slot for slot, place in enumerate(places)}
+        parts: list[Part] = []
+        start = 0
         for members, r in zip(elements, ran, strict=True):
             shape = (len(members), call.batch_size)
             leaves = [(action, leaf.unflatten(0, shape)) for action, leaf in r.leaves]
             read = None if r.read is None else r.read.unflatten(0, shape)
-            slots = range(slot, slot + len(members))
+            slots = [ranks[start + i] for i in range(len(members))]
             parts.append(Part(slots, members, (), r.output, leaves, read))
-            slot += len(members)
+            start += len(members)
         return cls(call, parts)
 
     @property

@@ -16,7 +16,7 @@ from equitune.runners._batches import Batches
 from equitune.runners._call import Call
 from equitune.spaces import Space, Values
 from equitune.weightings import Copies
-from equitune.weightings._base import Mean
+from equitune.weightings._base import Mean, scored, shaking
 
 __all__ = ["MatrixProducts"]
 
@@ -107,7 +107,7 @@ class MatrixProducts(Runner):
                 tables = self._tables(action, output_action, model.group.elements, x)
                 if tables is None:
                     return None
-                if not torch.compiler.is_compiling():
+                if _outlasts(tables.before):
                     known[x.device, x.dtype] = tables
             copies = torch.mm(x, tables.before).view(-1, tables.size)
             inputs = copies.clone() if reads_inputs else None
@@ -137,8 +137,7 @@ class MatrixProducts(Runner):
         tables = self._known.get(key)
         if tables is None:
             tables = Tables(action, output_action, elements, x)
-            # What a tracer makes here is not a real tensor and must not outlive the trace.
-            if type(tables.before) is Tensor and not torch.compiler.is_compiling():
+            if _outlasts(tables.before):
                 self._known[key] = tables
         return tables
 
@@ -159,6 +158,7 @@ class Tables:
     ) -> None:
         self.size, self.count, self.width = x.shape[1], len(elements), 0
         self.device_type = x.device.type
+        self._factors: dict[float, Tensor] = {}
         self.dtypes = (x.dtype,)
         self._like, self._inverses = x.new_empty(0), [action.group.inverses[g] for g in elements]
         self._output_action = output_action
@@ -179,7 +179,18 @@ class Tables:
             self.total = self._put(undone.flatten(0, 1))
             self.mean = self._put(undone.flatten(0, 1) / self.count)
             self.width = raw.shape[1] * self.count
+            self._factors.clear()
         return raw
+
+    def shaking(self, outputs: Tensor, rounding: float) -> Tensor:
+        """Factors (2, 1, 1, m): 1, and those of a rounding."""
+        factors = self._factors.get(rounding)
+        if factors is None:
+            moved = shaking(outputs, rounding)
+            factors = torch.stack([torch.ones_like(moved), moved])[:, None, None]
+            if _outlasts(factors):
+                self._factors[rounding] = factors
+        return factors
 
     def stack(self, rows: Tensor) -> Tensor:
         """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
@@ -216,6 +227,15 @@ class Rows(Copies):
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
         return [(range(self.count), widened(self._stacks["output"]))]
 
+    def noisy_scores(
+        self, function: Callable[[Any], Tensor], rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        outputs = widened(self._stacks["output"])
+        # Both at once: a function costs more than what it reads.
+        both = (outputs * self.tables.shaking(outputs, rounding)).flatten(0, 1)
+        scores, moved = widened(scored(function, both, both.shape)).split(self.count)
+        return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
+
     def means(self, space: Space) -> list[Mean]:
         tables, raw, values = self.tables, self._stacks["output"], space == VALUES
         rows = self.raw.reshape(-1, tables.width)
@@ -234,3 +254,8 @@ class Rows(Copies):
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
+
+
+def _outlasts(table: Tensor) -> bool:
+    """Whether it may be kept: what a tracer makes is not a real tensor, and ends with the trace."""
+    return type(table) is Tensor and not torch.compiler.is_compiling()

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from equitune._checks import optional_tolerance, require_function, require_type
 from equitune._modes import evaluating
-from equitune.functional import select_maximum, select_minimum
+from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
 
@@ -57,8 +57,9 @@ class Best(Weighting):
             that of the selected copy; None for no gradient.
         tie_tolerance: Losses closer than this to the minimum, relative to it, count as ties.
             Default by the dtype of the raw outputs: 1e-9 for float64, 1e-5 for float32, 5e-3 for
-            float16, 3e-2 for bfloat16. What rounding makes of the largest loss of a sample is the
-            least distance that counts.
+            float16, 3e-2 for bfloat16. So do losses that differ by no more than what the rounding
+            of the raw outputs makes of them, for which the loss is called a second time; with 0
+            only equal losses are ties.
 
     Raises:
         TypeError: If ``loss`` is not a function.
@@ -103,18 +104,30 @@ class Best(Weighting):
             self.loss.eval()
         return self
 
-    def score(self, copies: Copies) -> Tensor:
-        # The choice is piecewise constant.
+    def forward(self, copies: Copies) -> tuple[Tensor, Tensor]:
+        """The weights and the scores that they come from; the choice is piecewise constant."""
+        tolerance, rounding = self._tolerances(copies)
+        noise = None
         with torch.no_grad():
-            return -copies.scores(self.loss)
+            if rounding:
+                losses, noise = copies.noisy_scores(self.loss, rounding)
+            else:
+                losses = copies.scores(self.loss)
+            return select_minimum(losses, tolerance, noise), -losses
+
+    def score(self, copies: Copies) -> Tensor:
+        return self(copies)[1]  # type: ignore[no-any-return]
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
+        return self(copies)[0]  # type: ignore[no-any-return]
+
+    def _tolerances(self, copies: Copies) -> tuple[float, float]:
+        """Which losses are ties, relative to the minimum, and how far outputs may be off."""
         tolerance = self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*copies.dtypes)
-        # Rounding of the dtype, times what a loss of many outputs sums up.
-        noise = max(torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point)
-        return select_maximum(scores, tolerance, min(64 * noise, tolerance))
+        floating = [torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point]
+        return tolerance, min(1024 * max(floating, default=0.0), tolerance)
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)

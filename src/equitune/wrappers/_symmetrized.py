@@ -106,7 +106,7 @@ class Symmetrized(OrbitModule):
             output = self._fast(x)
             if output is not None:
                 return output
-        return self._run(Mixing(self.weighting, self.space), x, args, kwargs)
+        return self.run(Mixing(self.weighting, self.space), x, args, kwargs)
 
     def explain(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Explanation:
         """Calls the wrapper as ``forward`` does, and says how it came to its output.
@@ -115,7 +115,7 @@ class Symmetrized(OrbitModule):
             The output, with the weights, scores and elements of each sample.
         """
         mix = Mixing(self.weighting, self.space)
-        output = self._run(mix, x, args, kwargs)
+        output = self.run(mix, x, args, kwargs)
         weights = mix.equal_weights() if mix.weights is None else mix.weights
         return Explanation(output, weights, mix.scores, weights.argmax(dim=0))
 
@@ -232,4 +232,4 @@ class RegularFeatures(OrbitModule):
     """
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
-        return self._run(Stacking(), x, args, kwargs)
+        return self.run(Stacking(), x, args, kwargs)

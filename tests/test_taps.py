@@ -1,0 +1,207 @@
+"""What a call reads inside of the backbone belongs to that call; a name means its present owner."""
+
+import copy
+import gc
+import pickle
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cases import AnyWeightNet, ConvNet, proxy
+from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4, d4
+from equitune.testing import assert_equivariant
+
+ACTION = ImageAction(c4())
+
+
+def images(*shape):
+    return torch.randn(*(shape or (3, 3, 6, 6)), dtype=torch.float64)
+
+
+def net():
+    torch.manual_seed(0)
+    return ConvNet(3, 4, dense=False).double().eval()
+
+
+def tapped(backbone, name="features", **options):
+    weights = AnyWeightNet().double()
+    return LambdaEquiTune(backbone, ACTION, weight_net=weights, weight_input=name, **options).eval()
+
+
+def hooks(module):
+    return sum(len(m._forward_hooks) for m in module.modules())
+
+
+@pytest.mark.parametrize("make", [
+    tapped,
+    lambda b: EquiTune(b, ACTION, ACTION, submodule="features").eval(),
+    lambda b: tapped(b, "features.0", submodule="features"),
+], ids=["tap", "cut", "both"])  # fmt: skip
+def test_four_threads_through_one_wrapper(make):
+    model, interval = make(net()), sys.getswitchinterval()
+    inputs = [images() for _ in range(4)]
+    expected = [model(x) for x in inputs]
+    wrong, errors = [], []
+
+    def work(k):
+        try:
+            for _ in range(300):
+                with torch.no_grad():
+                    if not torch.equal(model(inputs[k]), expected[k]):
+                        wrong.append(k)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert (wrong, errors) == ([], [])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_hooks_end_with_their_wrapper(copied):
+    backbone = net()
+    model = tapped(backbone, "features.0", submodule="features")
+    assert hooks(backbone) == 2
+    twin = copied(model)
+    other = twin.backbone
+    assert hooks(other) == 2
+    x = images()
+    assert torch.equal(twin(x), model(x))
+    del twin
+    gc.collect()
+    assert (hooks(other), hooks(backbone)) == (0, 2)
+    # A copy of the backbone alone has no wrapper, and loses what it took along.
+    alone = copied(backbone)
+    alone(x)
+    assert (hooks(alone), hooks(backbone)) == (0, 2)
+    del model
+    gc.collect()
+    assert hooks(backbone) == 0
+
+
+def test_what_is_replaced_afterwards_is_read():
+    model, x = tapped(net()), images()
+    before = model.explain(x).weights
+    old = model.backbone.features
+    model.backbone.features = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Tanh()).double()
+    after = model.explain(x).weights
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, tapped_like(model)(x))
+    assert hooks(old) == 0
+    del model.backbone.features
+    with pytest.raises(ValueError, match="no submodule of that name"):
+        model(x)
+
+
+def tapped_like(model):
+    fresh = LambdaEquiTune(
+        model.backbone, ACTION, weight_net=model.weighting.net, weight_input="features"
+    ).eval()
+    return lambda x: fresh.explain(x).weights
+
+
+def test_adapters_are_read():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    model, x = tapped(backbone, "1"), images()
+    model.explain(x)
+    config = peft.LoraConfig(target_modules=["1"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, backbone)
+    backbone.double().eval()
+    assert type(backbone[1]).__module__.startswith("peft")
+    found = model.explain(x).weights
+    fresh = LambdaEquiTune(
+        backbone, ACTION, weight_net=model.weighting.net, weight_input="1"
+    ).eval()
+    assert torch.equal(found, fresh.explain(x).weights)
+    assert_equivariant(model, x, ACTION)
+
+
+def test_a_compiled_backbone_is_read():
+    torch._dynamo.reset()
+    model, x = tapped(net()), images()
+    expected = model(x)
+    model.backbone = torch.compile(model.backbone, backend="eager")
+    torch.testing.assert_close(model(x), expected)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inner, self.head, self.reentrant = nn.Linear(108, 8), nn.Linear(8, 4), reentrant
+
+    def forward(self, x):
+        y = x.flatten(1)
+        if self.reentrant is None:
+            return self.head(self.inner(y).tanh())
+        part = lambda y: self.inner(y).tanh()  # noqa: E731
+        return self.head(checkpoint(part, y, use_reentrant=self.reentrant))
+
+
+def gradients(reentrant):
+    torch.manual_seed(0)
+    backbone = Checkpointed(reentrant).double()
+    model = tapped(backbone, "inner")
+    x = images(2, 3, 6, 6).requires_grad_()
+    model(x).square().sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+def test_checkpoints_inside_of_the_backbone():
+    for plain, checkpointed in zip(gradients(None), gradients(False), strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        gradients(True)
+    backbone = Checkpointed(True).double()
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        EquiTune(backbone, ACTION, submodule="inner")(images().requires_grad_())
+
+
+@pytest.mark.parametrize("make", [
+    lambda b: EquiTune(b, ACTION),
+    tapped,
+    lambda b: EquiZero(b, ACTION, proxy_loss=proxy),
+    lambda b: EquiZero(b, ACTION, proxy_loss=proxy, gradient="identity"),
+    lambda b: EquiZero(b, ACTION, proxy_loss=proxy, gradient="selected"),
+    lambda b: EquiZero(b, ACTION, proxy_loss=proxy, gradient=None),
+    lambda b: EquiTune(b, ACTION, submodule="features"),
+])  # fmt: skip
+def test_forward_mode_agrees_with_reverse_mode(make):
+    backbone = net()
+    for module in backbone.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    model, x, v = make(backbone).eval(), images(), images()
+    output, tangent = torch.func.jvp(model, (x,), (v,))
+    assert torch.equal(output, model(x))
+    w = torch.randn_like(output)
+    given = x.clone().requires_grad_()
+    result = model(given)
+    if not result.requires_grad:
+        assert not tangent.any()
+        return
+    (gradient,) = torch.autograd.grad(result, given, w)
+    torch.testing.assert_close((gradient * v).sum(), (w * tangent).sum(), rtol=1e-10, atol=1e-10)
+
+
+def test_two_taps_and_nested_wrappers():
+    backbone, x = net(), images()
+    inner, second = tapped(backbone, "features.0"), tapped(backbone, "features")
+    both = LambdaEquiTune(
+        inner, ImageAction(d4()), weight_net=AnyWeightNet().double(), weight_input="output"
+    ).eval()
+    assert_equivariant(both, x, ImageAction(d4()))
+    second(x)
+    alone = tapped(copy.deepcopy(backbone), "features.0")
+    assert torch.equal(inner(x), alone(x))
