@@ -78,15 +78,17 @@ class MatrixProducts(Runner):
             return self._others.run(call, mix, elements)
         copies = torch.mm(x, tables.before).view(-1, tables.size)
         seen = copies.clone() if mix.reads == "input" else None
-        if seen is not None and mix.ask(Rows(tables, seen, None)) is not None:
+        if seen is not None and mix.ask(Rows(tables, None, seen, None)) is not None:
             return self._others.run(call, mix, elements)
-        return mix(Rows(tables, seen, tables.checked(call.run([copies]), copies)))
+        raw = call.run([copies])
+        return mix(Rows(tables, tables.after(raw, copies), seen, raw))
 
     def bind(self, model: Any) -> Callable[[Any], Tensor | None] | None:
         if not isinstance(model.input_action, Action):
             return None
         weighting = model.weighting
-        if weighting.reads not in DIRECT or (weighting.sparse and weighting.reads == "input"):
+        chooses_before = weighting.sparse and weighting.reads == "input"
+        if weighting.reads not in DIRECT or chooses_before or model.submodule is not None:
             return None
         known: dict[tuple[torch.device, torch.dtype], Tables] = {}
         action, output_action, space = model.input_action, model.output_action, model.space
@@ -111,10 +113,11 @@ class MatrixProducts(Runner):
                     known[x.device, x.dtype] = tables
             copies = torch.mm(x, tables.before).view(-1, tables.size)
             inputs = copies.clone() if reads_inputs else None
-            raw = tables.checked(modules["backbone"](copies), copies)
+            raw = modules["backbone"](copies)
+            after = tables.after(raw, copies)
             if equal:
-                return torch.mm(raw.reshape(-1, tables.width), tables.mean)
-            rows = Rows(tables, inputs, raw)
+                return torch.mm(raw.reshape(-1, after.width), after.mean)
+            rows = Rows(tables, after, inputs, raw)
             weights, _ = weighting(rows)
             return weighting.combine(rows.means(space)[0], weights)
 
@@ -148,39 +151,59 @@ class Tables:
 
     Attributes:
         before: (n, K n), makes the K copies of a vector, one after the other.
-        undone: (K m, K m), undoes the action on each of K outputs.
-        total: (K m, m), the sum of that.
-        mean: (K m, m), the mean of that.
     """
 
     def __init__(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> None:
-        self.size, self.count, self.width = x.shape[1], len(elements), 0
-        self.device_type = x.device.type
-        self._factors: dict[float, Tensor] = {}
-        self.dtypes = (x.dtype,)
-        self._like, self._inverses = x.new_empty(0), [action.group.inverses[g] for g in elements]
+        self.size, self.count = x.shape[1], len(elements)
+        self.device_type, self.dtypes = x.device.type, (x.dtype,)
+        self.before = _put(matrices(action, self.size)[[*elements]].permute(2, 0, 1).flatten(1), x)
         self._output_action = output_action
-        moved = matrices(action, self.size)[[*elements]]
-        self.before = self._put(moved.permute(2, 0, 1).flatten(1))
-        self.undone = self.total = self.mean = self.before
+        self._inverses = [action.group.inverses[g] for g in elements]
+        self._after: dict[int, After] = {}
 
-    def checked(self, raw: Any, copies: Tensor) -> Tensor:
-        """What the network returned; refuses anything but one vector for each copy."""
+    def after(self, raw: Any, copies: Tensor) -> After:
+        """What outputs are multiplied by; refuses anything but one vector for each copy."""
         if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != copies.shape[0]:
             raise ValueError(
                 f"the backbone must return a tensor of shape ({copies.shape[0]}, m), got "
                 f"{described(raw)}; use the runner Batches()"
             )
-        if raw.shape[1] * self.count != self.width:
+        after = self._after.get(raw.shape[1])
+        if after is None:
             undone = matrices(self._output_action, raw.shape[1])[self._inverses].mT
-            self.undone = self._put(torch.block_diag(*undone))
-            self.total = self._put(undone.flatten(0, 1))
-            self.mean = self._put(undone.flatten(0, 1) / self.count)
-            self.width = raw.shape[1] * self.count
-            self._factors.clear()
-        return raw
+            after = After(undone, copies)
+            if _outlasts(after.mean):
+                self._after[raw.shape[1]] = after
+        return after
+
+    def stack(self, rows: Tensor) -> Tensor:
+        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
+        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
+
+
+@final
+class After:
+    """What outputs of one size are multiplied by.
+
+    Args:
+        undone: (K, m, m), the transposed matrices of the inverse elements.
+        like: A tensor of the dtype and on the device of the products.
+
+    Attributes:
+        width: K m.
+        undone: (K m, K m), undoes the action on each copy.
+        total: (K m, m), the sum of that.
+        mean: (K m, m), the mean of that.
+    """
+
+    def __init__(self, undone: Tensor, like: Tensor) -> None:
+        self.width = len(undone) * undone.shape[1]
+        self.undone = _put(torch.block_diag(*undone), like)
+        self.total = _put(undone.flatten(0, 1), like)
+        self.mean = _put(undone.flatten(0, 1) / len(undone), like)
+        self._factors: dict[float, Tensor] = {}
 
     def shaking(self, outputs: Tensor, rounding: float) -> Tensor:
         """Factors (2, 1, 1, m): 1, and those of a rounding."""
@@ -192,34 +215,28 @@ class Tables:
                 self._factors[rounding] = factors
         return factors
 
-    def stack(self, rows: Tensor) -> Tensor:
-        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
-        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
-
-    def _put(self, table: Tensor) -> Tensor:
-        with torch.inference_mode(False):
-            # Products with transposed tables would take longer.
-            return table.to(self._like).contiguous()
-
 
 @final
 class Rows(Copies):
     """Copies of vectors, from one product of matrices.
 
     Args:
-        tables: The tables.
+        tables: What made them.
+        after: What undoes them, once the model has run.
         inputs: The copies of the input, (B K, n), if the weighting reads them.
         raw: The raw outputs, (B K, m), once the model has run.
     """
 
-    def __init__(self, tables: Tables, inputs: Tensor | None, raw: Tensor | None) -> None:
-        self.tables, self.raw = tables, raw
+    def __init__(
+        self, tables: Tables, after: Any, inputs: Tensor | None, raw: Tensor | None
+    ) -> None:
+        self.tables, self.after = tables, after
         self.count, self.dtypes = tables.count, tables.dtypes
-        self._stacks = {
-            name: tables.stack(rows)
-            for name, rows in (("input", inputs), ("output", raw))
-            if rows is not None
-        }
+        self._stacks = {}
+        if inputs is not None:
+            self._stacks["input"] = tables.stack(inputs)
+        if raw is not None:
+            self._stacks["output"] = tables.stack(raw)
 
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
         return [(range(self.count), self._stacks[what])]
@@ -232,28 +249,36 @@ class Rows(Copies):
     ) -> tuple[Tensor, Tensor]:
         outputs = widened(self._stacks["output"])
         # Both at once: a function costs more than what it reads.
-        both = (outputs * self.tables.shaking(outputs, rounding)).flatten(0, 1)
+        both = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
         scores, moved = widened(scored(function, both, both.shape)).split(self.count)
         return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
 
     def means(self, space: Space) -> list[Mean]:
-        tables, raw, values = self.tables, self._stacks["output"], space == VALUES
-        rows = self.raw.reshape(-1, tables.width)
+        tables, after, raw = self.tables, self.after, self._stacks["output"]
+        values = space == VALUES
+
+        def rows(stack: Tensor) -> Tensor:
+            return stack.transpose(0, 1).reshape(-1, after.width)
 
         def mean(weights: Tensor | None) -> Tensor:
             if not values or (weights is not None and weights.shape != raw.shape[:2]):
-                undone = tables.stack(torch.mm(rows, tables.undone).view(-1, raw.shape[2]))
-                return space.mean(space.enter(undone), weights)
+                undone = torch.mm(rows(raw), after.undone).view(-1, raw.shape[2])
+                return space.mean(space.enter(tables.stack(undone)), weights)
             if weights is None:
-                return torch.mm(rows, tables.mean)
+                return torch.mm(rows(raw), after.mean)
             # All entries are finite, and weights of 0 need no care.
-            weighed = (weights.unsqueeze(2) * raw).transpose(0, 1).reshape(-1, tables.width)
-            return torch.mm(weighed.to(raw.dtype), tables.total)
+            return torch.mm(rows(weights.unsqueeze(2) * raw).to(raw.dtype), after.total)
 
         return [mean]
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
+
+
+def _put(table: Tensor, like: Tensor) -> Tensor:
+    """A table where it is used; products with transposed tables would take longer."""
+    with torch.inference_mode(False):
+        return table.to(like.device, like.dtype).contiguous()
 
 
 def _outlasts(table: Tensor) -> bool:
