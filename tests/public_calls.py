@@ -58,7 +58,9 @@ from equitune import (
     viz,
     weights,
 )
+from equitune.spaces import Probabilities
 from equitune.testing import strategies
+from equitune.weightings import Uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -339,6 +341,13 @@ SEQ2SEQ = {
         lambda: given(source=torch.ones(2, 3).long(), targets=None, length=4),
         run=lambda **a: decoder()(**a),
         handed_on=("source",),
+    ),
+    "seq2seq.SymmetrizedSeq2Seq": Call(
+        seq2seq.SymmetrizedSeq2Seq,
+        lambda: given(
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            weighting=Uniform(), runner=seq2seq.Independent(), space=Probabilities(),
+        ),
     ),
     "seq2seq.EquiSeq2Seq": Call(
         seq2seq.EquiSeq2Seq,
@@ -767,7 +776,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.SymmetrizedSeq2Seq", "text.OrbitLM",
+        "wrappers.Symmetrized", "weights.OrbitWeightNet", "text.OrbitLM",
         "text.TokenAverage", "testing.Formula", "rl.Gridworld",
     ], ABSTRACT),
     **dict.fromkeys([
@@ -778,7 +787,7 @@ NOT_CALLED = {
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
         "rl.cartpole_mirror", "rl.gridworld_pixel_rotations", "rl.gridworld_rotations",
-        "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
+        "seq2seq.Alone", "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
         "text.MeanOfProbabilities",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
