@@ -799,8 +799,8 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "seq2seq.Alone", "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
-        "text.MeanOfProbabilities",
+        "rl.cartpole_mirror", "seq2seq.Alone", "seq2seq.Independent", "seq2seq.Lockstep",
+        "text.MeanOfLogits", "text.MeanOfProbabilities",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(

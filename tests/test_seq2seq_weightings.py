@@ -185,7 +185,7 @@ def test_canonical_weights_choose_a_copy():
     assert_equivariant(model, source, CASE.source, actions(CASE.tokens))
 
 
-@pytest.mark.parametrize("space", [Probabilities(), Logits(), Values()])
+@pytest.mark.parametrize("space", [Probabilities(), Logits()])
 @pytest.mark.parametrize("runner", [Lockstep(), Independent(), Alone()])
 @pytest.mark.parametrize("weighting", [Uniform(), Longest()])
 @torch.no_grad()
@@ -239,6 +239,8 @@ def test_bad_parts():
         SymmetrizedSeq2Seq(*given, weighting="best")
     with pytest.raises(TypeError, match="`space` must be a Space"):
         SymmetrizedSeq2Seq(*given, space="logits")
+    with pytest.raises(ValueError, match=r"`space` must be one of log-prob.*, got Values\(\)"):
+        SymmetrizedSeq2Seq(*given, space=Values())
     with pytest.raises(ValueError, match=r"`weighting` must read one of \['input', 'submodule'\]"):
         SymmetrizedSeq2Seq(*given, weighting=TopK(mean_entropy, 2), runner=Lockstep())
     model = EquiZeroSeq2Seq(*given, proxy_loss=mean_error_probability)

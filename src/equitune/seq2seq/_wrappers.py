@@ -51,8 +51,8 @@ class SymmetrizedSeq2Seq(Symmetrized):
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If the actions are of different groups, ``token_action`` moves ``bos``, ``eos``
-            or ``pad``, or the runner does not offer what the weighting reads. Calls raise it for
-            tensors without an action.
+            or ``pad``, the runner does not offer what the weighting reads, or the space is not one
+            of log-probabilities. Calls raise it for tensors without an action.
 
     Example:
         >>> import torch
@@ -108,6 +108,9 @@ class SymmetrizedSeq2Seq(Symmetrized):
         require_type("runner", runner, Runner, "Lockstep(), Independent() or Alone()")
         if space is None:
             space = Chances() if chooses else Probabilities()
+        use = "Probabilities() or Logits()"
+        logarithmic = require_type("space", space, Space, use).logarithmic
+        require(logarithmic, "space", "be one of log-probabilities", space, use)
         super().__init__(
             backbone, inputs, TreeAction(fields), weighting=weighting, runner=runner, space=space
         )
@@ -304,6 +307,8 @@ class Chances(Space):
     Chosen copies share their probabilities. Equal weights occur in the gradient of a choice alone,
     which is that of the mean of the losses of all copies, however sure each of them is.
     """
+
+    logarithmic = True
 
     def enter(self, stack: Tensor) -> Tensor:
         return Probabilities().enter(stack)
