@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from equitune import (
+    Best,
     Canonicalize,
     Embedding,
     EquiTune,
@@ -52,6 +53,7 @@ from equitune import (
     losses,
     rl,
     seq2seq,
+    spaces,
     symmetric,
     testing,
     text,
@@ -301,7 +303,9 @@ WRAPPERS = {
     "heads.GroupMeanPool": call(heads.GroupMeanPool, action=POINTS),
     "heads.GroupMeanPool.forward": call(heads.GroupMeanPool(POINTS).forward, x=FEATURES),
     "losses.entropy": call(losses.entropy, logits=STACK, dim=-1),
-    "losses.negative_max_probability": call(losses.negative_max_probability, logits=STACK, dim=-1),
+    "losses.negative_log_max_probability": call(
+        losses.negative_log_max_probability, logits=STACK, dim=-1
+    ),
     "losses.negative_max_q_value": call(losses.negative_max_q_value, q_values=STACK, dim=-1),
     "losses.negative_similarity": call(losses.negative_similarity, similarities=STACK, dim=-1),
     "training.backbone_phase": Call(
@@ -466,7 +470,6 @@ VISION = {
 }  # fmt: skip
 
 VIZ = {
-    "viz.draw_bars": call(viz.draw_bars, results={"model": {"accuracy": [0.5]}}, ylabel="share"),
     "viz.draw_orbit": Call(
         viz.draw_orbit,
         lambda: given(
@@ -478,7 +481,7 @@ VIZ = {
         viz.draw_feature_maps,
         lambda: given(
             model=EquiTune(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), IMAGES, IMAGES),
-            image=X[0], module="0", channel=0, mean=[0.5], std=[0.5],
+            image=X[0], submodule="0", channel=0, mean=[0.5], std=[0.5],
         ),
     ),
     "viz.draw_weights": call(
@@ -670,10 +673,20 @@ TEXT = {
     **{
         f"text.{kind.__name__}": Call(
             kind,
-            lambda: given(model=language_model(), words=WORDS, average=text.MeanOfLogits()),
+            lambda: given(model=language_model(), words=WORDS, space=spaces.Logits()),
         )
         for kind in (text.EquiLM, text.REquiLM)
     },
+    "text.OrbitLM": Call(
+        text.OrbitLM,
+        lambda: given(
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
+            relaxed=True,
+        ),
+    ),
+    "text.Prefixes": Call(
+        text.Prefixes, lambda: given(model=language_model(), action=TOKENS, general=(6,))
+    ),
     **{
         f"text.{kind.__name__}": Call(
             kind,
@@ -790,7 +803,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "text.OrbitLM", "text.TokenAverage", "testing.Formula",
+        "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -800,7 +813,6 @@ NOT_CALLED = {
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
         "rl.cartpole_mirror", "seq2seq.Alone", "seq2seq.Independent", "seq2seq.Lockstep",
-        "text.MeanOfLogits", "text.MeanOfProbabilities",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(

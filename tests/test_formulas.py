@@ -20,7 +20,7 @@ from equitune import (
     c4,
     d4,
 )
-from equitune.losses import entropy, negative_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.testing import (
     CanonicalizeFormula,
     EquiTuneFormula,
@@ -124,7 +124,7 @@ def test_every_formula_rejects_the_others(backbone, x):
     net = nn.Linear(4, 1).double().eval()
     formulas = {
         "mean": EquiTuneFormula(backbone, D4),
-        "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_max_probability),
+        "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_log_max_probability),
         "wavy": EquiZeroFormula(backbone, D4, proxy_loss=lambda y: (y * 9).sin().sum(-1)),
         "lambda": LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output"),
         "regular": RegularFeaturesFormula(backbone, D4),

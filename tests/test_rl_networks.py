@@ -23,7 +23,7 @@ from equitune import (
     cyclic,
     symmetric,
 )
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
 from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
@@ -215,7 +215,7 @@ def test_the_methods():
     mirror = cartpole_mirror()
     zero = equizero(nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
     assert isinstance(zero, EquiZero)
-    assert zero.proxy_loss is negative_max_probability
+    assert zero.proxy_loss is negative_log_max_probability
     assert zero.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
     learned = lambda_equitune(network, mirror.on_observations, mirror.on_actions, hidden_features=7)

@@ -41,7 +41,13 @@ class Space(ABC):
     """How copies g^-1 M(gx) are averaged: into the space, the mean there, and out of it.
 
     Spaces compare by their class and attributes.
+
+    Attributes:
+        logarithmic: Whether it averages log-probabilities, so that what is added to all copies is
+            added to their mean. A language model, whose logits have a scale, takes such a space.
     """
+
+    logarithmic: bool = False
 
     @abstractmethod
     def enter(self, stack: Tensor) -> Tensor:
@@ -121,6 +127,8 @@ class Logits(Space):
         tensor([[-2.1269, -0.1269]])
     """
 
+    logarithmic = True
+
     def enter(self, stack: Tensor) -> Tensor:
         return widened(stack).log_softmax(-1)
 
@@ -144,6 +152,8 @@ class Probabilities(Space):
         >>> space.mean(space.enter(copies), None).exp()
         tensor([[0.4000, 0.6000]])
     """
+
+    logarithmic = True
 
     def enter(self, stack: Tensor) -> Tensor:
         return widened(stack).log_softmax(-1)

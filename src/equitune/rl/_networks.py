@@ -8,7 +8,7 @@ from torch import nn
 
 from equitune._checks import described, require_counts, require_module, require_type
 from equitune.actions import Action
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.weight_nets import MlpWeightNet
 from equitune.wrappers import EquiZero, LambdaEquiTune, Symmetrized
 
@@ -46,7 +46,7 @@ def equizero(network: nn.Module, on_observations: Action, on_actions: Action) ->
         network,
         on_observations,
         on_actions,
-        proxy_loss=negative_max_probability,
+        proxy_loss=negative_log_max_probability,
         gradient="selected",
     )
 

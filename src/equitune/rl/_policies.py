@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from equitune._checks import require_function, require_type
 from equitune.actions import Action, TrivialAction
 from equitune.functional import matrices
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
 from equitune.rl._pictures import check_channels, is_picture
@@ -188,7 +188,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
         space, invariant = self.observation_space, TrivialAction(self.symmetry.group)
         actor = _wrapped(self.method, self.actor(self), moved, on_actions, space)
         critic = _wrapped(EquiTune, self.critic(self), moved, invariant, space)
-        if not discrete and getattr(actor.weighting, "loss", None) is negative_max_probability:
+        if not discrete and getattr(actor.weighting, "loss", None) is negative_log_max_probability:
             raise ValueError(
                 "`method` must take continuous actions, got equizero, which compares the scores of "
                 "discrete ones; use EquiTune or lambda_equitune"
