@@ -62,7 +62,9 @@ from equitune import (
     viz,
     weights,
 )
+from equitune.spaces import Probabilities
 from equitune.testing import strategies
+from equitune.weightings import Uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -358,6 +360,13 @@ SEQ2SEQ = {
         lambda: given(source=torch.ones(2, 3).long(), targets=None, length=4),
         run=lambda **a: decoder()(**a),
         handed_on=("source",),
+    ),
+    "seq2seq.SymmetrizedSeq2Seq": Call(
+        seq2seq.SymmetrizedSeq2Seq,
+        lambda: given(
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            weighting=Uniform(), runner=seq2seq.Independent(), space=Probabilities(),
+        ),
     ),
     "seq2seq.EquiSeq2Seq": Call(
         seq2seq.EquiSeq2Seq,
@@ -795,7 +804,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "seq2seq.SymmetrizedSeq2Seq", "testing.Formula",
+        "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -804,7 +813,7 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "seq2seq.Independent", "seq2seq.Lockstep",
+        "rl.cartpole_mirror", "seq2seq.Alone", "seq2seq.Independent", "seq2seq.Lockstep",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(

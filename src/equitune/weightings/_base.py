@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self, final
@@ -174,8 +175,9 @@ class Weighting(nn.Module, ABC):
 
     @property
     def learned(self) -> bool:
-        """Whether it is made of modules that a loss on the output reaches."""
-        return not self.chooses and any(True for _ in self.children())
+        """Whether it has modules or parameters that a loss on the output reaches."""
+        parts = itertools.chain(self.children(), self.parameters())
+        return not self.chooses and any(True for _ in parts)
 
     @property
     def drifts(self) -> bool:
