@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import record
-from equitune.text import EquiLM, MeanOfLogits, ResolvedWords, fairness_gap
+from equitune.spaces import Logits
+from equitune.text import EquiLM, ResolvedWords, fairness_gap
 from language_models import STORIES, Loaded, add_options, load, stored_in
 
 NAME, SEED = "fairness_gap", 0
@@ -78,7 +79,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
         models = {
             "plain": loaded.model,
             "EquiLM": EquiLM(loaded.model, words),
-            "EquiLM, mean of logits": EquiLM(loaded.model, words, average=MeanOfLogits()),
+            "EquiLM, mean of logits": EquiLM(loaded.model, words, space=Logits()),
         }
         for kind, model in models.items():
             batches = list(random_texts(loaded, words, arguments.prompts))

@@ -31,13 +31,13 @@ from equitune.seq2seq import (
     EquiZeroSeq2Seq,
     GreedyDecoder,
     Independent,
-    entropy,
-    negative_least_probability,
+    mean_entropy,
+    mean_error_probability,
+    negative_log_min_probability,
     negative_log_probability,
-    negative_max_probability,
 )
 from equivariant_recurrent import EquivariantRecurrent
-from recurrent import END, PAD, START, Recurrent
+from recurrent import BOS, EOS, PAD, Recurrent
 from run_rows import Store
 from scan_data import COMMANDS, SEQUENCES, SPLITS, Examples, Symmetry, load_split
 from scan_training import Recipe, accuracy, load_checkpoint, right, save_checkpoint, settings_of
@@ -49,19 +49,19 @@ SEEDS = {"LSTM": 3, "GRU": 1, "RNN": 1}
 TUNED = {
     "equi-tuned": EquiSeq2Seq,
     "equizero-tuned": functools.partial(
-        EquiZeroSeq2Seq, proxy_loss=negative_max_probability, gradient="equitune"
+        EquiZeroSeq2Seq, proxy_loss=mean_error_probability, gradient="equitune"
     ),
 }
 STAGES = ("plain", "zero-shot", *TUNED, "G")
-LIMIT = 50
-"""The longest sequence has 48 symbols and its end."""
+MAX_LENGTH = 50
+"""The longest sequence has 48 tokens and its end."""
 CURVE = (0, 20, 50, 100, 200, 400, 600, 800, 1000)
 """After how many iterations of fine-tuning the test accuracy is measured, besides the last."""
 PROXIES = (
-    negative_max_probability,
-    entropy,
+    mean_error_probability,
+    mean_entropy,
     negative_log_probability,
-    negative_least_probability,
+    negative_log_min_probability,
 )
 
 
@@ -114,7 +114,9 @@ class Work:
         return {"": self.symmetry, **{k: make() for k, make in large[self.run.split].items()}}
 
     def decoder(self, model: nn.Module) -> GreedyDecoder:
-        return GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT).to(self.device)
+        return GreedyDecoder(model, bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH).to(
+            self.device
+        )
 
     def plain(self) -> GreedyDecoder:
         """The pretrained plain model: from its checkpoint, or trained now."""
@@ -127,7 +129,7 @@ class Work:
     def equivariant(self) -> None:
         """The equivariant model from scratch, by the same recipe."""
         torch.manual_seed(self.run.seed)
-        actions = (self.symmetry.words, self.symmetry.symbols)
+        actions = (self.symmetry.words, self.symmetry.tokens)
         model = EquivariantRecurrent(CELLS[self.run.cell], *actions, size=self.size)
         decoder = self.decoder(model)
         self.trained("G", decoder, decoder)
@@ -136,7 +138,7 @@ class Work:
         """The plain model, fine-tuned inside a wrapper with the papers' group."""
         decoder = self.plain()
         torch.manual_seed(self.run.seed)
-        wrapper = TUNED[name](decoder, self.symmetry.words, self.symmetry.symbols)
+        wrapper = TUNED[name](decoder, self.symmetry.words, self.symmetry.tokens)
         self.trained(name, wrapper, decoder, self.symmetry)
 
     def trained(
@@ -185,7 +187,7 @@ class Work:
             if wrap is None:
                 found: dict[str, Any] = self.ceiling(decoder, symmetry)
             else:
-                model = wrap(decoder, symmetry.words, symmetry.symbols)
+                model = wrap(decoder, symmetry.words, symmetry.tokens)
                 found = self.measured(model, symmetry)
             found["seconds"] = round(time.perf_counter() - start, 1)
             self.put(stage, {**found, "settings": self.settings(stage)})
@@ -194,7 +196,7 @@ class Work:
         """The zero-shot rows: their names, their groups and wrappers; none for the ceiling."""
         wrappers: dict[str, Callable[..., nn.Module]] = {
             "EquiSeq2Seq, lockstep": EquiSeq2Seq,
-            "EquiSeq2Seq, independent": functools.partial(EquiSeq2Seq, feedback=Independent()),
+            "EquiSeq2Seq, independent": functools.partial(EquiSeq2Seq, runner=Independent()),
         }
         for proxy in PROXIES:
             name = f"EquiZeroSeq2Seq, {proxy.__name__}"
@@ -226,8 +228,8 @@ class Work:
             copies: list[Tensor] = []
             for g in tqdm(symmetry.words.group.elements, f"copies, {part}", leave=False):
                 moved = Examples(
-                    symmetry.words.transform(examples.tokens, g),
-                    symmetry.symbols.transform(examples.targets, g),
+                    symmetry.words.transform(examples.commands, g),
+                    symmetry.tokens.transform(examples.targets, g),
                 )
                 copies.append(right(decoder, moved))
             found[part] = float(torch.stack(copies).any(dim=0).double().mean())

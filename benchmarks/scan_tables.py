@@ -50,10 +50,10 @@ PAPERS = {
 ZERO_SHOT = {
     "zero-shot EquiSeq2Seq, lockstep": "",
     "zero-shot EquiSeq2Seq, independent": "EquiSeq2Seq",
-    "zero-shot EquiZeroSeq2Seq, negative_max_probability": "EquiZeroSeq2Seq",
-    "zero-shot EquiZeroSeq2Seq, entropy": "",
+    "zero-shot EquiZeroSeq2Seq, mean_error_probability": "EquiZeroSeq2Seq",
+    "zero-shot EquiZeroSeq2Seq, mean_entropy": "",
     "zero-shot EquiZeroSeq2Seq, negative_log_probability": "",
-    "zero-shot EquiZeroSeq2Seq, negative_least_probability": "",
+    "zero-shot EquiZeroSeq2Seq, negative_log_min_probability": "",
     "any copy right": "",
 }
 """The stages, without their group, and which of the papers' models each one is."""

@@ -34,7 +34,7 @@ class Recipe:
         teacher: How often a batch is decoded with a teacher.
         clip: The largest norm of a gradient.
         warm_up: The share of the iterations in which the learning rate rises.
-        smoothing: The share of each target that is spread over all symbols, so that a model is
+        smoothing: The share of each target that is spread over all tokens, so that a model is
             not sure of what it has never seen.
         weight_decay: That of AdamW.
     """
@@ -89,11 +89,11 @@ def train(
     for done, rows in enumerate(tqdm(batches, name, recipe.iterations, False, unit="batch"), 1):
         model.train()
         batch = examples[rows]
-        tokens, targets = batch.tokens.to(device), batch.targets.to(device)
+        commands, targets = batch.commands.to(device), batch.targets.to(device)
         if torch.rand((), generator=generator) < recipe.teacher:
-            scores = model(tokens, targets).scores
+            scores = model(commands, targets).scores
         else:
-            scores = model(tokens, length=targets.shape[1]).scores
+            scores = model(commands, length=targets.shape[1]).scores
         loss = loss_of(scores, targets, recipe.smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -105,7 +105,7 @@ def train(
 
 
 def loss_of(scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with label smoothing, of log-probabilities (B, L, V) at symbols (B, L).
+    """Cross-entropy with label smoothing, of log-probabilities (B, L, V) at tokens (B, L).
 
     ``cross_entropy`` would normalise them once more, and its gradient would vanish where EquiZero's
     copy is sure, whatever the other copies are.
@@ -128,7 +128,7 @@ def _batches(count: int, recipe: Recipe, generator: torch.Generator) -> Iterator
 
 @torch.inference_mode()
 def right(model: nn.Module, examples: Examples, *, copies: int = 1, name: str = "") -> Tensor:
-    """(N,) bool: which sequences, decoded freely, are right from the first symbol to END.
+    """(N,) bool: which sequences, decoded freely, are right from the first token to EOS.
 
     Args:
         model: What is called as a ``GreedyDecoder`` is.
@@ -141,10 +141,10 @@ def right(model: nn.Module, examples: Examples, *, copies: int = 1, name: str = 
     found = []
     rows = torch.arange(len(examples)).split(max(1, MEASURED_ROWS // copies))
     for batch in tqdm(map(examples.__getitem__, rows), name, len(rows), False, unit="batch"):
-        symbols = model(batch.tokens.to(device)).symbols.cpu()
-        longest = max(symbols.shape[1], batch.targets.shape[1])
+        tokens = model(batch.commands.to(device)).tokens.cpu()
+        longest = max(tokens.shape[1], batch.targets.shape[1])
         pair = [F.pad(ids, (0, longest - ids.shape[1]), value=PAD)
-                for ids in (symbols, batch.targets)]  # fmt: skip
+                for ids in (tokens, batch.targets)]  # fmt: skip
         found.append((pair[0] == pair[1]).all(dim=1))
     return torch.cat(found)
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from equitune import RegularAction, TokenAction
 from equitune.heads import EquivariantLinear
-from recurrent import CELLS, END, PAD, Memory, Recurrent, refuse_other_models
+from recurrent import CELLS, EOS, PAD, Memory, Recurrent, refuse_other_models
 
 __all__ = ["EquivariantRecurrent", "TiedMemory"]
 
@@ -44,8 +44,8 @@ class EquivariantRecurrent(nn.Module):
 
     Args:
         cell: ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``.
-        words: How the group acts on input ids; it moves neither PAD, START nor END.
-        symbols: How it acts on output ids, likewise.
+        words: How the group acts on input ids; it moves neither PAD, BOS nor EOS.
+        tokens: How it acts on output ids, likewise.
         size: The hidden units and embeddings for each element of the group.
         dropout: On the embeddings and before the last layer.
 
@@ -59,19 +59,19 @@ class EquivariantRecurrent(nn.Module):
         self,
         cell: type[nn.RNNBase],
         words: TokenAction,
-        symbols: TokenAction,
+        tokens: TokenAction,
         *,
         size: int = 64,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        _check(cell, words, symbols)
+        _check(cell, words, tokens)
         group = words.group
         with torch.device("meta"):
             plain = Recurrent(
                 cell,
                 words.vocabulary_size,
-                symbols.vocabulary_size,
+                tokens.vocabulary_size,
                 size=size * group.order,
                 dropout=dropout,
             )
@@ -86,14 +86,14 @@ class EquivariantRecurrent(nn.Module):
             return nn.ModuleDict({name: linear(size, GATES[cell] * size) for name in names})
 
         self.words = nn.Embedding(words.vocabulary_size, size, padding_idx=PAD)
-        self.symbols = nn.Embedding(symbols.vocabulary_size, size, padding_idx=PAD)
+        self.tokens = nn.Embedding(tokens.vocabulary_size, size, padding_idx=PAD)
         self.encoder = recurrent("ih_l0", "hh_l0", "ih_l0_reverse", "hh_l0_reverse")
         self.decoder = recurrent("ih_l0", "hh_l0")
         self.keys = linear(2 * size)
         self.bridge = linear(2 * size)
         self.mixed = linear(2 * size)
-        self.scores = EquivariantLinear(regular, symbols.on_logits(dim=-2), size, 1)
-        for name, action in (("word_ids", words), ("symbol_ids", symbols)):
+        self.scores = EquivariantLinear(regular, tokens.on_logits(dim=-2), size, 1)
+        for name, action in (("word_ids", words), ("token_ids", tokens)):
             ids = torch.arange(action.vocabulary_size)
             # Entry (g, w) is g^-1 w.
             self.register_buffer(name, action.orbit(ids, group.inverses), persistent=False)
@@ -108,7 +108,7 @@ class EquivariantRecurrent(nn.Module):
         """The weights of the plain model that is the same map: a state dict of ``Recurrent``."""
         weights = {
             "words.weight": _lifted(self.words, self.word_ids),
-            "symbols.weight": _lifted(self.symbols, self.symbol_ids),
+            "tokens.weight": _lifted(self.tokens, self.token_ids),
         }
         for part in ("keys", "bridge", "mixed", "scores"):
             weights[f"{part}.weight"], weights[f"{part}.bias"] = _channels_first(
@@ -125,14 +125,14 @@ class EquivariantRecurrent(nn.Module):
         weights = self.dense()
         return TiedMemory(weights, self._call(weights, "encode", tokens))
 
-    def step(self, symbols: Tensor, memory: TiedMemory) -> tuple[Tensor, TiedMemory]:
-        """The scores (B, symbols) of what follows the last symbols (B,), and the next state."""
-        scores, memory = self.steps(symbols[:, None], memory)
+    def step(self, tokens: Tensor, memory: TiedMemory) -> tuple[Tensor, TiedMemory]:
+        """The scores (B, V) after the last tokens (B,), and the next state."""
+        scores, memory = self.steps(tokens[:, None], memory)
         return scores[:, 0], memory
 
-    def steps(self, symbols: Tensor, memory: TiedMemory) -> tuple[Tensor, TiedMemory]:
-        """The scores (B, L, symbols) of what follows each of (B, L) symbols, all at once."""
-        scores, after = self._call(memory.weights, "steps", symbols, memory.memory)
+    def steps(self, tokens: Tensor, memory: TiedMemory) -> tuple[Tensor, TiedMemory]:
+        """The scores (B, L, V) after each of (B, L) tokens, all at once."""
+        scores, after = self._call(memory.weights, "steps", tokens, memory.memory)
         return scores, TiedMemory(memory.weights, after)
 
     def _call(self, weights: dict[str, Tensor], method: str, *arguments: Any) -> Any:
@@ -168,18 +168,18 @@ def _channels_first(layer: EquivariantLinear) -> tuple[Tensor, Tensor]:
     return columns.transpose(1, 2).flatten(1), cast(Tensor, bias)
 
 
-def _check(cell: type[nn.RNNBase], words: TokenAction, symbols: TokenAction) -> None:
+def _check(cell: type[nn.RNNBase], words: TokenAction, tokens: TokenAction) -> None:
     if cell not in CELLS:
-        raise ValueError(f"cell is {cell!r}; use nn.RNN, nn.GRU or nn.LSTM")
-    if words.group != symbols.group:
+        raise ValueError(f"`cell` must be nn.RNN, nn.GRU or nn.LSTM, got {cell!r}; use one of them")
+    if words.group != tokens.group:
         raise ValueError(
-            f"words is an action of a group of order {words.group.order}, symbols of one of order "
-            f"{symbols.group.order}; use two actions of one group"
+            f"`words` and `tokens` must be actions of one group, got groups of order "
+            f"{words.group.order} and {tokens.group.order}; use the same for both"
         )
-    own = tuple(range(END + 1))
-    for name, action in (("words", words), ("symbols", symbols)):
-        if any(row[: END + 1] != own for row in action.permutations):
+    own = tuple(range(EOS + 1))
+    for name, action in (("words", words), ("tokens", tokens)):
+        if any(row[: EOS + 1] != own for row in action.permutations):
             raise ValueError(
-                f"{name} moves one of the ids {own}, which are no words but padding, start and "
-                "end; use an action that leaves them"
+                f"`{name}` must keep the ids {own} of padding, start and end where they are, got "
+                "an action that moves one; use another"
             )

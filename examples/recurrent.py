@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-__all__ = ["CELLS", "END", "PAD", "START", "Memory", "Recurrent", "refuse_other_models"]
+__all__ = ["BOS", "CELLS", "EOS", "PAD", "Memory", "Recurrent", "refuse_other_models"]
 
 CELLS = (nn.RNN, nn.GRU, nn.LSTM)
 GATES = {1: "nn.RNN", 3: "nn.GRU", 4: "nn.LSTM"}
 """What a cell is, by its number of gates."""
 
-PAD, START, END = 0, 1, 2
+PAD, BOS, EOS = 0, 1, 2
 """The first three ids of both vocabularies: padding, and what begins and ends a sequence."""
 
 
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
     Args:
         cell: ``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``.
         words: The number of input ids.
-        symbols: The number of output ids.
+        tokens: The number of output ids.
         size: The hidden units of each layer, and of the embeddings.
         dropout: On the embeddings and before the last layer.
 
@@ -61,22 +61,24 @@ class Recurrent(nn.Module):
         self,
         cell: type[nn.RNNBase],
         words: int,
-        symbols: int,
+        tokens: int,
         *,
         size: int = 64,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if cell not in CELLS:
-            raise ValueError(f"cell is {cell!r}; use nn.RNN, nn.GRU or nn.LSTM")
+            raise ValueError(
+                f"`cell` must be nn.RNN, nn.GRU or nn.LSTM, got {cell!r}; use one of them"
+            )
         self.words = nn.Embedding(words, size, padding_idx=PAD)
-        self.symbols = nn.Embedding(symbols, size, padding_idx=PAD)
+        self.tokens = nn.Embedding(tokens, size, padding_idx=PAD)
         self.encoder = cell(size, size, batch_first=True, bidirectional=True)
         self.decoder = cell(size, size, batch_first=True)
         self.keys = nn.Linear(2 * size, size)
         self.bridge = nn.Linear(2 * size, size)
         self.mixed = nn.Linear(2 * size, size)
-        self.scores = nn.Linear(size, symbols)
+        self.scores = nn.Linear(size, tokens)
         self.dropout = nn.Dropout(dropout)
         self.register_load_state_dict_pre_hook(refuse_other_models)
 
@@ -97,16 +99,16 @@ class Recurrent(nn.Module):
             mask,
         )
 
-    def step(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The scores (B, symbols) of what follows the last symbols (B,), and the next state."""
-        scores, memory = self.steps(symbols[:, None], memory)
+    def step(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The scores (B, V) after the last tokens (B,), and the next state."""
+        scores, memory = self.steps(tokens[:, None], memory)
         return scores[:, 0], memory
 
-    def steps(self, symbols: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The scores (B, L, symbols) of what follows each of (B, L) symbols, all at once."""
+    def steps(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The scores (B, L, V) after each of (B, L) tokens, all at once."""
         hidden = memory.hidden[None].contiguous()
         state = hidden if memory.carry is None else (hidden, memory.carry[None].contiguous())
-        outputs, state = self.decoder(self.dropout(self.symbols(symbols)), state)
+        outputs, state = self.decoder(self.dropout(self.tokens(tokens)), state)
         attended = functional.scaled_dot_product_attention(
             outputs, memory.keys, memory.keys, attn_mask=memory.mask[:, None]
         )
@@ -127,8 +129,8 @@ def refuse_other_models(
     own, given = _kind(dict(module.named_parameters())), _kind(weights, prefix)
     if given not in (None, own):
         raise ValueError(
-            f"the checkpoint is one of {given}, but this model has {own}; build the model that "
-            "the checkpoint was saved from, or give another checkpoint"
+            f"the checkpoint is one of {given}, but this model has {own}; use the model that the "
+            "checkpoint was saved from, or another checkpoint"
         )
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import scan_grammar
 from equitune import FiniteGroup, TokenAction, cyclic, symmetric
-from recurrent import END, PAD, START
+from recurrent import BOS, EOS, PAD
 from scan_grammar import ACTIONS, DIRECTIONS, VERBS, WORDS, Example
 
 __all__ = [
@@ -41,7 +41,7 @@ class Vocabulary:
     words: tuple[str, ...]
 
     def __len__(self) -> int:
-        return END + 1 + len(self.words)
+        return EOS + 1 + len(self.words)
 
     def id(self, word: str) -> int:
         """The id of a word.
@@ -55,10 +55,10 @@ class Vocabulary:
             raise ValueError(
                 f"{word!r} is not in the vocabulary{hint}; it has {', '.join(self.words)}"
             )
-        return END + 1 + self.words.index(word)
+        return EOS + 1 + self.words.index(word)
 
     def encode(self, sentence: str) -> Tensor:
-        """The ids (T,) int64 of a sentence, its words separated by spaces, and END.
+        """The ids (T,) int64 of a sentence, its words separated by spaces, and EOS.
 
         Raises:
             ValueError: If a word is not in the vocabulary.
@@ -67,7 +67,7 @@ class Vocabulary:
             ids = [self.id(word) for word in sentence.split()]
         except ValueError as error:
             raise ValueError(f"the sentence {sentence!r}: {error}") from error
-        return torch.tensor([*ids, END])
+        return torch.tensor([*ids, EOS])
 
     def encode_all(self, sentences: Iterable[str]) -> Tensor:
         """The ids (N, T) of sentences, padded at their right."""
@@ -75,13 +75,13 @@ class Vocabulary:
         return pad_sequence(rows, batch_first=True, padding_value=PAD)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The sentence of ids, up to END."""
+        """The sentence of ids, up to EOS."""
         found = []
         for i in torch.as_tensor(ids).tolist():
-            if i == END:
+            if i == EOS:
                 break
-            if i not in (PAD, START):
-                found.append(self.words[i - END - 1])
+            if i not in (PAD, BOS):
+                found.append(self.words[i - EOS - 1])
         return " ".join(found)
 
 
@@ -92,19 +92,19 @@ ACTION_OF = {
     **{verb: f"I_{verb.upper()}" for verb in VERBS},
     **{direction: f"I_TURN_{direction.upper()}" for direction in DIRECTIONS},
 }
-"""The symbol that belongs to a word."""
+"""The token that belongs to a word."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N commands and what they mean, each padded behind its END.
+    """N commands and what they mean, each padded behind its EOS.
 
     Attributes:
-        tokens: (N, T) int64 ids of commands.
+        commands: (N, T) int64 ids of commands.
         targets: (N, L) int64 ids of action sequences.
     """
 
-    tokens: Tensor
+    commands: Tensor
     targets: Tensor
 
     @classmethod
@@ -114,12 +114,12 @@ class Examples:
         return cls(COMMANDS.encode_all(commands), SEQUENCES.encode_all(actions))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.commands)
 
     def __getitem__(self, rows: Tensor | slice) -> Examples:
         """Some of them, cut to the longest."""
-        tokens, targets = self.tokens[rows], self.targets[rows]
-        return Examples(tokens[:, : _longest(tokens)], targets[:, : _longest(targets)])
+        commands, targets = self.commands[rows], self.targets[rows]
+        return Examples(commands[:, : _longest(commands)], targets[:, : _longest(targets)])
 
     def by_length(self) -> Examples:
         """The same, the shortest sequences first, so that batches of them waste little."""
@@ -141,11 +141,11 @@ class Symmetry:
 
     Attributes:
         words: How it acts on the ids of commands.
-        symbols: How it acts on the ids of action sequences.
+        tokens: How it acts on the ids of action sequences.
     """
 
     words: TokenAction
-    symbols: TokenAction
+    tokens: TokenAction
 
     @classmethod
     def verb_swap(cls) -> Symmetry:
@@ -178,18 +178,18 @@ class Symmetry:
                 )
                 for first, second in (
                     (verbs.words, directions.words),
-                    (verbs.symbols, directions.symbols),
+                    (verbs.tokens, directions.tokens),
                 )
             )
         )
 
     @classmethod
     def _of(cls, group: FiniteGroup, moves: Sequence[Mapping[str, str]]) -> Symmetry:
-        """The group whose elements exchange words, and the symbols that belong to them."""
-        symbols = [{ACTION_OF[a]: ACTION_OF[b] for a, b in move.items()} for move in moves]
+        """The group whose elements exchange words, and the tokens that belong to them."""
+        tokens = [{ACTION_OF[a]: ACTION_OF[b] for a, b in move.items()} for move in moves]
         return cls(
             TokenAction(group, [_permutation(COMMANDS, move) for move in moves]),
-            TokenAction(group, [_permutation(SEQUENCES, move) for move in symbols]),
+            TokenAction(group, [_permutation(SEQUENCES, move) for move in tokens]),
         )
 
 
@@ -222,7 +222,7 @@ def _shuffled(pairs: Sequence[Example]) -> list[Example]:
 
 def _permutation(vocabulary: Vocabulary, move: Mapping[str, str]) -> list[int]:
     moved = [vocabulary.id(move.get(word, word)) for word in vocabulary.words]
-    return [*range(END + 1), *moved]
+    return [*range(EOS + 1), *moved]
 
 
 def _longest(ids: Tensor) -> int:

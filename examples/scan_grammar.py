@@ -30,13 +30,13 @@ WORDS = (*VERBS, "turn", *DIRECTIONS, "opposite", "around", "twice", "thrice", *
 """The words of commands."""
 
 ACTIONS = ("I_JUMP", "I_LOOK", "I_RUN", "I_WALK", "I_TURN_LEFT", "I_TURN_RIGHT")
-"""The symbols of action sequences."""
+"""The tokens of action sequences."""
 
 JUMP_SHARE = 1467
 """How often the training part of add-jump has the command "jump": a tenth of it."""
 
 Example = tuple[str, str]
-"""A command and its actions, words and symbols separated by spaces."""
+"""A command and its actions, words and tokens separated by spaces."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from equitune import TokenAction, cyclic, symmetric
+from equitune import TokenAction, Weighting, cyclic, symmetric
+from equitune.losses import entropy
 from equitune.text import EquiZeroLM, ResolvedWords
 from equitune.text._interfaces import GENERATE_CACHE
 
@@ -164,6 +165,34 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="w0", eos_token="w1", unk_token="w2"
     )
+
+
+class Scores(torch.nn.Module):
+    """The logits alone, as the library's checks take them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model(tokens, use_cache=False).logits
+
+
+class TopK(Weighting):
+    """The k surest copies, a weighting of a user's own."""
+
+    reads = "output"
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def score(self, copies):
+        return -copies.scores(entropy)
+
+    def weigh(self, scores, copies):
+        least = scores.topk(self.k, dim=0).values[-1]
+        return scores.masked_fill(scores < least, -torch.inf).softmax(0)
 
 
 class Recorder:

@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 from equitune import (
+    Best,
     Canonicalize,
     Embedding,
     EquiTune,
@@ -36,10 +37,12 @@ from equitune import (
     RegularAction,
     RegularFeatureAction,
     RegularFeatures,
+    SignedPermutationAction,
     TokenAction,
     TreeAction,
     TrivialAction,
     VectorFieldAction,
+    WholeBatchAction,
     audit,
     c4,
     cyclic,
@@ -50,6 +53,7 @@ from equitune import (
     losses,
     rl,
     seq2seq,
+    spaces,
     symmetric,
     testing,
     text,
@@ -102,7 +106,7 @@ FEATURES = torch.rand(2, 4, 3)
 STACK = torch.rand(4, 2, 3)
 TURN = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
 TOKENS = TokenAction.cyclic_swaps(9, [(4, 5)])
-SYMBOLS = TokenAction.cyclic_swaps(7, [(4, 5)])
+OUTPUT_TOKENS = TokenAction.cyclic_swaps(7, [(4, 5)])
 POINTS = RegularFeatureAction(TrivialAction(C4))
 
 
@@ -124,7 +128,10 @@ CORE = {
         FiniteGroup.from_permutations, permutations=[(0, 1), (1, 0)], names=("e", "s")
     ),
     "groups.FiniteGroup.from_generators": call(
-        FiniteGroup.from_generators, generators=[(1, 2, 0)]
+        FiniteGroup.from_generators, generators=[(1, 2, 0)], names=["r"]
+    ),
+    "groups.FiniteGroup.from_matrices": call(
+        FiniteGroup.from_matrices, matrices=[[[1.0]], [[-1.0]]], names=("e", "s")
     ),
     "groups.FiniteGroup.compose": call(C4.compose, g=1, h=2),
     "groups.FiniteGroup.inverse": call(C4.inverse, g=1),
@@ -140,7 +147,9 @@ CORE = {
     "groups.cyclic": call(cyclic, n=3),
     "groups.dihedral": call(dihedral, n=3),
     "groups.symmetric": call(symmetric, n=3),
-    "groups.generate_permutations": call(generate_permutations, generators=[(1, 2, 0)]),
+    "groups.generate_permutations": call(
+        generate_permutations, generators=[(1, 2, 0)], largest=3
+    ),
     "actions.ImageAction": call(ImageAction, group=C4, elements=[0, 1, 2, 3], dims=(-2, -1)),
     "actions.ImageAction.horizontal_flip": call(ImageAction.horizontal_flip, dims=(-2, -1)),
     "actions.ImageAction.vertical_flip": call(ImageAction.vertical_flip, dims=(-2, -1)),
@@ -169,6 +178,14 @@ CORE = {
     "actions.PermutationAction.transform": call(
         PermutationAction(C4, TURN).transform, x=torch.rand(2, 4), g=1
     ),
+    "actions.SignedPermutationAction": call(
+        SignedPermutationAction, group=D2, sources=[(0, 1), (1, 0)], signs=[(1, 1), (-1, -1)],
+        offsets=[(0.0, 0.0), (1.0, 1.0)], dim=-1,
+    ),
+    "actions.SignedPermutationAction.transform": call(
+        SignedPermutationAction(D2, [(0,), (0,)], [(1,), (-1,)]).transform, x=torch.rand(2, 1), g=1
+    ),
+    "actions.WholeBatchAction": call(WholeBatchAction, group=C4),
     "actions.RegularAction": call(RegularAction, group=C4, dim=1),
     "actions.RegularFeatureAction": call(RegularFeatureAction, fiber=TrivialAction(C4)),
     "actions.RegularFeatureAction.transform": call(POINTS.transform, x=FEATURES, g=1),
@@ -311,19 +328,19 @@ class Steps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.symbols = nn.Embedding(9, 4), nn.Embedding(7, 4)
+        self.words, self.tokens = nn.Embedding(9, 4), nn.Embedding(7, 4)
         self.cell, self.scores = nn.GRUCell(4, 4), nn.Linear(4, 7)
 
     def encode(self, source: torch.Tensor) -> torch.Tensor:
         return self.words(source).mean(1)
 
-    def step(self, symbols: torch.Tensor, state: torch.Tensor) -> Any:
-        state = self.cell(self.symbols(symbols), state)
+    def step(self, tokens: torch.Tensor, state: torch.Tensor) -> Any:
+        state = self.cell(self.tokens(tokens), state)
         return self.scores(state), state
 
 
 def decoder() -> seq2seq.GreedyDecoder:
-    return seq2seq.GreedyDecoder(Steps(), start=1, end=2, limit=5)
+    return seq2seq.GreedyDecoder(Steps(), bos=1, eos=2, max_length=5)
 
 
 def decoded() -> seq2seq.Decoded:
@@ -334,7 +351,7 @@ def decoded() -> seq2seq.Decoded:
 
 SEQ2SEQ = {
     "seq2seq.GreedyDecoder": Call(
-        seq2seq.GreedyDecoder, lambda: given(model=Steps(), start=1, end=2, limit=5, pad=0)
+        seq2seq.GreedyDecoder, lambda: given(model=Steps(), bos=1, eos=2, max_length=5, pad=0)
     ),
     "seq2seq.GreedyDecoder.forward": Call(
         seq2seq.GreedyDecoder.forward,
@@ -345,29 +362,29 @@ SEQ2SEQ = {
     "seq2seq.EquiSeq2Seq": Call(
         seq2seq.EquiSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS,
-            feedback=seq2seq.Lockstep(),
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.LambdaSeq2Seq": Call(
         seq2seq.LambdaSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS, weight_net=scorer(),
-            weight_input="input", feedback=seq2seq.Lockstep(),
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            weight_net=scorer(), weight_input="input", runner=seq2seq.Lockstep(),
         ),
     ),
     "seq2seq.EquiZeroSeq2Seq": Call(
         seq2seq.EquiZeroSeq2Seq,
         lambda: given(
-            backbone=decoder(), input_action=TOKENS, symbol_action=SYMBOLS,
-            proxy_loss=seq2seq.entropy, gradient="equitune", tie_tolerance=0.1,
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            proxy_loss=seq2seq.mean_entropy, gradient="equitune", tie_tolerance=0.1,
         ),
     ),
     **{
         f"seq2seq.{proxy}": Call(getattr(seq2seq, proxy), lambda: given(decoded=decoded()))
         for proxy in (
-            "entropy", "negative_least_probability", "negative_log_probability",
-            "negative_max_probability",
+            "mean_entropy", "negative_log_min_probability", "negative_log_probability",
+            "mean_error_probability",
         )
     },
 }  # fmt: skip
@@ -647,10 +664,20 @@ TEXT = {
     **{
         f"text.{kind.__name__}": Call(
             kind,
-            lambda: given(model=language_model(), words=WORDS, average=text.MeanOfLogits()),
+            lambda: given(model=language_model(), words=WORDS, space=spaces.Logits()),
         )
         for kind in (text.EquiLM, text.REquiLM)
     },
+    "text.OrbitLM": Call(
+        text.OrbitLM,
+        lambda: given(
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
+            relaxed=True,
+        ),
+    ),
+    "text.Prefixes": Call(
+        text.Prefixes, lambda: given(model=language_model(), action=TOKENS, general=(6,))
+    ),
     **{
         f"text.{kind.__name__}": Call(
             kind,
@@ -707,23 +734,22 @@ def agent() -> Any:
 
 
 RL = {
-    "rl.CoordinateGridworld": call(rl.CoordinateGridworld, size=5, render_mode=None),
-    "rl.PixelGridworld": call(rl.PixelGridworld, size=5, render_mode=None),
     "rl.Move": call(rl.Move, observation={"x": "-x"}, action={"left": "right"}, name="mirror"),
     "rl.Symmetry": call(
-        rl.Symmetry, observation=MIRROR.observation, action=MIRROR.action, names=tuple("abcd")
+        rl.Symmetry, on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
+        names=tuple("abcd"),
     ),
     "rl.VectorSymmetrizer": Call(
         rl.VectorSymmetrizer,
         lambda: given(
-            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.observation, MIRROR.action), in_features=4,
-            out_features=2,
+            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.on_observations, MIRROR.on_actions),
+            in_features=4, out_features=2,
         ),
     ),
     "rl.check_symmetry": Call(
         rl.check_symmetry,
         lambda: given(
-            env=cartpole(), observation_action=MIRROR.observation, action_action=MIRROR.action,
+            env=cartpole(), on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
             set_state=None, states=None, samples=40, seed=0, tolerance=1e-4, names=list("abcd"),
         ),
     ),
@@ -737,21 +763,21 @@ RL = {
     "rl.equizero": Call(
         rl.equizero,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions,
         ),
     ),
     "rl.lambda_equitune": Call(
         rl.lambda_equitune,
         lambda: given(
-            network=nn.Linear(4, 2), observation_action=MIRROR.observation,
-            action_action=MIRROR.action, hidden_features=4,
+            network=nn.Linear(4, 2), on_observations=MIRROR.on_observations,
+            on_actions=MIRROR.on_actions, hidden_features=4,
         ),
     ),
     "rl.set_state": Call(rl.set_state, lambda: given(env=cartpole(), observation=[0.0] * 4)),
     "rl.SymmetricMeanStd": Call(
         rl.SymmetricMeanStd,
-        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.observation),
+        lambda: given(statistics=RunningMeanStd(shape=(4,)), action=MIRROR.on_observations),
     ),
     "rl.symmetrize": Call(
         rl.symmetrize, lambda: given(model=agent(), symmetry=MIRROR, method=EquiTune)
@@ -768,8 +794,7 @@ ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "wrappers.Symmetrized", "weights.OrbitWeightNet", "seq2seq.OrbitSeq2Seq", "text.OrbitLM",
-        "text.TokenAverage", "testing.Formula", "rl.Gridworld",
+        "seq2seq.SymmetrizedSeq2Seq", "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
@@ -778,9 +803,7 @@ NOT_CALLED = {
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "rl.gridworld_pixel_rotations", "rl.gridworld_rotations",
-        "seq2seq.Independent", "seq2seq.Lockstep", "text.MeanOfLogits",
-        "text.MeanOfProbabilities",
+        "rl.cartpole_mirror", "seq2seq.Independent", "seq2seq.Lockstep",
     ], ALONE),
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(

@@ -10,8 +10,8 @@ from equitune import ImageAction, TokenAction, c4, cyclic, d4, symmetric
 from equitune.actions import Action, TrivialAction
 from equitune.seq2seq import Decoded, GreedyDecoder
 
-WORDS, SYMBOLS, LIMIT = 11, 9, 12
-PAD, START, END = 0, 1, 2
+WORDS, TOKENS, MAX_LENGTH = 11, 9, 12
+PAD, BOS, EOS = 0, 1, 2
 EXACT = {"rtol": 0, "atol": 1e-12}
 
 
@@ -29,16 +29,16 @@ class Steps(nn.Module):
 
     def __init__(self, size=12):
         super().__init__()
-        self.words, self.symbols = nn.Embedding(WORDS, size), nn.Embedding(SYMBOLS, size)
+        self.words, self.tokens = nn.Embedding(WORDS, size), nn.Embedding(TOKENS, size)
         self.encoder = nn.GRU(size, size, batch_first=True)
-        self.cell, self.scores = nn.GRUCell(size, size), nn.Linear(size, SYMBOLS)
+        self.cell, self.scores = nn.GRUCell(size, size), nn.Linear(size, TOKENS)
         self.summary = nn.Linear(size, size)
 
     def encode(self, source):
         return self.summary(self.encoder(self.words(source))[1][0])
 
-    def step(self, symbols, state):
-        state = self.cell(self.symbols(symbols), state)
+    def step(self, tokens, state):
+        state = self.cell(self.tokens(tokens), state)
         return 2 * self.scores(state), state
 
 
@@ -55,13 +55,13 @@ class Runs(Steps):
         seen = seen if mask is None else seen * mask[..., None]
         return {"hidden": self.encoder(seen)[1]}
 
-    def steps(self, symbols, state):
+    def steps(self, tokens, state):
         self.passes += 1
-        seen, hidden = self.decoder(self.symbols(symbols), state["hidden"])
+        seen, hidden = self.decoder(self.tokens(tokens), state["hidden"])
         return 2 * self.scores(seen), {"hidden": hidden}
 
-    def step(self, symbols, state):
-        scores, state = self.steps(symbols[:, None], state)
+    def step(self, tokens, state):
+        scores, state = self.steps(tokens[:, None], state)
         return scores[:, 0], state
 
 
@@ -90,18 +90,18 @@ def permuting(group, moved, size):
 
 @dataclass(frozen=True)
 class Case:
-    """An encoder-decoder, how a group acts on its sources and symbols, and sources."""
+    """An encoder-decoder, how a group acts on its sources and tokens, and sources."""
 
     model: type[nn.Module]
     source: Action
-    symbols: TokenAction
+    tokens: TokenAction
     options: Any = None
 
     def decoder(self, seed=0):
         model = wide(self.model(), seed)
         # Random models end sequences too rarely.
-        model.scores.bias.data[END] = 1.5
-        return GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT)
+        model.scores.bias.data[EOS] = 1.5
+        return GreedyDecoder(model, bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH)
 
     def sources(self, count=10):
         generator = torch.Generator().manual_seed(5)
@@ -115,9 +115,9 @@ class Case:
 
     def targets(self, count=10):
         generator = torch.Generator().manual_seed(6)
-        targets = torch.randint(3, SYMBOLS, (count, 6), generator=generator)
+        targets = torch.randint(3, TOKENS, (count, 6), generator=generator)
         for row, length in enumerate(torch.randint(1, 6, (count,), generator=generator)):
-            targets[row, length], targets[row, length + 1 :] = END, PAD
+            targets[row, length], targets[row, length + 1 :] = EOS, PAD
         return targets
 
     @property
@@ -131,11 +131,11 @@ class Case:
         return {"mask": torch.rand(count, 5, generator=generator).double()}
 
 
-CYCLES = TokenAction.cyclic_swaps(SYMBOLS, [(3, 4, 5)])
-FACES = permuting(symmetric(3), (3, 4, 6), SYMBOLS)
-TURNS = TokenAction(c4(), TokenAction.cyclic_swaps(SYMBOLS, [(3, 5, 4, 6)]).permutations)
+CYCLES = TokenAction.cyclic_swaps(TOKENS, [(3, 4, 5)])
+FACES = permuting(symmetric(3), (3, 4, 6), TOKENS)
+TURNS = TokenAction(c4(), TokenAction.cyclic_swaps(TOKENS, [(3, 5, 4, 6)]).permutations)
 # The turns take 3 to 4 to 5 to 6; the flip exchanges 4 and 6.
-SQUARE = torch.arange(SYMBOLS).repeat(8, 1)
+SQUARE = torch.arange(TOKENS).repeat(8, 1)
 for _k in range(4):
     for _i in range(4):
         SQUARE[_k, 3 + _i] = 3 + (_i + _k) % 4
@@ -145,7 +145,7 @@ CASES = {
     "steps, cyclic(2)": Case(
         Steps,
         TokenAction.cyclic_swaps(WORDS, [(4, 5)]),
-        TokenAction.cyclic_swaps(SYMBOLS, [(3, 4)]),
+        TokenAction.cyclic_swaps(TOKENS, [(3, 4)]),
     ),
     "steps, cyclic(3)": Case(Steps, TokenAction.cyclic_swaps(WORDS, [(4, 5, 7)]), CYCLES),
     "runs, symmetric(3)": Case(Runs, permuting(symmetric(3), (5, 3, 8), WORDS), FACES),
@@ -163,14 +163,14 @@ CASES = {
 def copies_alone(case, decoder, source, *arguments, **options):
     """Each copy g decoded by itself in a call of its own, moved back: a list of ``Decoded``."""
     found = []
-    for g in case.symbols.group.elements:
-        back = case.symbols.group.inverse(g)
-        targets = [case.symbols.transform(t, g) for t in arguments]
+    for g in case.tokens.group.elements:
+        back = case.tokens.group.inverse(g)
+        targets = [case.tokens.transform(t, g) for t in arguments]
         raw = decoder(case.source.transform(source, g).contiguous(), *targets, **options)
         found.append(
             Decoded(
-                case.symbols.transform(raw.symbols, back),
-                case.symbols.on_logits().transform(raw.scores, back),
+                case.tokens.transform(raw.tokens, back),
+                case.tokens.on_logits().transform(raw.scores, back),
                 raw.mask,
             )
         )
@@ -179,7 +179,7 @@ def copies_alone(case, decoder, source, *arguments, **options):
 
 def lockstep(case, decoder, source, length, weights=None, **given):
     """The lockstep average by its definition, one copy at a time: probabilities (B, L, V)."""
-    group, scores = case.symbols.group, case.symbols.on_logits()
+    group, scores = case.tokens.group, case.tokens.on_logits()
     weights = (
         torch.full((group.order, len(source)), 1 / group.order, dtype=torch.float64)
         if weights is None
@@ -189,11 +189,11 @@ def lockstep(case, decoder, source, length, weights=None, **given):
         decoder.model.encode(case.source.transform(source, g).contiguous(), **given)
         for g in group.elements
     ]
-    last, found = torch.full((len(source),), START), []
+    last, found = torch.full((len(source),), BOS), []
     for _ in range(length):
         mean = 0
         for g in group.elements:
-            raw, states[g] = decoder.model.step(case.symbols.transform(last, g), states[g])
+            raw, states[g] = decoder.model.step(case.tokens.transform(last, g), states[g])
             back = scores.transform(raw.softmax(-1), group.inverse(g))
             mean = mean + weights[g, :, None] * back
         last = mean.argmax(-1)

@@ -297,21 +297,43 @@ def test_results_of_transformers():
 def test_bad_arguments():
     model, words = language_model(), WORDS["cyclic(2)"]
     good = {"tokenizer": TOKENIZER, "scorer": liking}
-    refused(EquiZeroLM, TypeError, "tokenizer is a int", model, words, **good | {"tokenizer": 3})
-    refused(EquiZeroLM, TypeError, "scorer is a int", model, words, **good | {"scorer": 3})
-    refused(EquiZeroLM, ValueError, "beam_length is 0", model, words, **good, beam_length=0)
-    refused(REquiZeroLM, ValueError, "no general words", model, pair((4, 5)), **good)
+    refused(
+        EquiZeroLM,
+        TypeError,
+        "`tokenizer` must have a method decode, got 3",
+        model,
+        words,
+        **good | {"tokenizer": 3},
+    )
+    refused(
+        EquiZeroLM,
+        TypeError,
+        "`scorer` must be a function, got 3",
+        model,
+        words,
+        **good | {"scorer": 3},
+    )
+    refused(
+        EquiZeroLM,
+        ValueError,
+        "`beam_length` must be 1 or more, got 0",
+        model,
+        words,
+        **good,
+        beam_length=0,
+    )
+    refused(REquiZeroLM, ValueError, "must have general words", model, pair((4, 5)), **good)
 
 
 def test_bad_calls():
     words, tokens = WORDS["cyclic(2)"], prompts()
     chosen = equizero(words)
-    refused(chosen, ValueError, "elements is None", tokens)
-    refused(chosen, ValueError, r"elements is of shape \(2,\)", tokens,
+    refused(chosen, ValueError, r"`elements` must be of shape \(5,\), got None", tokens)
+    refused(chosen, ValueError, r"`elements` must be .*, got a tensor .* shape \(2,\)", tokens,
             elements=torch.zeros(2, dtype=torch.int64))  # fmt: skip
-    refused(chosen.generate, ValueError, "token ids of shape", None)
-    refused(chosen.generate, ValueError, "streamer has no meaning", tokens, streamer=print)
-    refused(chosen.generate, ValueError, "output_scores has no", tokens, output_scores=True)
+    refused(chosen.generate, TypeError, "`inputs` must be a tensor, got None", None)
+    refused(chosen.generate, ValueError, "`streamer` has no meaning", tokens, streamer=print)
+    refused(chosen.generate, ValueError, "`output_scores` has no", tokens, output_scores=True)
     refused(
         chosen.generate,
         ValueError,
@@ -319,20 +341,32 @@ def test_bad_calls():
         prompts(1, 60),
         max_new_tokens=6,
     )
-    refused(chosen.generate, ValueError, "max_length is 5", tokens, max_length=5)
+    refused(
+        chosen.generate,
+        ValueError,
+        "`max_length` must be more than the prompt's 9 tokens, got 5",
+        tokens,
+        max_length=5,
+    )
     noise = GumbelNoise(words.action, [1])
-    refused(chosen.generate, ValueError, "1 seeds for 5", tokens, logits_processor=[noise])
+    refused(
+        chosen.generate,
+        ValueError,
+        "one for each of 5 sequences, got 1",
+        tokens,
+        logits_processor=[noise],
+    )
 
 
 def test_a_bad_scorer_is_found_before_anything_is_generated():
     model, words = language_model(), WORDS["cyclic(2)"]
     seen = Recorder(model)
     for scorer, error, match in (
-        (lambda texts: [1.0], ValueError, r"shape \(1,\) for 5 sentences"),
-        (lambda texts: [[1.0]] * len(texts), ValueError, r"shape \(5, 1\)"),
-        (lambda texts: [float("nan")] * len(texts), ValueError, "NaN for 'w"),
-        (lambda texts: ["good"] * len(texts), TypeError, "holds no numbers"),
-        (lambda texts: None, TypeError, "holds no numbers"),
+        (lambda texts: [1.0], ValueError, r"5 numbers .* got shape \(1,\)"),
+        (lambda texts: [[1.0]] * len(texts), ValueError, r"got shape \(5, 1\)"),
+        (lambda texts: [float("nan")] * len(texts), ValueError, "got NaN for 'w"),
+        (lambda texts: ["good"] * len(texts), TypeError, "`scorer` must return numbers, got"),
+        (lambda texts: None, TypeError, "`scorer` must return numbers, got"),
     ):
         refused(equizero(words, scorer, model=model).generate, error, match, prompts())
     assert not seen.shapes

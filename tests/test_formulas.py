@@ -15,6 +15,8 @@ from equitune import (
     ImageAction,
     LambdaEquiTune,
     RegularFeatures,
+    Symmetrized,
+    Weighting,
     c4,
     d4,
 )
@@ -29,7 +31,6 @@ from equitune.testing import (
     assert_equivariant,
     assert_matches_formula,
 )
-from equitune.wrappers import Symmetrized
 
 D4 = ImageAction(d4())
 TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
@@ -176,12 +177,15 @@ def test_bad_input(backbone, x):
     with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
         assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
 
-    class First(Symmetrized):
-        def weigh(self, passes):
-            return None, None
+    class First(Weighting):
+        def score(self, copies):
+            return None
 
-    with pytest.raises(TypeError, match=r"First, whose formula is not known.*subclass of Formula"):
-        assert_matches_formula(First(backbone, D4).eval(), x)
+        def weigh(self, scores, copies):
+            return None
+
+    with pytest.raises(TypeError, match=r"whose formula is not known.*subclass of Formula"):
+        assert_matches_formula(Symmetrized(backbone, D4, weighting=First()).eval(), x)
 
 
 def test_a_formula_of_ones_own(backbone, x):

@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, S
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from equitune import EquiTune, TokenAction
+from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
 from equitune.text import (
     EquiLM,
-    MeanOfLogits,
-    MeanOfProbabilities,
     OrbitCache,
     REquiLM,
 )
@@ -24,6 +23,7 @@ from lm_cases import (
     CONFIGS,
     PAD,
     WORDS,
+    Scores,
     V,
     cache_of,
     language_model,
@@ -81,30 +81,21 @@ def test_every_element_and_each_sample_its_own(name):
     torch.testing.assert_close(moved, scores.transform(fair(tokens).logits, each), **EXACT)
 
 
-class Logits(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        return self.model(tokens, use_cache=False).logits
-
-
 def test_the_library_checks_it_too():
     model, words = language_model(), WORDS["cyclic(3)"]
     actions = words.action, words.action.on_logits()
-    assert_equivariant(Logits(EquiLM(model, words)), prompts(), *actions)
+    assert_equivariant(Scores(EquiLM(model, words)), prompts(), *actions)
     with pytest.raises(AssertionError):
-        assert_equivariant(Logits(model), prompts(), *actions)
+        assert_equivariant(Scores(model), prompts(), *actions)
     # Scores that are shifted on instead of back pass with two words and not with three.
     wrong = EquiLM(model, words)
     inverse = TokenAction(words.group, [words.action.permutations[g] for g in (0, 2, 1)])
-    wrong._combine = EquiLM(model, resolved(inverse))._combine
+    wrong.runner = EquiLM(model, resolved(inverse)).runner
     with pytest.raises(AssertionError):
-        assert_equivariant(Logits(wrong), prompts(), *actions)
+        assert_equivariant(Scores(wrong), prompts(), *actions)
 
 
-class Probabilities(torch.nn.Module):
+class Chances(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -117,7 +108,7 @@ class Probabilities(torch.nn.Module):
 @torch.no_grad()
 def test_it_is_the_equitune_of_the_core(name):
     model, words = language_model(), WORDS[name]
-    core = EquiTune(Probabilities(model), words.action, words.action.on_logits())
+    core = EquiTune(Chances(model), words.action, words.action.on_logits())
     found = EquiLM(model, words)(prompts()).logits.softmax(-1)
     torch.testing.assert_close(found, core(prompts()), **EXACT)
 
@@ -132,10 +123,10 @@ def test_the_mean_of_logits(name):
         for g in words.group.elements
     ]
     expected = torch.stack(copies).mean(dim=0)
-    found = EquiLM(model, words, average=MeanOfLogits())(tokens).logits
+    found = EquiLM(model, words, space=Logits())(tokens).logits
     torch.testing.assert_close(found, expected, **EXACT)
-    assert MeanOfLogits() == MeanOfLogits() != MeanOfProbabilities()
-    assert repr(MeanOfLogits()) == "MeanOfLogits()"
+    assert Logits() == Logits() != Probabilities()
+    assert repr(Logits()) == "Logits()"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -285,14 +276,18 @@ def test_any_prompts(tokens, name, split):
 
 def test_bad_arguments():
     model, words = language_model(), WORDS["cyclic(2)"]
-    refused(EquiLM, TypeError, "model is a Linear", torch.nn.Linear(2, 2), words)
-    refused(EquiLM, TypeError, "EquiLM already", EquiLM(model, words), words)
-    refused(EquiLM, TypeError, "words is a list", model, [("he", "she")])
-    refused(EquiLM, TypeError, "average is a str", model, words, average="logits")
+    refused(EquiLM, TypeError, "got a Linear, which has no config", torch.nn.Linear(2, 2), words)
+    refused(EquiLM, TypeError, "got an EquiLM already", EquiLM(model, words), words)
+    refused(
+        EquiLM, TypeError, "`words` must be a ResolvedWords, got a list", model, [("he", "she")]
+    )
+    refused(EquiLM, TypeError, "`space` must be a Space, got 'logits'", model, words,
+            space="logits")  # fmt: skip
+    refused(EquiLM, ValueError, r"log-probabilities, got Values\(\)", model, words, space=Values())
     small = TokenAction.cyclic_swaps(10, [(4, 5)])
     other = type(words)(small, (), ((4, 5),), ())
-    refused(EquiLM, ValueError, "vocabulary of 10 tokens, but the model knows 24", model, other)
-    refused(REquiLM, ValueError, "no general words", model, pair((4, 5)))
+    refused(EquiLM, ValueError, "vocabulary of 24 tokens, got one of 10", model, other)
+    refused(REquiLM, ValueError, "must have general words", model, pair((4, 5)))
     encoder = copy.deepcopy(model)
     encoder.config.is_encoder_decoder = True
     refused(EquiLM, TypeError, "has an encoder", encoder, words)
@@ -301,14 +296,16 @@ def test_bad_arguments():
 def test_bad_calls():
     fair = EquiLM(language_model(), WORDS["cyclic(2)"])
     tokens = prompts()
-    refused(fair, ValueError, "input_ids has the shape None", attention_mask=tokens)
-    refused(fair, ValueError, r"input_ids has the shape \(9,\)", tokens[0])
-    refused(fair, ValueError, r"attention_mask has shape \(5, 4\)", tokens,
+    refused(fair, TypeError, "`input_ids` must be a tensor, got None", attention_mask=tokens)
+    refused(
+        fair, ValueError, r"`input_ids` must be \(B, T\), got a tensor .* shape \(9,\)", tokens[0]
+    )
+    refused(fair, ValueError, r"`attention_mask` must be \(5, 9\), got \(5, 4\)", tokens,
             attention_mask=torch.ones(5, 4))  # fmt: skip
-    refused(fair, ValueError, "position_ids has shape", tokens, position_ids=tokens[:2])
+    refused(fair, ValueError, r"`position_ids` must be \(5, 9\)", tokens, position_ids=tokens[:2])
     refused(fair, ValueError, "output_attentions=True", tokens, output_attentions=True)
-    refused(fair, ValueError, "inputs_embeds is a tensor", tokens, inputs_embeds=torch.zeros(1))
-    refused(fair, ValueError, "elements is given", tokens, elements=torch.zeros(5))
+    refused(fair, ValueError, "`inputs_embeds` is a tensor", tokens, inputs_embeds=torch.zeros(1))
+    refused(fair, ValueError, "`elements` must be None", tokens, elements=torch.zeros(5))
     refused(fair, ValueError, "holds the id", tokens + V - 2)
     refused(fair, ValueError, "more than the 64 tokens", prompts(1, 65))
     refused(fair.generate, ValueError, "65 tokens and 1 new", prompts(1, 65), max_new_tokens=1)
@@ -324,6 +321,6 @@ def test_bad_calls():
     language_model()(tokens, **{GENERATE_CACHE: cache})
     refused(fair, ValueError, "DynamicCache that is not empty", tokens, past_key_values=cache)
     static = StaticCache(config=fair.config, max_cache_len=20)
-    refused(fair, TypeError, "the cache is a StaticCache", tokens, past_key_values=static)
+    refused(fair, TypeError, "got a StaticCache", tokens, past_key_values=static)
     mine = cache_of(fair(tokens))
     refused(fair, ValueError, "of 5 sequences", tokens[:2], past_key_values=mine)

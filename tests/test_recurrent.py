@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from equitune.seq2seq import GreedyDecoder
-from recurrent import CELLS, END, PAD, START, Recurrent
+from recurrent import BOS, CELLS, EOS, PAD, Recurrent
 
 
 def model(cell):
@@ -14,26 +14,26 @@ def model(cell):
 
 
 def decoder(step_model):
-    return GreedyDecoder(step_model, start=START, end=END, pad=PAD, limit=9)
+    return GreedyDecoder(step_model, bos=BOS, eos=EOS, pad=PAD, max_length=9)
 
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, 9, (3, 6), generator=generator)
-    tokens[1, 4:], tokens[2, 2:] = PAD, PAD
+    source = torch.randint(3, 9, (3, 6), generator=generator)
+    source[1, 4:], source[2, 2:] = PAD, PAD
     targets = torch.randint(3, 8, (3, 5), generator=generator)
-    targets[:, 4] = END
-    return tokens, targets
+    targets[:, 4] = EOS
+    return source, targets
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
 def test_padding_changes_nothing(cell):
-    tokens, targets = batch()
+    source, targets = batch()
     decode = decoder(model(cell))
-    along, free = decode(tokens, targets).scores, decode(tokens, length=5).scores
+    along, free = decode(source, targets).scores, decode(source, length=5).scores
     for row, length in enumerate((6, 4, 2)):
-        own = tokens[row : row + 1, :length]
+        own = source[row : row + 1, :length]
         alone = decode(own, targets[row : row + 1]).scores[0]
         torch.testing.assert_close(along[row], alone, rtol=0, atol=1e-12)
         torch.testing.assert_close(free[row], decode(own, length=5).scores[0], rtol=0, atol=1e-12)
@@ -42,20 +42,20 @@ def test_padding_changes_nothing(cell):
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
 def test_steps_are_each_step(cell):
-    tokens, targets = batch()
-    memory, symbols, found = model(cell).encode(tokens), torch.full((3,), START), []
+    source, targets = batch()
+    memory, tokens, found = model(cell).encode(source), torch.full((3,), BOS), []
     for k in range(5):
-        scores, memory = model(cell).step(symbols, memory)
+        scores, memory = model(cell).step(tokens, memory)
         found.append(scores)
-        symbols = targets[:, k]
-    fed = torch.cat([torch.full((3, 1), START), targets[:, :-1]], dim=1)
-    expected, after = model(cell).steps(fed, model(cell).encode(tokens))
+        tokens = targets[:, k]
+    fed = torch.cat([torch.full((3, 1), BOS), targets[:, :-1]], dim=1)
+    expected, after = model(cell).steps(fed, model(cell).encode(source))
     torch.testing.assert_close(torch.stack(found, dim=1), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(after.hidden, memory.hidden, rtol=0, atol=1e-12)
     # Without a teacher each step reads what the one before it found.
     decode = decoder(model(cell))
-    free = decode(tokens, length=5)
-    again = decode(tokens, free.scores.argmax(-1))
+    free = decode(source, length=5)
+    again = decode(source, free.scores.argmax(-1))
     torch.testing.assert_close(free.scores, again.scores, rtol=0, atol=1e-12)
     assert not torch.allclose(free.scores, expected)
 
@@ -65,12 +65,12 @@ def test_it_learns_to_copy(cell):
     torch.manual_seed(0)
     learner = Recurrent(cell, 8, 8, size=24, dropout=0.0)
     decode = decoder(learner)
-    tokens = torch.randint(3, 8, (64, 4))
+    source = torch.randint(3, 8, (64, 4))
     optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        scores = decode(tokens, tokens).scores
-        loss = nn.functional.cross_entropy(scores.flatten(0, 1), tokens.flatten())
+        scores = decode(source, source).scores
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), source.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,7 +80,7 @@ def test_it_learns_to_copy(cell):
 
 
 def test_other_cells_are_refused():
-    with pytest.raises(ValueError, match=r"give nn\.RNN, nn\.GRU or nn\.LSTM"):
+    with pytest.raises(ValueError, match=r"`cell` must be nn\.RNN, nn\.GRU or nn\.LSTM"):
         Recurrent(nn.LSTMCell, 9, 8)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import scan
 import scan_training
 from equitune.seq2seq import GreedyDecoder
-from recurrent import END, PAD, START
+from recurrent import BOS, EOS, PAD
 from scan_data import Examples, Symmetry
 
 ONE = ["--split", "add_jump", "--cell", "LSTM", "--seed", "0"]
@@ -39,7 +39,7 @@ def test_one_run(call, tmp_path, monkeypatch):
     stages = row["stages"]
     for name in ("plain", "equi-tuned", "equizero-tuned", "G", "any copy right",
                  "zero-shot EquiSeq2Seq, lockstep", "zero-shot EquiSeq2Seq, independent",
-                 "zero-shot EquiZeroSeq2Seq, entropy, symmetric(4)"):  # fmt: skip
+                 "zero-shot EquiZeroSeq2Seq, mean_entropy, symmetric(4)"):  # fmt: skip
         stage = stages[name]
         assert 0 <= stage["validation"] <= 1 >= stage["test"] >= 0 <= stage["seconds"]
     plain = stages["plain"]["settings"]
@@ -128,24 +128,24 @@ class Echo(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.known = {
-            self.key(t): s for t, s in zip(examples.tokens, examples.targets, strict=True)
+            self.key(t): s for t, s in zip(examples.commands, examples.targets, strict=True)
         }
 
-    def key(self, tokens):
-        return tuple(tokens[tokens != PAD].tolist())
+    def key(self, commands):
+        return tuple(commands[commands != PAD].tolist())
 
-    def encode(self, tokens):
-        nothing = torch.tensor([END])
-        return [self.known.get(self.key(row), nothing) for row in tokens], 0
+    def encode(self, commands):
+        nothing = torch.tensor([EOS])
+        return [self.known.get(self.key(row), nothing) for row in commands], 0
 
-    def step(self, symbols, state):
+    def step(self, tokens, state):
         rows, place = state
         now = [int(row[place]) if place < len(row) else PAD for row in rows]
         return nn.functional.one_hot(torch.tensor(now), 9).float() + self.weight, (rows, place + 1)
 
 
 def decoder(model, limit=50):
-    return GreedyDecoder(model, start=START, end=END, pad=PAD, limit=limit)
+    return GreedyDecoder(model, bos=BOS, eos=EOS, pad=PAD, max_length=limit)
 
 
 def test_what_counts_as_right():
@@ -199,7 +199,7 @@ def test_weights_decay_where_they_are_asked_to():
     for decay in (0.0, 50.0):
         torch.manual_seed(0)
         model = GreedyDecoder(
-            scan.Recurrent(torch.nn.RNN, 16, 9, size=4), start=1, end=2, pad=0, limit=50
+            scan.Recurrent(torch.nn.RNN, 16, 9, size=4), bos=1, eos=2, pad=0, max_length=50
         )
         recipe = scan_training.Recipe(16, batch_size=4, weight_decay=decay)
         scan_training.train(model, data, recipe, seed=0, name="decay")

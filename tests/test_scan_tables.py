@@ -32,7 +32,7 @@ def results():
             "zero-shot EquiSeq2Seq, lockstep": stage(0.9, test),
             "zero-shot EquiSeq2Seq, lockstep, symmetric(4)": stage(0.8, test - 0.1),
             "zero-shot EquiSeq2Seq, independent": stage(0.6, 0.07),
-            "zero-shot EquiZeroSeq2Seq, entropy": stage(0.95, test + 0.1),
+            "zero-shot EquiZeroSeq2Seq, mean_entropy": stage(0.95, test + 0.1),
             "any copy right": stage(0.96, 0.77),
             "equi-tuned": stage(1, test + 0.25, FINETUNING, 30),
         }
@@ -74,7 +74,7 @@ def test_zero_shot(results):
     assert "| EquiSeq2Seq, independent | 60.0 (0.0) | 7.0 (0.0) | 7.1 (1.3) |  |  |" in table
     assert "| any copy right | 96.0 (0.0) | 77.0 (0.0) |  |  |  |" in table
     # What is not measured has no row, and who has no zero-shot rows has no table.
-    assert "negative_max_probability" not in table
+    assert "mean_error_probability" not in table
     assert "GRU, 1 seed" not in table
     assert "seeds 0, 1 (LSTM), 0 (GRU), torch 2" in table
     cells = {line.count("|") for line in table.splitlines() if line.startswith("|")}

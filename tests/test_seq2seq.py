@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from equitune import TokenAction
 from equitune.actions import TreeAction, TrivialAction
@@ -20,21 +19,21 @@ from equitune.seq2seq import (
     Independent,
     LambdaSeq2Seq,
     Lockstep,
-    entropy,
-    negative_least_probability,
+    mean_entropy,
+    mean_error_probability,
+    negative_log_min_probability,
     negative_log_probability,
-    negative_max_probability,
 )
 from equitune.testing import assert_equivariant
 from equitune.testing.strategies import finite_groups, permutation_actions
 from seq2seq_cases import (
+    BOS,
     CASES,
-    END,
+    EOS,
     EXACT,
-    LIMIT,
+    MAX_LENGTH,
     PAD,
-    START,
-    SYMBOLS,
+    TOKENS,
     WORDS,
     Steps,
     copies_alone,
@@ -43,10 +42,10 @@ from seq2seq_cases import (
 )
 
 PROXIES = [
-    negative_max_probability,
-    entropy,
+    mean_error_probability,
+    mean_entropy,
     negative_log_probability,
-    negative_least_probability,
+    negative_log_min_probability,
 ]
 
 
@@ -59,19 +58,19 @@ class Score(nn.Module):
 
 
 WRAPPERS = {
-    "lockstep": lambda case, decoder: EquiSeq2Seq(decoder, case.inputs, case.symbols),
+    "lockstep": lambda case, decoder: EquiSeq2Seq(decoder, case.inputs, case.tokens),
     "independent": lambda case, decoder: EquiSeq2Seq(
-        decoder, case.inputs, case.symbols, feedback=Independent()
+        decoder, case.inputs, case.tokens, runner=Independent()
     ),
     "lambda": lambda case, decoder: LambdaSeq2Seq(
-        decoder, case.inputs, case.symbols, weight_net=Score()
+        decoder, case.inputs, case.tokens, weight_net=Score()
     ),
     "lambda, independent": lambda case, decoder: LambdaSeq2Seq(
-        decoder, case.inputs, case.symbols, weight_net=Score(), feedback=Independent()
+        decoder, case.inputs, case.tokens, weight_net=Score(), runner=Independent()
     ),
     **{
         f"equizero, {proxy.__name__}": lambda case, decoder, proxy=proxy: EquiZeroSeq2Seq(
-            decoder, case.inputs, case.symbols, proxy_loss=proxy
+            decoder, case.inputs, case.tokens, proxy_loss=proxy
         )
         for proxy in PROXIES
     },
@@ -79,22 +78,22 @@ WRAPPERS = {
 
 
 def largest_difference(case, model, elements, calls):
-    """How far f(gx) is from g f(x), in symbols and in scores up to the ends of the sequences."""
+    """How far f(gx) is from g f(x), in tokens and in scores up to the ends of the sequences."""
     source, options = case.sources(), case.given()
-    scores, worst = case.symbols.on_logits(), 0.0
+    scores, worst = case.tokens.on_logits(), 0.0
     for targets, length in calls:
         plain = model(source, *targets, **length, **options)
         for g in elements:
             moved = model(
                 case.source.transform(source, g).contiguous(),
-                *[case.symbols.transform(t, g) for t in targets],
+                *[case.tokens.transform(t, g) for t in targets],
                 **length,
                 **options,
             )
-            wanted = case.symbols.transform(plain.symbols, g)
-            if moved.symbols.shape != wanted.shape:
+            wanted = case.tokens.transform(plain.tokens, g)
+            if moved.tokens.shape != wanted.shape:
                 return math.inf
-            worst = max(worst, float((moved.symbols != wanted).any()))
+            worst = max(worst, float((moved.tokens != wanted).any()))
             off = moved.scores.softmax(-1) - scores.transform(plain.scores, g).softmax(-1)
             worst = max(worst, off[plain.mask].abs().max().item())
     return worst
@@ -110,7 +109,7 @@ def calls(case):
 def test_whole_sequences_are_equivariant(name, wrapper):
     case = CASES[name]
     model = WRAPPERS[wrapper](case, case.decoder())
-    elements = list(case.symbols.group.elements)
+    elements = list(case.tokens.group.elements)
     assert largest_difference(case, model, elements, calls(case)) <= 1e-12
     # The plain model is not.
     assert largest_difference(case, case.decoder(), elements, calls(case)) > 0.01
@@ -122,7 +121,7 @@ def test_whole_sequences_are_equivariant(name, wrapper):
 def test_each_sample_has_its_own_element(name, wrapper):
     case = CASES[name]
     model = WRAPPERS[wrapper](case, case.decoder())
-    each = torch.arange(10) % case.symbols.group.order
+    each = torch.arange(10) % case.tokens.group.order
     assert largest_difference(case, model, [each], calls(case)) <= 1e-12
     assert largest_difference(case, case.decoder(), [each], calls(case)) > 0.01
 
@@ -131,13 +130,13 @@ def test_the_oracle_of_the_library_agrees():
     case = CASES["runs, symmetric(3)"]
     actions = TreeAction(
         {
-            "symbols": case.symbols,
-            "scores": case.symbols.on_logits(),
-            "mask": TrivialAction(case.symbols.group),
+            "tokens": case.tokens,
+            "scores": case.tokens.on_logits(),
+            "mask": TrivialAction(case.tokens.group),
         }
     )
     decoder, source = case.decoder(), case.sources()
-    model = EquiZeroSeq2Seq(decoder, case.source, case.symbols, proxy_loss=negative_max_probability)
+    model = EquiZeroSeq2Seq(decoder, case.source, case.tokens, proxy_loss=mean_error_probability)
     assert_equivariant(model, source, case.source, actions)
     with pytest.raises(AssertionError):
         assert_equivariant(lambda x: decoder(x, length=6), source, case.source, actions)
@@ -148,10 +147,10 @@ def test_the_oracle_of_the_library_agrees():
 def test_lockstep_is_its_formula(name):
     case, decoder = CASES[name], CASES[name].decoder()
     source, given = case.sources(), case.given()
-    found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, length=7, **given)
+    found = EquiSeq2Seq(decoder, case.inputs, case.tokens)(source, length=7, **given)
     expected = lockstep(case, decoder, source, 7, **given)
     torch.testing.assert_close(found.scores.exp(), expected, **EXACT)
-    assert torch.equal(found.symbols[found.mask], expected.argmax(-1)[found.mask])
+    assert torch.equal(found.tokens[found.mask], expected.argmax(-1)[found.mask])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -159,12 +158,12 @@ def test_lockstep_is_its_formula(name):
 def test_independent_copies_are_averaged(name):
     case, decoder = CASES[name], CASES[name].decoder()
     source, given = case.sources(), case.given()
-    model = EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=Independent())
+    model = EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=Independent())
     found = model(source, length=7, **given)
     copies = copies_alone(case, decoder, source, length=7, **given)
     expected = torch.stack([copy.scores.softmax(-1) for copy in copies]).mean(0)
     torch.testing.assert_close(found.scores.exp(), expected, **EXACT)
-    together = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, length=7, **given)
+    together = EquiSeq2Seq(decoder, case.inputs, case.tokens)(source, length=7, **given)
     assert not torch.allclose(found.scores, together.scores, atol=1e-3)
 
 
@@ -175,13 +174,13 @@ def test_targets_are_fed_to_each_copy_in_its_own_frame(name, wrapper):
     case, decoder = CASES[name], CASES[name].decoder()
     source, targets, given = case.sources(), case.targets(), case.given()
     model = WRAPPERS[wrapper](case, decoder)
-    told = model.explain(source, targets, **given)
+    explanation = model.explain(source, targets, **given)
     copies = copies_alone(case, decoder, source, targets, **given)
     stack = torch.stack([copy.scores.softmax(-1) for copy in copies])
-    expected = (told.weights[..., None, None] * stack).sum(0)
-    torch.testing.assert_close(told.output.scores.softmax(-1), expected, **EXACT)
-    expected_mask = (targets == END).long().cumsum(1) - (targets == END).long() == 0
-    assert torch.equal(told.output.mask, expected_mask)
+    expected = (explanation.weights[..., None, None] * stack).sum(0)
+    torch.testing.assert_close(explanation.output.scores.softmax(-1), expected, **EXACT)
+    expected_mask = (targets == EOS).long().cumsum(1) - (targets == EOS).long() == 0
+    assert torch.equal(explanation.output.mask, expected_mask)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -190,25 +189,25 @@ def test_targets_are_fed_to_each_copy_in_its_own_frame(name, wrapper):
 def test_equizero_takes_the_best_copy(name, proxy):
     case, decoder = CASES[name], CASES[name].decoder()
     source, given = case.sources(), case.given()
-    model = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy)
-    told = model.explain(source, length=LIMIT, **given)
-    copies = copies_alone(case, decoder, source, length=LIMIT, **given)
+    model = EquiZeroSeq2Seq(decoder, case.inputs, case.tokens, proxy_loss=proxy)
+    explanation = model.explain(source, length=MAX_LENGTH, **given)
+    copies = copies_alone(case, decoder, source, length=MAX_LENGTH, **given)
     stacks = Decoded(*(torch.stack([getattr(copy, field) for copy in copies])
-                       for field in ("symbols", "scores", "mask")))  # fmt: skip
+                       for field in ("tokens", "scores", "mask")))  # fmt: skip
     losses = proxy(stacks)
-    torch.testing.assert_close(told.scores, losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(explanation.scores, -losses, rtol=1e-9, atol=1e-12)
     best = losses.argmin(0)
     assert best.unique().numel() > 1
     for row, g in enumerate(best.tolist()):
         # Only ties may say otherwise.
-        assert told.weights[g, row] > 0
-        torch.testing.assert_close(told.output.scores[row], copies[g].scores[row], **EXACT)
-        assert torch.equal(told.output.symbols[row], copies[g].symbols[row])
-        assert torch.equal(told.output.mask[row], copies[g].mask[row])
+        assert explanation.weights[g, row] > 0
+        torch.testing.assert_close(explanation.output.scores[row], copies[g].scores[row], **EXACT)
+        assert torch.equal(explanation.output.tokens[row], copies[g].tokens[row])
+        assert torch.equal(explanation.output.mask[row], copies[g].mask[row])
 
 
 class Forbidding(nn.Module):
-    """Never says the last symbol."""
+    """Never says the last token."""
 
     def __init__(self, model):
         super().__init__()
@@ -217,8 +216,8 @@ class Forbidding(nn.Module):
     def encode(self, source):
         return self.model.encode(source)
 
-    def step(self, symbols, state):
-        scores, state = self.model.step(symbols, state)
+    def step(self, tokens, state):
+        scores, state = self.model.step(tokens, state)
         return torch.cat([scores[:, :-1], torch.full_like(scores[:, -1:], -torch.inf)], 1), state
 
 
@@ -226,11 +225,11 @@ def test_what_is_impossible_for_all_copies_is_impossible():
     case = CASES["steps, cyclic(3)"]
     decoder = case.decoder()
     last = decoder.model.step(torch.tensor([1]), decoder.model.encode(case.sources()[:1]))[0]
-    assert all(row[-1] == last.shape[1] - 1 for row in case.symbols.permutations)
+    assert all(row[-1] == last.shape[1] - 1 for row in case.tokens.permutations)
     fixed = GreedyDecoder(
-        Forbidding(decoder.model), start=decoder.start, end=decoder.end, pad=decoder.pad, limit=6
+        Forbidding(decoder.model), bos=decoder.bos, eos=decoder.eos, pad=decoder.pad, max_length=6
     )
-    wrapper = EquiSeq2Seq(fixed, case.inputs, case.symbols)
+    wrapper = EquiSeq2Seq(fixed, case.inputs, case.tokens)
     with torch.no_grad():
         scores = wrapper(case.sources(), length=6).scores
     assert (scores[..., -1] == -torch.inf).all()
@@ -246,7 +245,7 @@ def test_ties_are_those_of_the_precision_of_the_scores(dtype, chosen):
         losses = torch.tensor([1.0, 1 + 1e-7, 1 + 2e-7], dtype=torch.float64)
         return losses[:, None].expand(3, decoded.scores.shape[1])
 
-    wrapper = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=almost_the_same)
+    wrapper = EquiZeroSeq2Seq(decoder, case.inputs, case.tokens, proxy_loss=almost_the_same)
     with torch.no_grad():
         weights = wrapper.explain(case.sources(), length=6).weights
     assert ((weights > 0).sum(dim=0) == chosen).all()
@@ -264,18 +263,18 @@ def test_weights_of_zero_have_gradients():
         def forward(self, x):
             return self.slope * Score()(x)
 
-    wrapper = LambdaSeq2Seq(decoder, case.inputs, case.symbols, weight_net=Steep())
-    told = wrapper.explain(source, length=6)
-    assert (told.weights == 0).any()
-    told.output.scores.logsumexp(dim=-1).sum().backward()
+    wrapper = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Steep())
+    explanation = wrapper.explain(source, length=6)
+    assert (explanation.weights == 0).any()
+    explanation.output.scores.logsumexp(dim=-1).sum().backward()
     gradients = [p.grad for p in wrapper.parameters() if p.grad is not None]
     assert len(gradients) > 3
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("feedback", [Lockstep(), Independent()])
+@pytest.mark.parametrize("runner", [Lockstep(), Independent()])
 @torch.no_grad()
-def test_the_limits_of_lambda(feedback):
+def test_the_limits_of_lambda(runner):
     case = CASES["steps, cyclic(3)"]
     decoder, source = case.decoder(), case.sources()
 
@@ -287,24 +286,20 @@ def test_the_limits_of_lambda(feedback):
         def forward(self, x):
             return 1e4 * Score()(x)
 
-    equal = LambdaSeq2Seq(
-        decoder, case.inputs, case.symbols, weight_net=Constant(), feedback=feedback
-    )
-    mean = EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=feedback)
+    equal = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Constant(), runner=runner)
+    mean = EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=runner)
     torch.testing.assert_close(
         equal(source, length=6).scores, mean(source, length=6).scores, **EXACT
     )
-    peaked = LambdaSeq2Seq(
-        decoder, case.inputs, case.symbols, weight_net=Peaked(), feedback=feedback
-    )
-    told = peaked.explain(source, length=6)
+    peaked = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Peaked(), runner=runner)
+    explanation = peaked.explain(source, length=6)
     copies = copies_alone(case, decoder, source, length=6)
-    certain = told.weights.amax(0) == 1
+    certain = explanation.weights.amax(0) == 1
     assert certain.sum() > 5
     for row in certain.nonzero().flatten().tolist():
-        chosen = copies[told.elements[row]]
+        chosen = copies[explanation.elements[row]]
         torch.testing.assert_close(
-            told.output.scores[row].exp(), chosen.scores[row].softmax(-1), **EXACT
+            explanation.output.scores[row].exp(), chosen.scores[row].softmax(-1), **EXACT
         )
 
 
@@ -312,12 +307,12 @@ def test_the_limits_of_lambda(feedback):
 def test_lambda_weighs_in_lockstep():
     case = CASES["runs, symmetric(3)"]
     decoder, source = case.decoder(), case.sources()
-    model = LambdaSeq2Seq(decoder, case.inputs, case.symbols, weight_net=Score())
-    told = model.explain(source, length=7)
+    model = LambdaSeq2Seq(decoder, case.inputs, case.tokens, weight_net=Score())
+    explanation = model.explain(source, length=7)
     logits = torch.stack([Score()(case.source.transform(source, g)) for g in range(6)])
-    torch.testing.assert_close(told.weights, logits.softmax(0), **EXACT)
+    torch.testing.assert_close(explanation.weights, logits.softmax(0), **EXACT)
     expected = lockstep(case, decoder, source, 7, weights=logits.softmax(0))
-    torch.testing.assert_close(told.output.scores.exp(), expected, **EXACT)
+    torch.testing.assert_close(explanation.output.scores.exp(), expected, **EXACT)
 
 
 @pytest.mark.parametrize("name", ["steps, cyclic(3)", "captions, c4"])
@@ -332,11 +327,11 @@ def test_lambda_reads_an_activation_of_the_encoder(name):
             return x.flatten(1).sin().sum(1)
 
     model = LambdaSeq2Seq(
-        decoder, case.inputs, case.symbols, weight_net=Reads(), weight_input=submodule
+        decoder, case.inputs, case.tokens, weight_net=Reads(), weight_input=submodule
     )
     seen = []
     hook = decoder.get_submodule(submodule).register_forward_hook(lambda m, i, o: seen.append(o))
-    for g in case.symbols.group.elements:
+    for g in case.tokens.group.elements:
         decoder.model.encode(case.source.transform(source, g).contiguous())
     hook.remove()
     expected = torch.stack([Reads()(activation) for activation in seen]).softmax(0)
@@ -354,11 +349,11 @@ def test_any_group_and_vocabulary(data, group):
     class Wide(Steps):
         def __init__(self):
             super().__init__()
-            self.words, self.symbols = nn.Embedding(size, 12), nn.Embedding(size, 12)
+            self.words, self.tokens = nn.Embedding(size, 12), nn.Embedding(size, 12)
             self.scores = nn.Linear(12, size)
 
     seed = data.draw(st.integers(0, 10_000))
-    decoder = GreedyDecoder(wide(Wide(), seed), start=START, end=END, pad=PAD, limit=LIMIT)
+    decoder = GreedyDecoder(wide(Wide(), seed), bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH)
     generator = torch.Generator().manual_seed(seed)
     source = torch.randint(3, size, (4, 5), generator=generator)
     targets = torch.randint(3, size, (4, 6), generator=generator)
@@ -381,10 +376,10 @@ def test_proxies_by_hand():
     p, h = [0.9, 0.6, 0.5], [-sum(q * math.log(q) for q in (p, 1 - p)) for p in (0.9, 0.6, 0.5)]
     logs = [-math.log(value) for value in p]
     for proxy, expected in (
-        (negative_max_probability, [1 - sum(p[:2]) / 2, 1 - sum(p) / 3]),
-        (entropy, [sum(h[:2]) / 2, sum(h) / 3]),
+        (mean_error_probability, [1 - sum(p[:2]) / 2, 1 - sum(p) / 3]),
+        (mean_entropy, [sum(h[:2]) / 2, sum(h) / 3]),
         (negative_log_probability, [sum(logs[:2]), sum(logs)]),
-        (negative_least_probability, [logs[1], logs[2]]),
+        (negative_log_min_probability, [logs[1], logs[2]]),
     ):
         wanted = torch.tensor([expected], dtype=torch.float64)
         torch.testing.assert_close(proxy(decoded), wanted, **EXACT)
@@ -407,21 +402,21 @@ def test_what_is_decoded_freely_is_whole(wrapper):
     for seed in range(4):
         decoder = case.decoder(seed)
         model = WRAPPERS[wrapper](case, decoder)
-        short, long = model(source), model(source, length=LIMIT)
-        length = short.symbols.shape[1]
-        assert torch.equal(short.symbols, long.symbols[:, :length])
+        short, long = model(source), model(source, length=MAX_LENGTH)
+        length = short.tokens.shape[1]
+        assert torch.equal(short.tokens, long.tokens[:, :length])
         assert torch.equal(short.mask, long.mask[:, :length])
         # Nothing is cut off, nor goes on for nothing.
         assert not long.mask[:, length:].any()
         assert short.mask[:, -1].any()
-        assert (long.symbols[~long.mask] == PAD).all()
-        ends = (long.symbols == END).sum(1)
+        assert (long.tokens[~long.mask] == PAD).all()
+        ends = (long.tokens == EOS).sum(1)
         assert (long.mask.all(1) | (ends == 1)).all()
         assert ends.max() == 1
         # Nor does it depend on the rest of the batch.
         for row in range(20):
-            alone = model(source[row : row + 1]).symbols[0]
-            assert torch.equal(alone, short.symbols[row, : len(alone)])
+            alone = model(source[row : row + 1]).tokens[0]
+            assert torch.equal(alone, short.tokens[row, : len(alone)])
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -431,19 +426,19 @@ def test_copies_that_tie_share(proxy):
     case = CASES["steps, cyclic(3)"]
     decoder = case.decoder()
     source = torch.tensor([[3, 6, 3, 8, 9], [8, 8, 3, 10, 6], [4, 4, 5, 7, 7]])
-    told = EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy).explain(
+    explanation = EquiZeroSeq2Seq(decoder, case.inputs, case.tokens, proxy_loss=proxy).explain(
         source, length=6
     )
-    assert torch.equal(told.weights[:, :2], torch.full((3, 2), 1 / 3, dtype=torch.float64))
-    assert (told.weights[:, 2] == 1).sum() == 1
+    assert torch.equal(explanation.weights[:, :2], torch.full((3, 2), 1 / 3, dtype=torch.float64))
+    assert (explanation.weights[:, 2] == 1).sum() == 1
     copies = copies_alone(case, decoder, source, length=6)
     shared = torch.stack([copy.scores.exp() for copy in copies]).mean(0).log()
-    torch.testing.assert_close(told.output.scores[:2], shared[:2], **EXACT)
+    torch.testing.assert_close(explanation.output.scores[:2], shared[:2], **EXACT)
     # What is said is one thing.
-    symbols = told.output.scores.argmax(-1)
-    assert torch.equal(told.output.symbols, symbols.masked_fill(~told.output.mask, PAD))
+    tokens = explanation.output.scores.argmax(-1)
+    assert torch.equal(explanation.output.tokens, tokens.masked_fill(~explanation.output.mask, PAD))
     alone = EquiZeroSeq2Seq(
-        decoder, case.inputs, case.symbols, proxy_loss=proxy, tie_tolerance=1e9
+        decoder, case.inputs, case.tokens, proxy_loss=proxy, tie_tolerance=1e9
     ).explain(source)
     assert torch.equal(alone.weights, torch.full((3, 3), 1 / 3, dtype=torch.float64))
 
@@ -462,11 +457,11 @@ STILL = {
 @torch.no_grad()
 def test_rounding_does_not_decide_for_sources_that_stay_as_they_are(name, wrapper, dtype):
     case = CASES[name.removesuffix(", reflected")]
-    group, moved = case.symbols.group, case.symbols.permutations
+    group, moved = case.tokens.group, case.tokens.permutations
     tied = 0
     for seed in range(6):
         decoder = case.decoder(seed).to(dtype)
-        # Symbols that the group moves come first.
+        # Tokens that the group moves come first.
         decoder.model.scores.bias.data[3:7] += 1.5
         model = WRAPPERS[wrapper](case, decoder).eval()
         still = torch.tensor(STILL[name])
@@ -474,7 +469,7 @@ def test_rounding_does_not_decide_for_sources_that_stay_as_they_are(name, wrappe
         together = model(batch, length=6)
         for row, source in enumerate(still, start=5):
             alone = model(source[None], length=6)
-            assert torch.equal(alone.symbols[0], together.symbols[row])
+            assert torch.equal(alone.tokens[0], together.tokens[row])
             stays = [
                 g for g in group.elements
                 if torch.equal(case.source.transform(source[None], g)[0], source)
@@ -482,7 +477,7 @@ def test_rounding_does_not_decide_for_sources_that_stay_as_they_are(name, wrappe
             assert len(stays) > 1
             for found, place in ((alone, 0), (together, row)):
                 # The first step: to the last bit what the elements that leave the source make it.
-                scores, first = found.scores[place, 0], int(found.symbols[place, 0])
+                scores, first = found.scores[place, 0], int(found.tokens[place, 0])
                 for g in stays:
                     assert torch.equal(scores[list(moved[g])], scores)
                 copies = {moved[g][first] for g in stays}
@@ -496,10 +491,10 @@ def test_rounding_does_not_decide_for_sources_that_stay_as_they_are(name, wrappe
 def test_what_equivariance_means_for_sources_that_stay_as_they_are(name):
     """The answer of a copy is a copy of the answer, moved on by what leaves the source."""
     case, free = CASES[name], 0
-    group = case.symbols.group
+    group = case.tokens.group
     sources = torch.tensor(STILL.get(f"{name}, reflected", STILL[name]))
     for seed in range(6):
-        model = EquiSeq2Seq(case.decoder(seed), case.inputs, case.symbols)
+        model = EquiSeq2Seq(case.decoder(seed), case.inputs, case.tokens)
         answer = model(sources, length=6)
         for g in group.elements:
             moved = model(case.source.transform(sources, g), length=6)
@@ -509,45 +504,30 @@ def test_what_equivariance_means_for_sources_that_stay_as_they_are(name):
                     if torch.equal(case.source.transform(source[None], s)[0], source)
                 ]  # fmt: skip
                 copies = [
-                    case.symbols.transform(answer.symbols[row : row + 1], group.compose(g, s))[0]
+                    case.tokens.transform(answer.tokens[row : row + 1], group.compose(g, s))[0]
                     for s in stays
                 ]
-                assert any(torch.equal(copy, moved.symbols[row]) for copy in copies)
-                free += not torch.equal(copies[stays.index(0)], moved.symbols[row])
+                assert any(torch.equal(copy, moved.tokens[row]) for copy in copies)
+                free += not torch.equal(copies[stays.index(0)], moved.tokens[row])
     # No answer could be its own copy.
     assert free
 
 
-def test_equal_copies_share_weights_that_sum_to_one_with_dropout():
-    case = CASES["steps, cyclic(3)"]
-
-    class Noisy(nn.Module):
-        def forward(self, copies):
-            return F.dropout(copies.flatten(1).double().sin(), 0.5, self.training).sum(1)
-
-    model = LambdaSeq2Seq(case.decoder(), case.inputs, case.symbols, weight_net=Noisy()).train()
-    told = model.explain(torch.tensor(STILL["steps, cyclic(3)"]))
-    assert told.weights.shape[0] == 3
-    torch.testing.assert_close(told.weights.sum(0), torch.ones_like(told.weights[0]), **EXACT)
-    first = told.output.scores[:, 0].exp().sum(-1)
-    torch.testing.assert_close(first, torch.ones_like(first), **EXACT)
-
-
 @torch.no_grad()
 def test_targets_that_tell_equal_copies_apart():
-    # The copies of the source are equal, those of the targets from the second symbol on.
+    # The copies of the source are equal, those of the targets from the second token on.
     for name in ("steps, cyclic(3)", "runs, symmetric(3)"):
         case = CASES[name]
         decoder = case.decoder()
         source, targets = torch.tensor(STILL[name]), torch.tensor([[7, 3, 4, 2], [3, 7, 7, 2]])
         copies = copies_alone(case, decoder, source, targets)
         mean = torch.stack([copy.scores.exp() for copy in copies]).mean(0).log()
-        found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, targets).scores
+        found = EquiSeq2Seq(decoder, case.inputs, case.tokens)(source, targets).scores
         torch.testing.assert_close(found, mean, **EXACT)
-        moved = case.symbols.permutations
+        moved = case.tokens.permutations
         for row, known in enumerate((2, 1)):
             for step in range(known):
-                for g in case.symbols.group.elements:
+                for g in case.tokens.group.elements:
                     scores = found[row, step]
                     assert torch.equal(scores[list(moved[g])], scores)
 
@@ -555,16 +535,16 @@ def test_targets_that_tell_equal_copies_apart():
 @torch.no_grad()
 def test_pictures_in_any_memory_format_that_look_the_same_from_all_sides():
     case = CASES["captions, c4"]
-    decoder, group = case.decoder(), case.symbols.group
+    decoder, group = case.decoder(), case.tokens.group
     quarter = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     corner = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     corner[..., :2, :2] = quarter
     still = sum(corner.rot90(k, (-2, -1)) for k in range(4))
-    model = EquiSeq2Seq(decoder, case.inputs, case.symbols)
+    model = EquiSeq2Seq(decoder, case.inputs, case.tokens)
     for source in (still, still.contiguous(memory_format=torch.channels_last)):
         scores = model(source, length=3).scores[:, 0]
         for g in group.elements:
-            assert torch.equal(scores[:, list(case.symbols.permutations[g])], scores)
+            assert torch.equal(scores[:, list(case.tokens.permutations[g])], scores)
 
 
 def test_gradients_of_equal_copies_are_those_of_all_copies():
@@ -579,19 +559,19 @@ def test_gradients_of_equal_copies_are_those_of_all_copies():
             torch.autograd.grad, inputs=parameters, materialize_grads=True
         )
         expected = gradients(mean.square().sum())
-        found = EquiSeq2Seq(decoder, case.inputs, case.symbols)(source, targets).scores
+        found = EquiSeq2Seq(decoder, case.inputs, case.tokens)(source, targets).scores
         for one, other in zip(gradients(found.square().sum()), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("feedback", [Lockstep(), Independent()], ids=["lockstep", "independent"])
+@pytest.mark.parametrize("runner", [Lockstep(), Independent()], ids=["lockstep", "independent"])
 @pytest.mark.parametrize("name", ["steps, cyclic(3)", "runs, symmetric(3)"])
-def test_weights_of_equal_copies_sum_to_one_with_dropout(name, feedback):
+def test_weights_of_equal_copies_sum_to_one_with_dropout(name, runner):
     case = CASES[name]
     source = torch.tensor([*STILL.get(f"{name}, reflected", STILL[name]), [4, 7, 5, 3, 9]])
     net = nn.Sequential(nn.Embedding(WORDS, 8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(40, 1))
     model = LambdaSeq2Seq(
-        case.decoder(), case.inputs, case.symbols, weight_net=net.double(), feedback=feedback
+        case.decoder(), case.inputs, case.tokens, weight_net=net.double(), runner=runner
     )
     equal = (case.source.orbit(source)[:, None] == case.source.orbit(source)).all(-1)
     model.eval()
@@ -600,15 +580,17 @@ def test_weights_of_equal_copies_sum_to_one_with_dropout(name, feedback):
     model.train()
     torch.manual_seed(0)
     for _ in range(3):
-        told = model.explain(source, length=4)
-        weights = told.weights
+        explanation = model.explain(source, length=4)
+        weights = explanation.weights
         torch.testing.assert_close(weights.sum(0), torch.ones(len(source)).double(), **EXACT)
         assert (weights[:, None] == weights)[equal].all()
         assert not torch.allclose(weights, steady, atol=1e-3)
+        first = explanation.output.scores[:, 0].exp().sum(-1)
+        torch.testing.assert_close(first, torch.ones_like(first), **EXACT)
     # The first source is all of its copies: nothing depends on its weights.
     still = model(source[:1], length=4).scores
     with torch.no_grad():
-        plain = EquiSeq2Seq(case.decoder(), case.inputs, case.symbols, feedback=feedback)
+        plain = EquiSeq2Seq(case.decoder(), case.inputs, case.tokens, runner=runner)
         uniform = plain(source[:1], length=4).scores
     if name == "steps, cyclic(3)":
         torch.testing.assert_close(still, uniform, **EXACT)
@@ -634,13 +616,13 @@ def test_scores_are_wide_log_probabilities(dtype):
 
     def proxy(decoded):
         seen.append(decoded.scores.dtype)
-        return negative_max_probability(decoded)
+        return mean_error_probability(decoded)
 
     for model in (
         decoder,
-        EquiSeq2Seq(decoder, case.inputs, case.symbols),
-        EquiSeq2Seq(decoder, case.inputs, case.symbols, feedback=Independent()),
-        EquiZeroSeq2Seq(decoder, case.inputs, case.symbols, proxy_loss=proxy),
+        EquiSeq2Seq(decoder, case.inputs, case.tokens),
+        EquiSeq2Seq(decoder, case.inputs, case.tokens, runner=Independent()),
+        EquiZeroSeq2Seq(decoder, case.inputs, case.tokens, proxy_loss=proxy),
     ):
         for along in ({}, {"targets": case.targets()}):
             scores = model(source, **along).scores
@@ -656,12 +638,12 @@ def test_averages_are_step_models(name):
     source, targets, given = case.sources(), case.targets(), case.given()
     for wrapper in ("lockstep", "lambda"):
         model = WRAPPERS[wrapper](case, decoder)
-        again = GreedyDecoder(model, start=START, end=END, pad=PAD, limit=LIMIT)
+        again = GreedyDecoder(model, bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH)
         for arguments, length in (((), {}), ((), {"length": 5}), ((targets,), {})):
             mine = model(source, *arguments, **length, **given)
             other = again(source, *arguments, **length, **given)
             torch.testing.assert_close(other.scores, mine.scores, **EXACT)
-            assert torch.equal(other.symbols, mine.symbols)
+            assert torch.equal(other.tokens, mine.tokens)
 
 
 @torch.no_grad()
@@ -669,14 +651,14 @@ def test_two_groups_one_around_the_other():
     case = CASES["runs, symmetric(3)"]
     decoder = case.decoder()
     others = TokenAction.cyclic_swaps(WORDS, [(9, 10)])
-    symbols = TokenAction.cyclic_swaps(SYMBOLS, [(7, 8)])
-    inner = EquiSeq2Seq(decoder, case.source, case.symbols)
+    tokens = TokenAction.cyclic_swaps(TOKENS, [(7, 8)])
+    inner = EquiSeq2Seq(decoder, case.source, case.tokens)
     outer = EquiSeq2Seq(
-        GreedyDecoder(inner, start=START, end=END, pad=PAD, limit=LIMIT), others, symbols
+        GreedyDecoder(inner, bos=BOS, eos=EOS, pad=PAD, max_length=MAX_LENGTH), others, tokens
     )
     source = torch.tensor([[9, 5, 3, 10, 4], [5, 9, 8, 9, 6], [10, 8, 3, 9, 9]])
     plain = outer(source, length=5)
-    for words, acts in ((others, symbols), (case.source, case.symbols)):
+    for words, acts in ((others, tokens), (case.source, case.tokens)):
         moved = outer(words.transform(source, 1), length=5)
         scores = acts.on_logits().transform(plain.scores, 1)
         torch.testing.assert_close(moved.scores, scores, rtol=0, atol=1e-11)
@@ -685,5 +667,5 @@ def test_two_groups_one_around_the_other():
 def test_steps_in_one_pass_are_used():
     case = CASES["runs, symmetric(3)"]
     decoder = case.decoder()
-    EquiSeq2Seq(decoder, case.source, case.symbols)(case.sources(), case.targets())
+    EquiSeq2Seq(decoder, case.source, case.tokens)(case.sources(), case.targets())
     assert decoder.model.passes == 1

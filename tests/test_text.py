@@ -164,7 +164,7 @@ def test_words_of_several_tokens(tokenizer):
 def test_a_model_may_know_more_tokens_but_not_fewer(tokenizer):
     words = EqualityWords([("man", "woman")])
     assert words.resolve(tokenizer, 128).action.vocabulary_size == 128
-    with pytest.raises(ValueError, match="vocabulary_size is 30, but the tokenizer has"):
+    with pytest.raises(ValueError, match=r"`vocabulary_size` must be .* or more, got 30"):
         words.resolve(tokenizer, 30)
 
 
@@ -181,25 +181,31 @@ def test_values():
     (lambda t: EqualityWords([("man", "woman"), ("a", "b", "c")]), ValueError, r"\[2, 3\]"),
     (lambda t: EqualityWords([("his", "her"), ("him", "her")]), ValueError, "'her' stands in"),
     (lambda t: EqualityWords([("man", "man")]), ValueError, "'man' stands in"),
-    (lambda t: EqualityWords(["man", "woman"]), TypeError, "the string 'man'"),
-    (lambda t: EqualityWords([("man", 3)]), TypeError, "give words"),
-    (lambda t: EqualityWords([("man", " woman")]), TypeError, "without spaces"),
-    (lambda t: EqualityWords([("man", "")]), TypeError, "give words"),
-    (lambda t: EqualityWords([("man", "woman")], "his"), TypeError, r"\['his'\]"),
+    (lambda t: EqualityWords(["man", "woman"]), TypeError,
+     r"`lists\[0\]` must be a sequence, got 'man'"),
+    (lambda t: EqualityWords([("man", 3)]), TypeError,
+     r"`lists\[0\]\[1\]` must be a string, got 3"),
+    (lambda t: EqualityWords([("man", " woman")]), ValueError,
+     "' woman'; use words without spaces"),
+    (lambda t: EqualityWords([("man", "")]), ValueError, "use words without spaces"),
+    (lambda t: EqualityWords([("man", "woman")], "his"), TypeError,
+     r"`general` must be a sequence, got 'his'; use .*\['his', 'her'\]"),
     (lambda t: EqualityWords([("man", "woman")], ["man"]), ValueError, "general and equality"),
     (lambda t: EqualityWords([("boy", "girl")]).resolve(t, skip_split=True), ValueError,
-     "no equality word is one token"),
+     "none of the equality words is one token"),
     (lambda t: EqualityWords([("man", "!")]).resolve(t), ValueError, "does not know the word '!'"),
     (lambda t: EqualityWords([("man", "woman")], ["!"]).resolve(t), ValueError, "general word '!'"),
     (lambda t: EqualityWords([("man", "woman")], ["Man"]).resolve(t), ValueError,
      "general and to equality"),
     (lambda t: EqualityWords([("man", "woman")]).resolve("gpt2"), TypeError, "transformers"),
     (lambda t: EqualityWords([("man", "woman")]).resolve(t)
-     * EqualityWords([("he", "she"), ("woman", "man")]).resolve(t), ValueError, "belong to one"),
+     * EqualityWords([("he", "she"), ("woman", "man")]).resolve(t), ValueError,
+     "are equality words of one"),
     (lambda t: EqualityWords([("man", "woman")]).resolve(t)
      * EqualityWords([("he", "she")]).resolve(t, 200), ValueError, "vocabularies of"),
     (lambda t: EqualityWords([("man", "woman")], ["he"]).resolve(t)
-     * EqualityWords([("he", "she")]).resolve(t), ValueError, "general words of one"),
+     * EqualityWords([("he", "she")]).resolve(t), ValueError,
+     "equality or general words of the other"),
     (lambda t: EqualityWords([("man", "woman")]).resolve(t) * 2, TypeError, "unsupported operand"),
 ])  # fmt: skip
 def test_bad_input(call, error, said, tokenizer):

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from equitune import TokenAction, cyclic
+from equitune.spaces import Logits
 from equitune.text import (
     EquiLM,
     GumbelNoise,
-    MeanOfLogits,
     REquiLM,
     ResolvedWords,
     sequence_log_prob,
@@ -74,7 +74,7 @@ def test_impossible_words_have_no_gradient():
     bias[20:] = -torch.inf
     handle = model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
     tokens = prompts().clamp(max=19)
-    for average in ({}, {"average": MeanOfLogits()}):
+    for average in ({}, {"space": Logits()}):
         model.zero_grad()
         output = EquiLM(model, words, **average)(tokens, labels=tokens)
         output.loss.backward()
@@ -94,7 +94,7 @@ def test_relaxed_means_of_logits():
     scores = torch.stack(copies).mean(0).softmax(-1)
     general = list(words.general)
     scores[..., general] = model(tokens).logits.softmax(-1)[..., general]
-    found = REquiLM(model, words, average=MeanOfLogits())(tokens).logits.softmax(-1)
+    found = REquiLM(model, words, space=Logits())(tokens).logits.softmax(-1)
     torch.testing.assert_close(found, scores / scores.sum(-1, keepdim=True), **EXACT)
 
 
@@ -200,11 +200,11 @@ def test_what_has_no_meaning_for_equizero():
         {"prefix_allowed_tokens_fn": print},
     ):
         (name,) = options
-        refused(chosen.generate, ValueError, f"{name} has no meaning", tokens, **options)
+        refused(chosen.generate, ValueError, f"`{name}` has no meaning", tokens, **options)
     settings = GenerationConfig(output_scores=True, return_dict_in_generate=True)
-    refused(chosen.generate, ValueError, "output_scores has no meaning", tokens, settings)
-    refused(chosen.generate, ValueError, "num_return_sequences is 4", tokens,
-            num_return_sequences=4, num_beams=4, do_sample=False)  # fmt: skip
+    refused(chosen.generate, ValueError, "`output_scores` has no meaning", tokens, settings)
+    refused(chosen.generate, ValueError, "`num_return_sequences` must be 1 without chance",
+            tokens, num_return_sequences=4, num_beams=4, do_sample=False)  # fmt: skip
 
 
 def test_what_would_break_the_promise():
@@ -215,14 +215,14 @@ def test_what_would_break_the_promise():
         refused(
             generate,
             ValueError,
-            r"eos_token_id names the equality words \[4\], .*\[5\]",
+            r"`eos_token_id` names the equality words \[4\], .*\[5\]",
             prompts(2),
             eos_token_id=[1, 4],
         )
         refused(
             generate,
             ValueError,
-            r"pad_token_id names the equality words \[5\]",
+            r"`pad_token_id` names the equality words \[5\]",
             prompts(2),
             pad_token_id=5,
         )
@@ -294,9 +294,21 @@ def test_noise_that_is_moved_twice():
 
 def test_words_are_checked():
     action = TokenAction.cyclic_swaps(V, [(4, 5)])
-    refused(ResolvedWords, ValueError, r"cycles has the tokens \[4, 6\]", action, (), ((4, 6),), ())
-    refused(ResolvedWords, ValueError, r"general is \(4,\)", action, (4,), ((4, 5),), ())
-    refused(ResolvedWords, ValueError, r"general is \(99,\)", action, (99,), ((4, 5),), ())
+    refused(
+        ResolvedWords, ValueError, r"`cycles` must be .*, got \[4, 6\]", action, (), ((4, 6),), ()
+    )
+    refused(
+        ResolvedWords, ValueError, r"`general` must be .*, got \(4,\)", action, (4,), ((4, 5),), ()
+    )
+    refused(
+        ResolvedWords,
+        ValueError,
+        r"`general` must be .*, got \(99,\)",
+        action,
+        (99,),
+        ((4, 5),),
+        (),
+    )
 
 
 def test_models_that_are_no_causal_language_models():

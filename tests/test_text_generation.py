@@ -208,10 +208,10 @@ def test_noise_makes_samples():
 
 def test_bad_noise():
     action = WORDS["cyclic(2)"].action
-    refused(GumbelNoise, TypeError, "action is a int", 3, [1])
-    refused(GumbelNoise, TypeError, "seeds has 1.5", action, [1.5])
+    refused(GumbelNoise, TypeError, "`action` must be a TokenAction, got 3", 3, [1])
+    refused(GumbelNoise, TypeError, r"`seeds\[0\]` must be an int, got 1.5", action, [1.5])
     noise = GumbelNoise(action, [1, 2])
-    refused(noise, ValueError, "2 seeds, but there are 3", prompts(3), torch.zeros(3, V))
+    refused(noise, ValueError, "one for each of 3 sequences, got 2", prompts(3), torch.zeros(3, V))
     refused(noise.moved, ValueError, "2", 2)
 
 

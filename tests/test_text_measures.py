@@ -19,7 +19,7 @@ from equitune.text import (
     regard_gap,
     sequence_log_prob,
 )
-from equitune.text._copies import branch, split_points
+from equitune.text._branches import branch, split_points
 from equitune.text._few_rows import few_rows
 from lm_cases import PAD, WORDS, V, language_model, padded, prompts, refused, tokenizer
 
@@ -105,24 +105,31 @@ def test_regard():
 def test_bad_measures():
     model, words = language_model(), WORDS["cyclic(2)"]
     context = prompts(3, 4)
-    refused(sequence_log_prob, ValueError, r"\(3, 4\) and continuation \(2, 4\)",
+    refused(sequence_log_prob, ValueError, r"`continuation` must be .*, got \(2, 4\) for \(3, 4\)",
             model, context, prompts(2, 4))  # fmt: skip
-    refused(sequence_log_prob, ValueError, "at least one token", model, context, context[:, :0])
-    refused(sequence_log_prob, ValueError, r"attention_mask has shape \(3, 4\)",
+    refused(
+        sequence_log_prob,
+        ValueError,
+        r"`continuation` must be .*, got \(3, 0\); use .* 1 or more",
+        model,
+        context,
+        context[:, :0],
+    )
+    refused(sequence_log_prob, ValueError, r"`attention_mask` must be \(3, 8\), got \(3, 4\)",
             model, context, context, context)  # fmt: skip
-    refused(fairness_gap, ValueError, "continuation", model, words, context, context[0])
+    refused(fairness_gap, ValueError, "`continuation` must be", model, words, context, context[0])
     for options, match in (
-        ({"window": 0, "stride": 1}, "window is 0"),
-        ({"window": 65, "stride": 1}, "window is 65"),
-        ({"window": 8, "stride": 8}, "stride is 8"),
-        ({"window": 8, "stride": 0}, "stride is 0"),
+        ({"window": 0, "stride": 1}, "`window` must be 2 or more, got 0"),
+        ({"window": 65, "stride": 1}, "`window` must be at most 64, got 65"),
+        ({"window": 8, "stride": 8}, "`stride` must be less than the window of 8, got 8"),
+        ({"window": 8, "stride": 0}, "`stride` must be 1 or more, got 0"),
     ):
         refused(perplexity, ValueError, match, model, context[0], **options)
-    refused(perplexity, ValueError, "tokens has shape", model, context, window=8, stride=4)
-    refused(regard_distribution, ValueError, "labels is empty", [], [0])
-    refused(regard_distribution, ValueError, r"labels has \[3\]", [3], [0])
-    refused(regard_gap, ValueError, "1 groups", {"a": {0: 1.0}})
-    refused(regard_gap, ValueError, "different categories", {"a": {0: 1.0}, "b": {1: 1.0}})
+    refused(perplexity, ValueError, r"`tokens` must be \(T,\)", model, context, window=8, stride=4)
+    refused(regard_distribution, ValueError, "`labels` must have 1 or more entries", [], [0])
+    refused(regard_distribution, ValueError, r"`labels` must be among .* got \[3\]", [3], [0])
+    refused(regard_gap, ValueError, "got 1 groups", {"a": {0: 1.0}})
+    refused(regard_gap, ValueError, "2 sets of categories", {"a": {0: 1.0}, "b": {1: 1.0}})
 
 
 def test_a_classification_pipeline_scores_sentences():
@@ -147,9 +154,19 @@ def test_a_classification_pipeline_scores_sentences():
         assert score == pytest.approx(positive - negative, abs=1e-6)
     assert len(set(found)) == 3
     del values["neutral"]
-    refused(ClassificationScorer(classify, values), ValueError, r"labels \['neutral'\]", texts)
-    refused(ClassificationScorer, TypeError, "pipeline is a str", "regard", values)
-    refused(ClassificationScorer, ValueError, "values is {}", classify, {})
+    refused(
+        ClassificationScorer(classify, values), ValueError, r"use a number for \['neutral'\]", texts
+    )
+    refused(
+        ClassificationScorer,
+        TypeError,
+        "`pipeline` must be a function, got 'regard'",
+        "regard",
+        values,
+    )
+    refused(
+        ClassificationScorer, ValueError, "`values` must be finite numbers, got {}", classify, {}
+    )
     refused(ClassificationScorer, ValueError, "finite", classify, {"a": math.inf})
 
 

@@ -160,7 +160,7 @@ def test_the_cache_has_two_names():
             refused(call, ValueError, "cache and past_key_values are two names", tokens, **both)
     assert GENERATE_CACHE in CACHE_ARGUMENTS
     for name in CACHE_ARGUMENTS:
-        refused(equizero(WORDS["cyclic(3)"]).generate, ValueError, f"{name} has no meaning",
+        refused(equizero(WORDS["cyclic(3)"]).generate, ValueError, f"`{name}` has no meaning",
                 tokens, **{name: cache_of(first)})  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from equitune.text import EquiLM, EquiZeroLM, MeanOfLogits, REquiLM, ResolvedWords
+from equitune.spaces import Logits
+from equitune.text import EquiLM, EquiZeroLM, REquiLM, ResolvedWords
 from equitune.text._phrases import check_phrases
 from lm_cases import (
     EOS,
@@ -187,7 +188,7 @@ def test_where_nothing_moves_it_is_the_plain_model(name):
     fair = [EquiLM(model, WORD)]
     # A mean of logits has another sum over the vocabulary, by which beams are normalised.
     if "num_beams" not in options:
-        fair.append(EquiLM(model, WORD, average=MeanOfLogits()))
+        fair.append(EquiLM(model, WORD, space=Logits()))
     for found in (generated(one, tokens, options) for one in fair):
         if "return_dict_in_generate" in options:
             for part in ("scores", "logits"):
@@ -247,7 +248,7 @@ def test_settings_that_name_a_word_name_its_partners(name):
     one, all_of_them = NAMED[name]
     model = language_model()
     for fair in (EquiLM(model, WORD), REquiLM(model, WORD), equizero(WORD, model=model)):
-        refused(fair.generate, ValueError, rf"{name} names the equality words \[4", prompts(2),
+        refused(fair.generate, ValueError, rf"`{name}` names the equality words \[4", prompts(2),
                 max_new_tokens=4, **{name: one})  # fmt: skip
         # As defaults of the model, or in a GenerationConfig.
         settings = GenerationConfig(max_new_tokens=4, **{name: one})
@@ -285,7 +286,7 @@ def test_phrases():
         [[[4], 2.0], [[5], 2.0], [[6], 1.0]],
         {(4, 4): 1.0, (5, 5): 1.0, (6, 4): 1.0},
     ):
-        refused(check_phrases, ValueError, "these names the equality words", "these", value, WORD)
+        refused(check_phrases, ValueError, "`these` names the equality words", "these", value, WORD)
 
 
 def test_ends_that_are_equality_words_need_padding_that_is_none():
@@ -299,15 +300,15 @@ def test_words_that_stop_sentences():
     fair, words = EquiLM(language_model(), WORD), letters()
     options = {"tokenizer": words, "max_new_tokens": 3, "do_sample": False}
     for strings in ("e", ["ne"], ["e", "f"]):
-        refused(fair.generate, ValueError, r"stop_strings names the equality words \[4", prompts(2),
-                stop_strings=strings, **options)  # fmt: skip
+        refused(fair.generate, ValueError, r"`stop_strings` names the equality words \[4",
+                prompts(2), stop_strings=strings, **options)  # fmt: skip
     text = fair.generate(prompts(2), stop_strings=["e", "f", "g"], **options)
     assert text.shape[0] == 2
 
 
 def test_prompts_that_are_an_equality_word():
     fair = EquiLM(language_model(), WORD)
-    refused(fair.generate, ValueError, "bos_token_id names", bos_token_id=4, max_new_tokens=2)
+    refused(fair.generate, ValueError, "`bos_token_id` names", bos_token_id=4, max_new_tokens=2)
     assert fair.generate(bos_token_id=13, max_new_tokens=2, do_sample=False).shape == (1, 3)
     # Where there is a prompt nothing begins with it.
     fair.generate(prompts(1), bos_token_id=4, max_new_tokens=2, do_sample=False)

@@ -41,7 +41,13 @@ class Space(ABC):
     """How copies g^-1 M(gx) are averaged: into the space, the mean there, and out of it.
 
     Spaces compare by their class and attributes.
+
+    Attributes:
+        logarithmic: Whether it averages log-probabilities, so that what is added to all copies is
+            added to their mean. A language model, whose logits have a scale, takes such a space.
     """
+
+    logarithmic: bool = False
 
     @abstractmethod
     def enter(self, stack: Tensor) -> Tensor:
@@ -53,7 +59,8 @@ class Space(ABC):
 
         Args:
             stack: What has entered.
-            weights: (K, B), or (K, B, T) for weights of each step; None for equal ones.
+            weights: (K, B), or with more of the dimensions of the stack, such as (K, B, T) for
+                weights of each step; None for equal ones.
             sums: Where the other copies are.
         """
 
@@ -100,7 +107,7 @@ class Values(Space):
         return stack
 
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
-        return sums.total(weighted_mean(stack, weights))
+        return sums.total(_sum(stack, weights))
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean
@@ -120,13 +127,13 @@ class Logits(Space):
         tensor([[-2.1269, -0.1269]])
     """
 
+    logarithmic = True
+
     def enter(self, stack: Tensor) -> Tensor:
         return widened(stack).log_softmax(-1)
 
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
-        if weights is None or weights.dim() == 2:
-            return sums.total(weighted_mean(stack, weights))
-        return sums.total((stack * _spread(weights, stack)).sum(0))
+        return sums.total(_sum(stack, weights))
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean.log_softmax(-1)
@@ -146,6 +153,8 @@ class Probabilities(Space):
         tensor([[0.4000, 0.6000]])
     """
 
+    logarithmic = True
+
     def enter(self, stack: Tensor) -> Tensor:
         return widened(stack).log_softmax(-1)
 
@@ -155,7 +164,9 @@ class Probabilities(Space):
             # What is impossible for all copies would have no gradient but NaN.
             stack = stack.clamp(min=limits.min / 4)
         if weights is not None:
-            stack = stack + _spread(widened(weights).clamp(min=limits.tiny).log(), stack)
+            logs = widened(weights).clamp(min=limits.tiny).log()
+            # A copy that does not count is impossible, and not nearly so.
+            stack = stack + _spread(logs.masked_fill(weights == 0, -math.inf), stack)
         if sums is LOCAL:
             mean = stack.logsumexp(0)
         else:
@@ -165,6 +176,14 @@ class Probabilities(Space):
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean
+
+
+def _sum(stack: Tensor, weights: Tensor | None) -> Tensor:
+    """The weighted sum over the copies, or the mean."""
+    if weights is None or weights.dim() == 2:
+        return weighted_mean(stack, weights)
+    factors = _spread(weights, stack)
+    return torch.where(factors == 0, 0, factors * stack).sum(0)
 
 
 def _spread(weights: Tensor, stack: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from equitune._checks import require_counts, require_flag, require_tensor
 from equitune.actions import Action, TrivialAction
-from equitune.actions._base import require_embedding
 from equitune.groups import Embedding
+from equitune.groups._group import require_into
 from equitune.heads._points import Points, orbits_of
 from equitune.heads._ties import Ties
 
@@ -145,7 +145,7 @@ class EquivariantLinear(nn.Module):
         Args:
             embedding: That of the subgroup, such as ``group.subgroup([1])``.
         """
-        require_embedding(self.in_action, embedding)
+        require_into(self.in_action.group, embedding)
         layer = EquivariantLinear(
             self.in_action.restrict(embedding),
             self.out_action.restrict(embedding),

@@ -11,7 +11,7 @@ from torch import Tensor
 from equitune._checks import require_int
 from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
-from equitune.runners._orbit import Chosen, Orbit, Part
+from equitune.runners._orbit import Chosen, Orbit, Part, parts_of
 
 __all__ = ["Batches"]
 
@@ -47,7 +47,7 @@ class Batches(Runner):
                 f"chunk_size is {self.chunk_size}, but the number of pieces cannot depend on a "
                 "dynamic batch in torch.export; export with chunk_size=None"
             )
-        parts = _parts(call, elements)
+        parts = parts_of(call, elements)
         if mix.reads == "input":
             # The weighting and the model may both work in place on what they get.
             seen = [Part(p.slots, p.elements, [s.clone() for s in p.inputs]) for p in parts]
@@ -121,14 +121,6 @@ class Batches(Runner):
             else:
                 sizes.append(own)
         return sizes
-
-
-def _parts(call: Call, elements: Sequence[int]) -> list[Part]:
-    slots = {g: slot for slot, g in enumerate(elements)}
-    return [
-        Part([slots[g] for g in members], members, call.copies(members))
-        for members in call.classes(elements)
-    ]
 
 
 def _taken(ran: list[Ran], pieces: Sequence[tuple[Any, Any]]) -> Iterator[list[Ran]]:

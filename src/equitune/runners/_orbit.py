@@ -16,7 +16,7 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
 
-__all__ = ["Chosen", "Orbit", "Part"]
+__all__ = ["Chosen", "Orbit", "Part", "parts_of"]
 
 
 @final
@@ -39,6 +39,15 @@ class Part:
     output: Any = None
     leaves: Sequence[tuple[Action, Tensor]] = ()
     read: Tensor | None = None
+
+
+def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
+    """The copies of some elements before they are run: one part for each shape."""
+    slots = {g: slot for slot, g in enumerate(elements)}
+    return [
+        Part([slots[g] for g in members], members, call.copies(members))
+        for members in call.classes(elements)
+    ]
 
 
 class Orbit(Copies):

@@ -1,16 +1,22 @@
 """Kits for encoder-decoders: sequences that are decoded equivariantly as a whole."""
 
-from equitune.seq2seq._copies import Independent, Lockstep
 from equitune.seq2seq._decoding import Decoded, GreedyDecoder
 from equitune.seq2seq._proxies import (
-    entropy,
-    negative_least_probability,
+    mean_entropy,
+    mean_error_probability,
+    negative_log_min_probability,
     negative_log_probability,
-    negative_max_probability,
 )
-from equitune.seq2seq._wrappers import EquiSeq2Seq, EquiZeroSeq2Seq, LambdaSeq2Seq, OrbitSeq2Seq
+from equitune.seq2seq._runners import Alone, Independent, Lockstep
+from equitune.seq2seq._wrappers import (
+    EquiSeq2Seq,
+    EquiZeroSeq2Seq,
+    LambdaSeq2Seq,
+    SymmetrizedSeq2Seq,
+)
 
 __all__ = [
+    "Alone",
     "Decoded",
     "EquiSeq2Seq",
     "EquiZeroSeq2Seq",
@@ -18,9 +24,9 @@ __all__ = [
     "Independent",
     "LambdaSeq2Seq",
     "Lockstep",
-    "OrbitSeq2Seq",
-    "entropy",
-    "negative_least_probability",
+    "SymmetrizedSeq2Seq",
+    "mean_entropy",
+    "mean_error_probability",
+    "negative_log_min_probability",
     "negative_log_probability",
-    "negative_max_probability",
 ]

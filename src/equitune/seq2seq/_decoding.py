@@ -1,4 +1,4 @@
-"""Encoder-decoders that go on step by step, and their greedy decoding."""
+"""Step models of encoder-decoders, and greedy decoding with them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import readable, require_counts
+from equitune._checks import described, readable, require_int, require_tensor, require_type
 from equitune.functional import widened
 
 __all__ = ["Decoded", "GreedyDecoder", "Search", "Steps", "every_step", "log_probabilities"]
 
 
 class Steps(Protocol):
-    """What can go on step by step from a state."""
+    """A model that decodes step by step, from a state."""
 
-    def step(self, symbols: Tensor, state: Any, /) -> tuple[Tensor, Any]:
-        """From the last symbols (B,) to the scores (B, V) of the next, and the next state."""
+    def step(self, tokens: Tensor, state: Any, /) -> tuple[Tensor, Any]:
+        """Maps the last tokens (B,) to the scores (B, V) of the next ones, and the next state."""
 
 
 # Tensors have no truth value, by which values would compare.
 @final
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Decoded sequences, of L steps each.
+    """Decoded sequences of L steps each.
 
     Attributes:
-        symbols: (B, L) int64, the most probable symbol of each step; padding where ``mask`` is
-            False.
-        scores: (B, L, V), the log-probabilities of each step, in float32 or higher. Behind the
-            end of a sequence they mean nothing.
-        mask: (B, L) bool, True up to the end of each sequence, the end symbol included.
+        tokens: (B, L) int64, the most probable token of each step; padding where ``mask`` is False.
+        scores: (B, L, V), the log-probabilities of each step, in float32 or higher. Those after
+            the end of a sequence mean nothing.
+        mask: (B, L) bool, True up to and including the end token of each sequence.
     """
 
-    symbols: Tensor
+    tokens: Tensor
     scores: Tensor
     mask: Tensor
 
@@ -43,12 +42,12 @@ class Decoded:
 @final
 @dataclass(frozen=True, eq=False)
 class Search:
-    """What a decoder goes on from, for R sequences.
+    """The start of a search, for R sequences.
 
     Attributes:
         state: The state of the step model.
-        first: (R,) int64, the symbols that start the sequences.
-        targets: (R, L) int64, the sequences that are fed instead of what was found; or None.
+        first: (R,) int64, the tokens that start the sequences.
+        targets: (R, L) int64, the sequences to feed in place of the tokens found; or None.
         length: The number of steps; None for as many as the sequences need.
     """
 
@@ -60,29 +59,29 @@ class Search:
 
 @final
 class GreedyDecoder(nn.Module):
-    """Decodes greedily with an encoder-decoder: the most probable symbol is the next one.
+    """Decodes greedily with an encoder-decoder: the most probable token is the next one.
 
-    The model is a step model. It has ``encode(source, **options)``, which reads a batch (B, ...)
-    and returns a state of any kind; and ``step(symbols, state)``, of the last symbols, (B,) int64,
-    to the scores (B, V) of the next ones, logits or log-probabilities, and the next state. It may
-    also have ``steps(symbols, state)``, all steps of known symbols (B, L) in one pass, with scores
-    (B, L, V): teacher forcing then uses it. A sequence that has ended goes on with the others, and
-    what it says then does not count.
+    The model is a step model with two methods. ``encode(source, **options)`` reads a batch (B, ...)
+    and returns a state of any kind. ``step(tokens, state)`` maps the last tokens, (B,) int64, to
+    the scores (B, V) of the next ones, logits or log-probabilities, and the next state. A third
+    method is optional: ``steps(tokens, state)`` does all steps of known tokens (B, L) in one pass
+    and returns scores (B, L, V); teacher forcing uses it. Decoding stops when all sequences of a
+    batch have ended; the scores of one that ended earlier are ignored.
 
     Args:
         model: A step model.
-        start: The symbol that is fed first.
-        end: The symbol that ends a sequence.
-        limit: The most symbols of a sequence, the end symbol included.
-        pad: What follows the end symbol in batches. Default: the end symbol.
+        bos: The id of the token that starts a sequence; it is fed first.
+        eos: The id of the token that ends a sequence.
+        max_length: The largest number of tokens in a sequence, the end token included.
+        pad: The id that fills up a batch after the end tokens. Default: ``eos``.
 
     Shape:
         source (B, ...), optionally targets (B, L), to :class:`Decoded`.
 
     Raises:
-        TypeError: If the model has no ``encode`` or ``step``.
-        ValueError: If ``limit`` is below 1 or a symbol is negative. Calls raise it for targets or
-            a length beyond the limit.
+        TypeError: If the model has no ``encode`` or ``step``, or a number is not an int.
+        ValueError: If ``max_length`` is below 1 or a token is negative. Calls raise it for targets
+            or a length beyond ``max_length``.
 
     Example:
         >>> import torch
@@ -91,40 +90,39 @@ class GreedyDecoder(nn.Module):
         >>> class BagOfWords(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.words, self.symbols = nn.Embedding(9, 16), nn.Embedding(7, 16)
+        ...         self.words, self.tokens = nn.Embedding(9, 16), nn.Embedding(7, 16)
         ...         self.cell, self.scores = nn.GRUCell(16, 16), nn.Linear(16, 7)
         ...
-        ...     def encode(self, tokens):
-        ...         return self.words(tokens).mean(dim=1)
+        ...     def encode(self, source):
+        ...         return self.words(source).mean(dim=1)
         ...
-        ...     def step(self, symbols, hidden):
-        ...         hidden = self.cell(self.symbols(symbols), hidden)
+        ...     def step(self, tokens, hidden):
+        ...         hidden = self.cell(self.tokens(tokens), hidden)
         ...         return self.scores(hidden), hidden
-        >>> decoder = GreedyDecoder(BagOfWords(), start=1, end=2, pad=0, limit=20)
+        >>> decoder = GreedyDecoder(BagOfWords(), bos=1, eos=2, pad=0, max_length=20)
         >>> commands, actions = torch.randint(3, 9, (4, 5)), torch.randint(3, 7, (4, 6))
-        >>> decoder(commands, length=8).symbols.shape
+        >>> decoder(commands, length=8).tokens.shape
         torch.Size([4, 8])
         >>> decoder(commands, actions).scores.shape
         torch.Size([4, 6, 7])
     """
 
     def __init__(
-        self, model: nn.Module, *, start: int, end: int, limit: int, pad: int | None = None
+        self, model: nn.Module, *, bos: int, eos: int, max_length: int, pad: int | None = None
     ) -> None:
         super().__init__()
-        for name in ("encode", "step"):
-            if not isinstance(model, nn.Module) or not callable(getattr(model, name, None)):
-                raise TypeError(
-                    f"model is a {type(model).__name__}; use a torch.nn.Module with the methods "
-                    "encode(source) and step(symbols, state)"
-                )
-        require_counts(limit=limit)
-        pad = end if pad is None else pad
-        for name, symbol in (("start", start), ("end", end), ("pad", pad)):
-            if isinstance(symbol, bool) or not isinstance(symbol, int) or symbol < 0:
-                raise ValueError(f"{name} is {symbol!r}; use the id of a symbol, 0 or more")
+        use = "a module with the methods encode(source) and step(tokens, state)"
+        require_type("model", model, nn.Module, use)
+        if not (
+            callable(getattr(model, "encode", None)) and callable(getattr(model, "step", None))
+        ):
+            raise TypeError(f"`model` must be a step model, got {described(model)}; use {use}")
         self.model: Any = model
-        self.start, self.end, self.pad, self.limit = start, end, pad, limit
+        self.max_length = require_int("max_length", max_length, "a number of tokens", 1)
+        self.bos, self.eos, self.pad = [
+            require_int(name, token, "the id of a token", 0)
+            for name, token in (("bos", bos), ("eos", eos), ("pad", eos if pad is None else pad))
+        ]
 
     def forward(
         self,
@@ -137,12 +135,12 @@ class GreedyDecoder(nn.Module):
         """Decodes freely, or along targets.
 
         Args:
-            source: (B, ...), what the model encodes.
-            targets: (B, L) int64, for teacher forcing: each step is fed the target before it, and
-                says how probable its own is. They end with ``end``, and with ``pad`` behind it.
+            source: (B, ...), the input of ``encode``.
+            targets: (B, L) int64, for teacher forcing: each step is fed the previous target, and
+                scores its own. They end with ``eos``, followed by ``pad``.
             length: The number of steps without targets, such as that of the targets in training;
-                None until all sequences have ended, or the limit is reached.
-            **options: What else the model's ``encode`` takes.
+                None to stop when all sequences have ended, or at ``max_length``.
+            **options: The other arguments of ``encode``.
         """
         search = self.begin(source, targets, length=length, **options)
         return self.read(log_probabilities(self.find(self.model, search)), search.targets)
@@ -155,103 +153,99 @@ class GreedyDecoder(nn.Module):
         length: int | None = None,
         **options: Any,
     ) -> Search:
-        """Encodes what is to be decoded; the arguments are those of a call."""
-        if not isinstance(source, Tensor) or source.dim() == 0:
-            raise TypeError(
-                f"source is a {type(source).__name__}; use a tensor (B, ...), and what else the "
-                "model's encode takes by name"
-            )
-        rows = source.shape[0]
-        self._check_steps(rows, targets, length)
-        first = torch.full((rows,), self.start, device=source.device)
+        """Encodes the source and checks the arguments, which are those of a call."""
+        require_tensor("source", source, "(B, ...), with other arguments by name", 1)
+        length = self._checked_length(source.shape[0], targets, length)
+        first = torch.full((source.shape[0],), self.bos, device=source.device)
         return Search(self.model.encode(source, **options), first, targets, length)
 
     def find(self, model: Steps, search: Search) -> Tensor:
-        """The scores (R, L, V) of the steps, of a model that may be another than its own."""
+        """The scores (R, L, V) of all steps, by a model that may be another than its own."""
         if search.targets is not None:
             fed = torch.cat([search.first[:, None], search.targets[:, :-1]], dim=1)
             return every_step(model, fed, search.state)[0]
-        symbols, state = search.first, search.state
-        going = torch.ones_like(symbols, dtype=torch.bool)
+        tokens, state = search.first, search.state
+        going = torch.ones_like(tokens, dtype=torch.bool)
         found: list[Tensor] = []
-        for _ in range(search.length or self.limit):
-            scores, state = model.step(symbols, state)
-            _check_scores(scores, symbols)
-            symbols = scores.detach().argmax(dim=-1)
+        for _ in range(search.length or self.max_length):
+            scores, state = model.step(tokens, state)
+            _check_scores(scores, tokens)
+            tokens = scores.detach().argmax(dim=-1)
             found.append(scores)
-            going = going & (symbols != self.end)
+            going = going & (tokens != self.eos)
             if search.length is None and not going.any():
                 break
         return torch.stack(found, dim=1)
 
     def read(self, scores: Tensor, targets: Tensor | None = None) -> Decoded:
-        """What (B, L, V) log-probabilities say, up to the ends, or the ends of the targets."""
-        symbols = scores.detach().argmax(dim=-1)
-        ends = ((symbols if targets is None else targets) == self.end).long()
+        """Decodes (B, L, V) log-probabilities, up to the ends, or the ends of the targets."""
+        tokens = scores.detach().argmax(dim=-1)
+        ends = ((tokens if targets is None else targets) == self.eos).long()
         mask = ends.cumsum(dim=1) - ends == 0
-        return Decoded(symbols.masked_fill(~mask, self.pad), scores, mask)
+        return Decoded(tokens.masked_fill(~mask, self.pad), scores, mask)
 
     def extra_repr(self) -> str:
-        return f"start={self.start}, end={self.end}, pad={self.pad}, limit={self.limit}"
+        return f"bos={self.bos}, eos={self.eos}, pad={self.pad}, max_length={self.max_length}"
 
-    def _check_steps(self, rows: int, targets: Tensor | None, length: int | None) -> None:
-        if length is not None:
-            require_counts(length=length)
+    def _checked_length(self, rows: int, targets: Tensor | None, length: int | None) -> int | None:
+        more = f"`GreedyDecoder` with a larger `max_length` than {self.max_length}"
         if targets is None:
-            if length is not None and length > self.limit:
+            if length is None:
+                return None
+            length = require_int("length", length, "a number of steps", 1)
+            if length > self.max_length:
                 raise ValueError(
-                    f"length is {length}, but the decoder's limit is {self.limit} symbols; use "
-                    "fewer steps, or GreedyDecoder a larger limit"
+                    f"`length` must be {self.max_length} or less, got {length}; use {more}"
                 )
-            return
+            return length
         if length is not None:
-            raise ValueError(
-                f"length is {length}, but there are targets, which say it already; leave one out"
-            )
+            raise ValueError(f"`length` must be None with targets, got {length}; use one of them")
         if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.int32):
-            given = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
-            raise TypeError(f"targets is {given}; use the int64 ids of symbols, (B, L)")
+            raise TypeError(
+                f"`targets` must be the int64 ids of tokens, got {described(targets)}; use a "
+                "tensor of shape (B, L)"
+            )
         if targets.dim() != 2 or targets.shape[0] != rows or targets.shape[1] == 0:
             raise ValueError(
-                f"targets has shape {tuple(targets.shape)}; use (B, L), here {rows} sequences of "
-                "one symbol or more"
+                f"`targets` must be (B, L), got {described(targets)}; use {rows} sequences of one "
+                "token or more"
             )
-        if targets.shape[1] > self.limit:
+        if targets.shape[1] > self.max_length:
             raise ValueError(
-                f"targets has {targets.shape[1]} symbols a sequence, but the decoder's limit is "
-                f"{self.limit}; use GreedyDecoder with a larger limit"
+                f"`targets` must have {self.max_length} tokens or less per sequence, got "
+                f"{targets.shape[1]}; use {more}"
             )
         if readable(targets) and (targets < 0).any():
             raise ValueError(
-                f"targets holds {int(targets.min())}, but targets are fed to the model; pad them "
-                f"with the decoder's pad, {self.pad}"
+                f"`targets` must be 0 or more, got {int(targets.min())}; use the decoder's pad, "
+                f"{self.pad}, for padding, because targets are fed to the model"
             )
+        return None
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
-    """Normalised over the symbols, in float32 or higher."""
+    """Normalised over the tokens, in float32 or higher."""
     return widened(scores).log_softmax(dim=-1)
 
 
-def every_step(model: Any, symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """The scores (B, L, V) of what follows each of (B, L) symbols, in one pass if there is one."""
+def every_step(model: Any, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The scores (B, L, V) after each of (B, L) tokens, in one pass if the model has ``steps``."""
     if hasattr(model, "steps"):
-        scores, state = model.steps(symbols, state)
+        scores, state = model.steps(tokens, state)
     else:
         found = []
-        for column in symbols.unbind(dim=1):
+        for column in tokens.unbind(dim=1):
             step, state = model.step(column, state)
             _check_scores(step, column)
             found.append(step)
         scores = torch.stack(found, dim=1)
-    _check_scores(scores, symbols)
+    _check_scores(scores, tokens)
     return scores, state
 
 
-def _check_scores(scores: Tensor, symbols: Tensor) -> None:
-    if scores.shape[:-1] != symbols.shape:
+def _check_scores(scores: Tensor, tokens: Tensor) -> None:
+    if scores.shape[:-1] != tokens.shape:
         raise ValueError(
-            f"the model returned scores of shape {tuple(scores.shape)} for symbols of shape "
-            f"{tuple(symbols.shape)}; step has to return (B, V) for (B,), and steps (B, L, V) for "
-            "(B, L)"
+            "`step` must return scores (B, V) for tokens (B,), and `steps` (B, L, V) for (B, L), "
+            f"got {tuple(scores.shape)} for {tuple(tokens.shape)}; use a model that does"
         )

@@ -1,7 +1,6 @@
 """Kits for language models: equality words, fair models that generate, and measures of fairness."""
 
-from equitune.text._averages import MeanOfLogits, MeanOfProbabilities, TokenAverage
-from equitune.text._copies import OrbitCache
+from equitune.text._cache import OrbitCache
 from equitune.text._equizero import EquiZeroLM, REquiZeroLM
 from equitune.text._language_models import EquiLM, REquiLM
 from equitune.text._measures import (
@@ -13,6 +12,7 @@ from equitune.text._measures import (
 )
 from equitune.text._noise import GumbelNoise
 from equitune.text._orbit import OrbitLM
+from equitune.text._prefixes import Prefixes
 from equitune.text._scorers import ClassificationScorer
 from equitune.text._words import EqualityWords, ResolvedWords, SkippedWords
 
@@ -22,15 +22,13 @@ __all__ = [
     "EquiLM",
     "EquiZeroLM",
     "GumbelNoise",
-    "MeanOfLogits",
-    "MeanOfProbabilities",
     "OrbitCache",
     "OrbitLM",
+    "Prefixes",
     "REquiLM",
     "REquiZeroLM",
     "ResolvedWords",
     "SkippedWords",
-    "TokenAverage",
     "fairness_gap",
     "perplexity",
     "regard_distribution",

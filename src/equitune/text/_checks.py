@@ -6,15 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = [
-    "check_length",
-    "check_model",
-    "checkpoints_gradients",
-    "context_length",
-    "positions_of",
-    "split_options",
-    "text_config",
-]
+from equitune._checks import described, require_tensor, require_type
+
+LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
 
 
 def text_config(model: Any) -> Any:
@@ -35,22 +29,36 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def check_model(model: Any) -> None:
-    """Refuses what is no causal language model."""
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise TypeError(
-            f"model is a {type(model).__name__}; use a causal language model of transformers, "
-            "such as AutoModelForCausalLM.from_pretrained(...)"
+    """Refuses anything but a causal language model.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    use = "AutoModelForCausalLM.from_pretrained(...)"
+    require_type("model", model, nn.Module, use)
+    config, generates = getattr(model, "config", None), getattr(model, "can_generate", None)
+    for wrong, why in (
+        (config is None, "has no config"),
+        (generates is not None and not generates(), "cannot generate"),
+        (getattr(config, "is_encoder_decoder", False), "has an encoder"),
+    ):
+        if wrong:
+            raise TypeError(
+                f"`model` must be a causal language model of transformers, got {described(model)}, "
+                f"which {why}; use {use}"
+            )
+
+
+def require_tokens(name: str, tokens: Any, least: int = 0) -> Tensor:
+    """The token ids themselves; refuses anything but a tensor (B, T) of enough columns."""
+    require_tensor(name, tokens, "(B, T)", dims=2)
+    if tokens.dim() != 2 or tokens.shape[1] < least:
+        raise ValueError(
+            f"`{name}` must be (B, T), got {tuple(tokens.shape)}; use token ids, {least} or more "
+            "for each sample"
         )
-    generates = getattr(model, "can_generate", None)
-    if generates is not None and not generates():
-        raise TypeError(
-            f"model is a {type(model).__name__}, which cannot generate; use a causal language "
-            "model, such as AutoModelForCausalLM.from_pretrained(...)"
-        )
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(
-            f"model is a {type(model).__name__}, which has an encoder; use a causal language model"
-        )
+    checked: Tensor = tokens
+    return checked
 
 
 def check_length(model: Any, length: int, new: int = 0) -> None:
@@ -76,25 +84,20 @@ def checkpoints_gradients(model: Any) -> bool:
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a loss takes and what a backbone takes; refuses what has no meaning for copies."""
-    for name in ("output_attentions", "output_hidden_states"):
-        if options.get(name):
+    activations = [n for n in ("output_attentions", "output_hidden_states") if options.get(n)]
+    if activations:
+        raise ValueError(
+            f"{activations[0]}=True asks for activations, which are those of copies and cannot be "
+            "put together; use model.unwrap()"
+        )
+    # Positions are counted by the cache; older versions of transformers still pass them.
+    given = {k: v for k, v in options.items() if v is not None and k != "cache_position"}
+    loss = {k: v for k, v in options.items() if k in LOSS_OPTIONS}
+    passed = {k: v for k, v in given.items() if k not in LOSS_OPTIONS}
+    for name, value in passed.items():
+        if isinstance(value, Tensor):
             raise ValueError(
-                f"{name}=True: activations are those of copies and cannot be put together; "
-                "ask model.unwrap() for them"
-            )
-    loss: dict[str, Any] = {}
-    passed: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in ("num_items_in_batch", "shift_labels", "ignore_index"):
-            loss[name] = value
-        # Counted by the cache; older versions of transformers still pass it.
-        elif name == "cache_position" or value is None:
-            continue
-        elif isinstance(value, Tensor):
-            raise ValueError(
-                f"{name} is a tensor, and the group does not act on it; use token ids as "
+                f"`{name}` is a tensor, on which the group does not act; use token ids as "
                 "input_ids, and leave it out"
             )
-        else:
-            passed[name] = value
     return loss, passed

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from equitune._checks import require_counts
+from equitune._checks import described, require_function, require_int
 from equitune._extras import require
-from equitune.text._averages import MeanOfProbabilities
-from equitune.text._checks import check_length
-from equitune.text._copies import OrbitCache
-from equitune.text._interfaces import GENERATE_CACHE, Interface
+from equitune.runners._base import Mixing
+from equitune.spaces import Space
+from equitune.text._cache import OrbitCache
+from equitune.text._checks import check_length, require_tokens
+from equitune.text._interfaces import GENERATE_CACHE
 from equitune.text._noise import GumbelNoise
 from equitune.text._orbit import OrbitLM
 from equitune.text._scorers import Scorer, checked_scores
-from equitune.text._settings import check_settings, ends, merged_settings, new_tokens
+from equitune.text._settings import check_settings, merged_settings, new_tokens, tokens_of
 from equitune.text._words import ResolvedWords
-
-__all__ = ["ChoosingLM"]
+from equitune.weightings import Copies, Uniform, Weighting
+from equitune.weightings._base import Mean
 
 GenerateDecoderOnlyOutput: Any = require(
     "transformers.generation", '"equitune[text]"'
@@ -29,21 +32,78 @@ TIE = 1e-6
 """Scores, and sums of probabilities, that differ by less than this part of them are equal."""
 
 REFUSED = (
-    "streamer",
-    "stopping_criteria",
-    "assistant_model",
-    "cache",
-    "past_key_values",
-    "stop_strings",
-    "max_time",
-    "prefix_allowed_tokens_fn",
-    "guidance_scale",
-    "prompt_lookup_num_tokens",
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-)
+    "streamer", "stopping_criteria", "assistant_model", "cache", "past_key_values", "stop_strings",
+    "max_time", "prefix_allowed_tokens_fn", "guidance_scale", "prompt_lookup_num_tokens",
+    "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+)  # fmt: skip
+
+
+@final
+class Sentences(Copies):
+    """What the copies of B prompts go on with, each copy by itself.
+
+    Args:
+        texts: The sentences of all copies, those of a prompt after those of another.
+        tensors: Of each copy, (B, K, ...), in the frame of the prompt: what becomes of the chosen.
+        likely: (B, K), the sums of the new tokens' probabilities.
+        chance: (B, K), what decides between copies that are equally good.
+    """
+
+    def __init__(
+        self, texts: list[str], tensors: Sequence[Tensor], likely: Tensor, chance: Tensor
+    ) -> None:
+        self.texts, self.tensors, self.likely, self.chance = texts, tensors, likely, chance
+        self.count, self.dtypes = likely.shape[1], (likely.dtype,)
+
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        return [(range(self.count), self.likely.T)]
+
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        return [(range(self.count), self.texts)]
+
+    def scores(self, function: Callable[[Any], Tensor], name: str = "scorer") -> Tensor:
+        return checked_scores(function, self.texts).view(self.likely.shape).T
+
+    def means(self, space: Space) -> list[Mean]:
+        def selected(tensor: Tensor) -> Mean:
+            return lambda weights: space.mean(tensor.transpose(0, 1), weights)
+
+        return [selected(tensor) for tensor in self.tensors]
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        return tensors
+
+
+@final
+class BestSentence(Weighting):
+    """The copy whose sentence has the best score.
+
+    Of several that with the higher sum of its new tokens' probabilities; of several still, one by
+    chance (second paper, appendix C.2).
+
+    Args:
+        scorer: A function of a list of sentences that returns a number for each; the largest wins.
+    """
+
+    reads = "output"
+    sparse = chooses = True
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        use = "a function of a list of sentences that returns a number for each"
+        self.scorer = require_function("scorer", scorer, use)
+
+    def score(self, copies: Copies) -> Tensor:
+        return copies.scores(self.scorer, "scorer")
+
+    def weigh(self, scores: Tensor, copies: Any) -> Tensor:
+        chance = copies.chance.T
+        for ranks in (scores, copies.likely.T):
+            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=0)
+            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
+            chance = chance.masked_fill(~tied, -torch.inf)
+        # An integer has no mean: that of the chosen copy is taken.
+        return functional.one_hot(chance.argmax(dim=0), len(chance)).T.to(scores.dtype)
 
 
 class ChoosingLM(OrbitLM):
@@ -54,6 +114,8 @@ class ChoosingLM(OrbitLM):
     gX and what follows.
     """
 
+    relaxed: bool = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -63,33 +125,28 @@ class ChoosingLM(OrbitLM):
         scorer: Scorer,
         beam_length: int = 5,
     ) -> None:
-        super().__init__(model, words, MeanOfProbabilities())
+        super().__init__(model, words, weighting=BestSentence(scorer), relaxed=self.relaxed)
         if not hasattr(tokenizer, "decode"):
             raise TypeError(
-                f"tokenizer is a {type(tokenizer).__name__}; use that of the model, which turns "
-                "tokens into the sentences that are scored"
+                f"`tokenizer` must have a method decode, got {described(tokenizer)}; use that of "
+                "the model, which turns tokens into the sentences that are scored"
             )
-        if not callable(scorer):
-            raise TypeError(
-                f"scorer is a {type(scorer).__name__}; use a function of a list of sentences that "
-                "returns a number for each"
-            )
-        require_counts(beam_length=beam_length)
         self.tokenizer = tokenizer
-        self.scorer = scorer
-        self.beam_length = beam_length
+        self.beam_length = require_int("beam_length", beam_length, "a number of tokens", least=1)
 
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    def _mixing(self) -> Mixing:
+        # Each copy has a distribution of its own.
+        return Mixing(Uniform(), self.space)
+
+    def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Tensor:
+        batch = len(input_ids)
         if not isinstance(elements, Tensor) or tuple(elements.shape) != (batch,):
-            given = (
-                f"of shape {tuple(elements.shape)}" if isinstance(elements, Tensor) else elements
-            )
             raise ValueError(
-                f"elements is {given}, but {type(self).__name__} has a distribution for each group "
-                f"element and chooses between them in generate; use elements of shape ({batch},), "
-                "or use EquiLM for probabilities and losses"
+                f"`elements` must be of shape ({batch},), got {described(elements)}; use one for "
+                f"each sequence, because {type(self).__name__} chooses between copies in generate "
+                "alone, or use EquiLM for probabilities and losses"
             )
-        return elements[:, None].to(device)
+        return elements[:, None]
 
     @torch.no_grad()
     def generate(
@@ -104,9 +161,9 @@ class ChoosingLM(OrbitLM):
 
         Args:
             inputs: (B, T), the prompts.
-            generation_config: As for transformers' ``generate``.
-            **kwargs: As for transformers' ``generate``: greedy, sampling and beams within the
-                ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
+            generation_config: The settings of transformers' ``generate``.
+            **kwargs: The arguments of transformers' ``generate``: greedy, sampling and beams within
+                the ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
 
         Returns:
             The sequences, or a ``GenerateDecoderOnlyOutput`` of them, as transformers do.
@@ -116,14 +173,13 @@ class ChoosingLM(OrbitLM):
                 return a number for each sentence, or the context of the model is too short.
         """
         prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if not isinstance(prompts, Tensor) or prompts.dim() != 2:
-            raise ValueError("generate needs inputs, token ids of shape (B, T)")
+        require_tokens("inputs", prompts)
         mask = kwargs.pop("attention_mask", None)
         settings, options = merged_settings(self, generation_config, kwargs)
         for name in REFUSED:
             if getattr(settings, name, None) or options.get(name) is not None:
                 raise ValueError(
-                    f"{name} has no meaning for {type(self).__name__}, which generates in pieces "
+                    f"`{name}` has no meaning for {type(self).__name__}, which generates in pieces "
                     "from several copies; leave it out"
                 )
         check_settings(settings, options, self.words)
@@ -135,7 +191,7 @@ class ChoosingLM(OrbitLM):
 
         Args:
             inputs: (B, T), the prompts.
-            **kwargs: As for transformers' ``generate``, with ``elements`` of shape (B,).
+            **kwargs: The arguments of transformers' ``generate``, and ``elements`` of shape (B,).
         """
         # Past the checks of OrbitLM, which were made for the whole.
         return super(OrbitLM, self).generate(inputs, **kwargs)
@@ -154,19 +210,19 @@ class _Search:
         options: dict[str, Any],
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
-        self.interface = Interface(model)
+        self.weighting: Any = model.weighting
         repeats = settings.num_return_sequences or 1
         self.pad = settings.pad_token_id
         if mask is None:
-            mask = _mask(prompts, self.pad, ends(settings))
+            mask = _mask(prompts, self.pad, tokens_of(settings.eos_token_id))
         self.tokens = prompts.repeat_interleave(repeats, dim=0)
         self.mask = mask.repeat_interleave(repeats, dim=0)
         self.processors = processors
         self.noise = _noise(processors, self.tokens.shape[0])
         if repeats > 1 and not settings.do_sample and self.noise is None:
             raise ValueError(
-                f"num_return_sequences is {repeats}, but without chance all of them are alike; "
-                "use do_sample=True, or GumbelNoise as a logits_processor"
+                f"`num_return_sequences` must be 1 without chance, got {repeats} sequences that "
+                "are alike; use do_sample=True, or GumbelNoise as a logits_processor"
             )
         self.active = list(range(self.tokens.shape[0]))
         self.cache: Any = None
@@ -175,11 +231,13 @@ class _Search:
         self.length = start + new_tokens(model, settings, start)
         if self.length == start:
             raise ValueError(
-                f"max_length is {settings.max_length}, but the prompts have {start} tokens; use "
-                "max_new_tokens"
+                f"`max_length` must be more than the prompt's {start} tokens, got "
+                f"{settings.max_length}; use max_new_tokens"
             )
         check_length(model, start, self.length - start)
-        self.eos = torch.tensor(ends(settings), dtype=torch.int64, device=prompts.device)
+        self.eos = torch.tensor(
+            tokens_of(settings.eos_token_id), dtype=torch.int64, device=prompts.device
+        )
         if self.pad is None:
             self.pad = int(self.eos[0]) if self.eos.numel() else 0
         self.shortest = max(settings.min_length or 0, start + (settings.min_new_tokens or 0))
@@ -195,8 +253,8 @@ class _Search:
 
     def run(self) -> Any:
         """Block after block, until all sequences have ended or are long enough."""
-        # A scorer that cannot be used shall say so before anything is generated.
-        checked_scores(self.model.scorer, self._texts(self.tokens, self.mask))
+        # A scorer that cannot be used says so before anything is generated.
+        checked_scores(self.weighting.scorer, self._texts(self.tokens, self.mask))
         while self.active and self.tokens.shape[1] < self.length:
             self._block()
         if self.returns_dict:
@@ -229,10 +287,14 @@ class _Search:
         sums = self._sums(output, alive)
         moved = self.model.words.action.transform(output.sequences, elements)
         texts = self._texts(moved, torch.cat([mask, alive.to(mask.dtype)], dim=1))
-        scores = checked_scores(self.model.scorer, texts).view(count, order)
-        chosen = self._choose(scores, sums.view(count, order), start)
-        rows = torch.arange(count) * order + chosen
-        self._append(new[rows.to(new.device)], alive[rows.to(new.device)])
+        chance = (
+            torch.rand(count, order)
+            if self.noise is None
+            else self.noise.take(self.active).ties(start)
+        )
+        ran = [part.unflatten(0, (count, order)) for part in (new, alive)]
+        mix = Mixing(self.weighting, self.model.space)
+        self._append(*mix(Sentences(texts, ran, sums.view(count, order), chance)))
 
     def _prefix(self, tokens: Tensor, mask: Tensor, elements: Tensor) -> Any:
         """The cache of all but the last token, which the next block does not change."""
@@ -243,7 +305,7 @@ class _Search:
         self.cache = self.model(
             tokens[:, new],
             attention_mask=mask[:, :-1],
-            **self.interface.positions(mask[:, :-1], past),
+            **self.model.runner.interface.positions(mask[:, :-1], past),
             cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -276,18 +338,6 @@ class _Search:
         sums: Tensor = probabilities.sum(dim=1).double().cpu()
         return sums
 
-    def _choose(self, scores: Tensor, sums: Tensor, length: int) -> Tensor:
-        """The best copy of each prompt, by score, sum of probabilities, and chance."""
-        if self.noise is None:
-            chance = torch.rand(scores.shape)
-        else:
-            chance = self.noise.take(self.active).ties(length)
-        for ranks in (scores, sums):
-            best = ranks.masked_fill(chance == -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
-            tied = (ranks == best) | ((best - ranks).abs() <= TIE * best.abs())
-            chance = chance.masked_fill(~tied, -torch.inf)
-        return chance.argmax(dim=1)
-
     def _append(self, new: Tensor, alive: Tensor) -> None:
         shape = (self.tokens.shape[0], new.shape[1])
         tokens = self.tokens.new_full(shape, self.pad)
@@ -316,8 +366,8 @@ def _noise(processors: list[Any], sequences: int) -> GumbelNoise | None:
         if isinstance(processor, GumbelNoise):
             if len(processor.seeds) != sequences:
                 raise ValueError(
-                    f"the noise has {len(processor.seeds)} seeds for {sequences} sequences; use "
-                    "one for each prompt, times num_return_sequences"
+                    f"`seeds` must be one for each of {sequences} sequences, got "
+                    f"{len(processor.seeds)}; use one for each prompt, times num_return_sequences"
                 )
             return processor
     return None

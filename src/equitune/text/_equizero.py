@@ -6,8 +6,6 @@ from typing import final
 
 from equitune.text._choosing import ChoosingLM
 
-__all__ = ["EquiZeroLM", "REquiZeroLM"]
-
 
 @final
 class EquiZeroLM(ChoosingLM):
@@ -61,13 +59,15 @@ class REquiZeroLM(ChoosingLM):
     Args:
         model: A causal language model of transformers.
         words: The equality words with general words.
-        tokenizer: As for :class:`EquiZeroLM`.
-        scorer: As for :class:`EquiZeroLM`.
-        beam_length: As for :class:`EquiZeroLM`.
+        tokenizer: That of the model, to make sentences of tokens.
+        scorer: A function of a list of sentences, prompts included, that returns a number for each;
+            the largest is the best.
+        beam_length: The number m of tokens that are generated before the copies are compared.
 
     Raises:
-        TypeError: As :class:`EquiZeroLM`.
-        ValueError: As :class:`EquiZeroLM`, and if ``words`` have no general words.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If ``words`` are of another vocabulary or have no general words, or
+            ``beam_length`` is below 1.
 
     Example:
         >>> import torch

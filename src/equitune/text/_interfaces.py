@@ -11,8 +11,6 @@ from torch import Tensor
 from equitune._extras import require
 from equitune.text._checks import positions_of
 
-__all__ = ["CACHE_ARGUMENTS", "GENERATE_CACHE", "Interface", "language_model_output"]
-
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What the cache of a model is called, the newer name first."""
 

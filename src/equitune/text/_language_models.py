@@ -4,39 +4,15 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from equitune.text._averages import MeanOfProbabilities, TokenAverage
+from equitune.spaces import Probabilities, Space
 from equitune.text._orbit import OrbitLM
 from equitune.text._words import ResolvedWords
 
-__all__ = ["AveragingLM", "EquiLM", "REquiLM"]
-
-
-class AveragingLM(OrbitLM):
-    """Takes the mean over all copies of a prompt."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        average: TokenAverage = MeanOfProbabilities(),  # noqa: B008
-    ) -> None:
-        super().__init__(model, words, average)
-
-    def _copies(self, elements: Tensor | None, batch: int, device: torch.device) -> Tensor:
-        if elements is not None:
-            raise ValueError(
-                f"elements is given, but {type(self).__name__} averages the whole group; leave it "
-                "out"
-            )
-        return torch.arange(self.group.order, device=device).expand(batch, -1)
-
 
 @final
-class EquiLM(AveragingLM):
+class EquiLM(OrbitLM):
     """A language model that is fair in the sense of groups: P(gX2 | gX1) = P(X2 | X1).
 
     The mean over the group of the probabilities that a causal language model gives the next token,
@@ -47,7 +23,7 @@ class EquiLM(AveragingLM):
         model: A causal language model of transformers (Llama, GPT-2, GPT-NeoX, ...).
         words: The equality words, ``EqualityWords(...).resolve(tokenizer, vocab_size)``; general
             words are neutral here.
-        average: ``MeanOfProbabilities()``, as in the paper, or ``MeanOfLogits()``.
+        space: ``Probabilities()``, as in the paper, or ``Logits()``.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -67,11 +43,18 @@ class EquiLM(AveragingLM):
         True
     """
 
-    relaxed = False
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        space: Space = Probabilities(),  # noqa: B008
+    ) -> None:
+        super().__init__(model, words, space=space)
 
 
 @final
-class REquiLM(AveragingLM):
+class REquiLM(OrbitLM):
     """EquiLM, relaxed: general words keep the probabilities of the plain model.
 
     Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
@@ -82,7 +65,7 @@ class REquiLM(AveragingLM):
     Args:
         model: A causal language model of transformers.
         words: The equality words with general words.
-        average: As for :class:`EquiLM`.
+        space: ``Probabilities()``, as in the paper, or ``Logits()``.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -102,4 +85,11 @@ class REquiLM(AveragingLM):
         (True, True)
     """
 
-    relaxed = True
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        space: Space = Probabilities(),  # noqa: B008
+    ) -> None:
+        super().__init__(model, words, space=space, relaxed=True)

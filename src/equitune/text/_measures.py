@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import (
-    require_counts,
     require_entries,
     require_int,
     require_module,
@@ -19,18 +18,9 @@ from equitune._checks import (
     require_type,
 )
 from equitune._extras import require
-from equitune.text._checks import context_length
+from equitune.text._checks import context_length, require_tokens
 from equitune.text._interfaces import Interface
 from equitune.text._words import ResolvedWords
-
-__all__ = [
-    "fairness_gap",
-    "perplexity",
-    "regard_distribution",
-    "regard_gap",
-    "sequence_log_prob",
-]
-
 
 # A requirement of transformers.
 tqdm: Any = require("tqdm", '"equitune[text]"').tqdm
@@ -70,32 +60,29 @@ def sequence_log_prob(
         (torch.Size([1]), True)
     """
     require_module("model", model)
-    require_tensor("context", context, "(B, L1)")
-    require_tensor("continuation", continuation, "(B, L2)")
-    if attention_mask is not None:
-        require_tensor("attention_mask", attention_mask, "(B, L1 + L2)")
-    if context.dim() != 2 or continuation.dim() != 2 or context.shape[0] != continuation.shape[0]:
+    require_tokens("context", context, least=1)
+    require_tokens("continuation", continuation, least=1)
+    if context.shape[0] != continuation.shape[0]:
         raise ValueError(
-            f"context has shape {tuple(context.shape)} and continuation "
-            f"{tuple(continuation.shape)}; use (B, T1) and (B, T2)"
+            f"`continuation` must be one for each context, got {tuple(continuation.shape)} for "
+            f"{tuple(context.shape)}; use one batch size"
         )
-    if not context.shape[1] or not continuation.shape[1]:
-        raise ValueError("context and continuation need at least one token each")
     tokens = torch.cat([context, continuation], dim=1)
     options: dict[str, Any] = {}
     if attention_mask is not None:
+        require_tensor("attention_mask", attention_mask, "(B, T1 + T2)")
         if attention_mask.shape != tokens.shape:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; use "
-                f"{tuple(tokens.shape)}, that of context and continuation together"
+                f"`attention_mask` must be {tuple(tokens.shape)}, got "
+                f"{tuple(attention_mask.shape)}; use one for context and continuation together"
             )
         if not attention_mask[:, context.shape[1] - 1].all():
             raise ValueError(
-                "attention_mask is 0 at the end of a context, from which the continuation goes on; "
-                "pad contexts on their left"
+                "`attention_mask` must be 1 at the end of each context, got 0; pad contexts on "
+                "their left"
             )
-        options["attention_mask"] = attention_mask
-        options |= Interface(model).positions(attention_mask)
+        positions = Interface(model).positions(attention_mask)
+        options = {"attention_mask": attention_mask, **positions}
     scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
     found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
@@ -166,7 +153,7 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
         exp of the mean negative log-probability of a token.
 
     Raises:
-        ValueError: If ``tokens`` is no text of two tokens or more, or window and stride do not fit.
+        ValueError: If ``tokens`` is shorter than two tokens, or window and stride do not fit.
 
     Example:
         >>> import torch
@@ -177,21 +164,22 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
         >>> perplexity(model, torch.arange(20).repeat(5), window=16, stride=8) > 1
         True
     """
-    require_counts(window=window, stride=stride)
     require_module("model", model)
     require_tensor("tokens", tokens, "(T,)")
-    window = require_int("window", window, "how many tokens are read at a time")
-    stride = require_int("stride", stride, "how many tokens the window moves on")
     if tokens.dim() != 1 or tokens.shape[0] < 2:
-        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; use (T,), T at least 2")
-    limit = context_length(model)
-    if window < 2 or (limit is not None and window > limit):
         raise ValueError(
-            f"window is {window}; use 2 or more, and at most the model's context of {limit} tokens"
+            f"`tokens` must be (T,) with T at least 2, got {tuple(tokens.shape)}; use one text"
         )
+    limit = context_length(model)
+    window = require_int("window", window, "how many tokens are read at a time", least=2)
+    if limit is not None and window > limit:
+        raise ValueError(
+            f"`window` must be at most {limit}, got {window}; use the model's context or less"
+        )
+    stride = require_int("stride", stride, "how many tokens the window moves on", least=1)
     if stride >= window:
         raise ValueError(
-            f"stride is {stride} for a window of {window}; use less, so that no token is left out"
+            f"`stride` must be less than the window of {window}, got {stride}; use fewer tokens"
         )
     device = next(model.parameters()).device
     total, read = 0.0, 1
@@ -221,21 +209,21 @@ def regard_distribution(
         The fraction of each category.
 
     Raises:
-        ValueError: If there are no labels, or one is no category.
+        ValueError: If ``labels`` is empty, or has one that is not among the categories.
 
     Example:
         >>> from equitune.text import regard_distribution
         >>> regard_distribution(["good", "bad", "good", "good"], ["bad", "good"])
         {'bad': 0.25, 'good': 0.75}
     """
-    labels = require_entries("labels", labels, "one label for each text")
+    labels = require_entries("labels", labels, "one label for each sentence", least=1)
     categories = require_entries("categories", categories, "all labels that there are")
-    if not labels:
-        raise ValueError("labels is empty; use the label of at least one sentence")
     counts = Counter(labels)
-    unknown = [label for label in counts if label not in set(categories)]
-    if unknown:
-        raise ValueError(f"labels has {unknown}, but categories are {list(categories)}")
+    if not counts.keys() <= set(categories):
+        raise ValueError(
+            f"`labels` must be among the categories {categories}, got "
+            f"{[label for label in counts if label not in categories]}; use all of them"
+        )
     return {category: counts[category] / len(labels) for category in categories}
 
 
@@ -258,11 +246,13 @@ def regard_gap(distributions: Mapping[Hashable, Mapping[Hashable, float]]) -> fl
         0.25
     """
     require_type("distributions", distributions, Mapping, "a distribution for each group")
-    if len(distributions) < 2:
-        raise ValueError(f"distributions has {len(distributions)} groups; use two or more")
     categories = {frozenset(distribution) for distribution in distributions.values()}
-    if len(categories) != 1:
-        raise ValueError("distributions have different categories; use the same for all groups")
+    if len(distributions) < 2 or len(categories) != 1:
+        raise ValueError(
+            f"`distributions` must be of two or more groups with the same categories, got "
+            f"{len(distributions)} groups and {len(categories)} sets of categories; use those of "
+            "regard_distribution(labels, categories)"
+        )
     return max(
         sum(abs(first[category] - second[category]) for category in first) / 2
         for first, second in itertools.combinations(distributions.values(), 2)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import operator
 from collections.abc import Iterable
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_entries, require_type
+from equitune._checks import require_ints, require_type
 from equitune._extras import require
 from equitune.actions import Action
-
-__all__ = ["GumbelNoise"]
 
 LogitsProcessor: Any = require("transformers", '"equitune[text]"').LogitsProcessor
 
@@ -42,7 +39,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
 
     Example:
         >>> import torch
-        >>> from equitune import Action
+        >>> from equitune import TokenAction
         >>> from equitune.text import GumbelNoise
         >>> noise = GumbelNoise(TokenAction.cyclic_swaps(5, [(1, 2)]), seeds=[7])
         >>> ids, scores = torch.tensor([[0, 3]]), torch.zeros(1, 5)
@@ -51,10 +48,8 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, action: Action, seeds: Iterable[int]) -> None:
-        require_type("action", action, Action, "words.action")
-        given = require_entries("seeds", seeds, "one whole number for each sequence")
-        self.seeds = tuple(map(_whole, given))
-        self.action = action
+        self.action: Action = require_type("action", action, Action, "words.action")
+        self.seeds = require_ints("seeds", seeds, "one whole number for each sequence")
         self.elements: tuple[int, ...] = (0,) * len(self.seeds)
         self._on_scores = action.on_logits()
 
@@ -85,8 +80,9 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         """The scores (S, V) with the noise of the next position, that of ``input_ids.shape[1]``."""
         if scores.shape[0] != len(self.seeds):
             raise ValueError(
-                f"the noise has {len(self.seeds)} seeds, but there are {scores.shape[0]} sequences;"
-                " give one seed for each of them (beams have no noise)"
+                f"`seeds` must be one for each of {scores.shape[0]} sequences, got "
+                f"{len(self.seeds)}; use one for each prompt, times num_return_sequences, and no "
+                "beams"
             )
         drawn = self._draw(input_ids.shape[1], scores.shape[1], stream=0)
         elements = torch.tensor(self.elements, dtype=torch.int64, device="cpu")
@@ -106,13 +102,6 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         noise = copy.copy(self)
         noise.seeds, noise.elements = tuple(seeds), tuple(elements)
         return noise
-
-
-def _whole(seed: Any) -> int:
-    try:
-        return operator.index(seed)
-    except TypeError as error:
-        raise TypeError(f"seeds has {seed!r}; use whole numbers") from error
 
 
 def _mixed(*numbers: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from equitune.text._words import ResolvedWords
 
-__all__ = ["check_phrases"]
+Entry = tuple[frozenset[tuple[int, ...]], float | None]
+"""Phrases that are alternatives, and the number that belongs to them."""
 
 
 def check_phrases(name: str, value: Any, words: ResolvedWords) -> None:
@@ -23,60 +25,47 @@ def check_phrases(name: str, value: Any, words: ResolvedWords) -> None:
     Raises:
         ValueError: If some group element makes another setting of it.
     """
-    if value is None:
-        return
-    given = _entries(value)
+    given = frozenset() if value is None else _entries(value)
     for row in words.action.permutations:
-        moved = frozenset(_moved(entry, row) for entry in given)
+        moved = frozenset((_moved(phrases, row), number) for phrases, number in given)
         if moved == given:
             continue
-        named = sorted(words.equality & set(_tokens(given)))
-        partners = sorted(words.equality & set(_tokens(moved - given)))
+        named, partners = (sorted(words.equality & _tokens(e)) for e in (given, moved - given))
         raise ValueError(
-            f"{name} names the equality words {named}, but not in the same way {partners}, which "
+            f"`{name}` names the equality words {named}, but not in the same way {partners}, which "
             f"the group exchanges them for; leave them out of {name}, or name all of them alike"
         )
 
 
-def _entries(value: Any) -> frozenset[Any]:
-    """What is named, in no order: tokens, phrases, alternatives, and phrases with a number."""
+def _entries(value: Any) -> frozenset[Entry]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return frozenset((_phrase(phrase), bias) for phrase, bias in value.items())
-    if isinstance(value, int):
-        return frozenset([value])
-    return frozenset(map(_entry, value))
+        return frozenset((frozenset([_phrase(key)]), bias) for key, bias in value.items())
+    return frozenset(map(_entry, [value] if isinstance(value, int) else value))
 
 
-def _entry(entry: Any) -> Any:
-    if isinstance(entry, int):
-        return entry
-    parts = list(entry)
+def _entry(entry: Any) -> Entry:
+    parts = [entry] if isinstance(entry, int) else list(entry)
     if any(isinstance(part, float) for part in parts):
-        phrase, bias = parts
-        return (_phrase(phrase), bias)
-    if all(isinstance(part, int) for part in parts):
-        return tuple(parts)
-    return frozenset(map(_phrase, parts))
+        phrase, number = parts
+        return frozenset([_phrase(phrase)]), number
+    alone = all(isinstance(part, int) for part in parts)
+    return frozenset(map(_phrase, [parts] if alone else parts)), None
 
 
 def _phrase(tokens: Any) -> tuple[int, ...]:
     return (tokens,) if isinstance(tokens, int) else tuple(map(int, tokens))
 
 
-def _moved(entry: Any, row: tuple[int, ...]) -> Any:
-    if isinstance(entry, int):
-        # Numbers that are no tokens stand for none.
-        return row[entry] if 0 <= entry < len(row) else entry
-    if isinstance(entry, float):
-        return entry
-    return type(entry)(_moved(part, row) for part in entry)
+def _moved(phrases: frozenset[tuple[int, ...]], row: tuple[int, ...]) -> frozenset[tuple[int, ...]]:
+    # Numbers outside of the vocabulary stand for no token.
+    return frozenset(
+        tuple([row[token] if 0 <= token < len(row) else token for token in phrase])
+        for phrase in phrases
+    )
 
 
-def _tokens(entry: Any) -> Iterable[int]:
-    if isinstance(entry, int):
-        yield entry
-    elif not isinstance(entry, float):
-        for part in entry:
-            yield from _tokens(part)
+def _tokens(entries: frozenset[Entry]) -> set[int]:
+    phrases = itertools.chain.from_iterable(phrases for phrases, _ in entries)
+    return set(itertools.chain.from_iterable(phrases))

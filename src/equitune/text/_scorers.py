@@ -9,9 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_counts, require_type
-
-__all__ = ["ClassificationScorer", "checked_scores"]
+from equitune._checks import described, require_function, require_int, require_type
 
 Scorer = Callable[[list[str]], Any]
 """A list of sentences to as many numbers, the larger the better."""
@@ -28,7 +26,7 @@ class ClassificationScorer:
 
     Raises:
         TypeError: If ``pipeline`` cannot be called.
-        ValueError: If ``values`` is empty, or no finite number.
+        ValueError: If ``values`` is empty, or has a number that is not finite.
 
     Example:
         >>> from equitune.text import ClassificationScorer
@@ -42,18 +40,16 @@ class ClassificationScorer:
     def __init__(
         self, pipeline: Callable[..., Any], values: Mapping[str, float], *, batch_size: int = 32
     ) -> None:
-        if not callable(pipeline):
-            raise TypeError(
-                f"pipeline is a {type(pipeline).__name__}; use "
-                'transformers.pipeline("text-classification", ...)'
+        use = 'transformers.pipeline("text-classification", ...)'
+        self.pipeline = require_function("pipeline", pipeline, use)
+        self.values = dict(require_type("values", values, Mapping, "a number for each label"))
+        if not self.values or not all(map(math.isfinite, self.values.values())):
+            raise ValueError(
+                f"`values` must be finite numbers, got {self.values}; use one for each label"
             )
-        require_type("values", values, Mapping, "a number for each label")
-        require_counts(batch_size=batch_size)
-        if not values or not all(math.isfinite(value) for value in values.values()):
-            raise ValueError(f"values is {dict(values)}; use a finite number for each label")
-        self.pipeline = pipeline
-        self.values = dict(values)
-        self.batch_size = batch_size
+        self.batch_size = require_int(
+            "batch_size", batch_size, "the sentences in one pass", least=1
+        )
 
     def __call__(self, texts: list[str]) -> list[float]:
         """The expected values of sentences.
@@ -72,30 +68,30 @@ class ClassificationScorer:
         missing = sorted({entry["label"] for entry in labels} - self.values.keys())
         if missing:
             raise ValueError(
-                f"the pipeline gives the labels {missing}, but values has {sorted(self.values)}; "
-                "use a value for each label"
+                f"`values` must have all labels of the pipeline, got {sorted(self.values)}; use a "
+                f"number for {missing} as well"
             )
         return math.fsum(self.values[entry["label"]] * entry["score"] for entry in labels)
 
 
 def checked_scores(scorer: Scorer, texts: list[str]) -> Tensor:
-    """The scores of sentences, each distinct one scored once; refuses what are no scores."""
+    """The scores of sentences, each distinct one scored once; refuses anything but numbers."""
     distinct = list(dict.fromkeys(texts))
     given = scorer(list(distinct))
+    use = f"return one number for each sentence, ({len(distinct)},)"
     try:
         scores = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"scorer returned a {type(given).__name__} that holds no numbers ({error}); return "
-            "one number for each sentence"
+            f"`scorer` must return numbers, got {described(given)} ({error}); {use}"
         ) from error
     if scores.shape != (len(distinct),):
         raise ValueError(
-            f"scorer returned scores of shape {tuple(scores.shape)} for {len(distinct)} sentences; "
-            f"return one number for each sentence, ({len(distinct)},)"
+            f"`scorer` must return {len(distinct)} numbers for as many sentences, got shape "
+            f"{tuple(scores.shape)}; {use}"
         )
     if scores.isnan().any():
         bad = distinct[int(scores.isnan().nonzero()[0])]
-        raise ValueError(f"scorer returned NaN for {bad!r}; return a number for each sentence")
+        raise ValueError(f"`scorer` must return numbers, got NaN for {bad!r}; {use}")
     place = {text: index for index, text in enumerate(distinct)}
     return scores[[place[text] for text in texts]]

@@ -11,8 +11,6 @@ from equitune.text._phrases import check_phrases
 from equitune.text._variants import token_ids
 from equitune.text._words import ResolvedWords
 
-__all__ = ["check_settings", "ends", "merged_settings", "new_tokens", "tokens_of"]
-
 NAMES_ONE = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """Where of several tokens one is taken, whatever the model says."""
 
@@ -25,14 +23,18 @@ NAMES_TOKENS = (
     "sequence_bias",
 )
 
-READS_ACTIVATIONS = (
-    "output_attentions",
-    "output_hidden_states",
-    "penalty_alpha",
-    "dola_layers",
-    "use_mtp",
-    "speculation_type",
+ACTIVATIONS = (
+    "reads activations, which are those of copies and cannot be put together; leave it out"
 )
+
+REFUSED = {
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "penalty_alpha", "dola_layers",
+                     "use_mtp", "speculation_type"), ACTIVATIONS),
+    "constraints": "holds objects, in which equality words cannot be found; use force_words_ids",
+    "assistant_ensemble_weight": "adds the probabilities of the assistant, on which the group does "
+    "not act; leave it out, and the assistant makes proposals alone",
+}  # fmt: skip
+"""Settings that break the promise of equivariance, or need what copies do not have."""
 
 NEW_TOKENS = 20
 """As many as transformers generate by default."""
@@ -42,7 +44,7 @@ def merged_settings(model: Any, given: Any, options: dict[str, Any]) -> tuple[An
     """The model's own settings, changed by a ``GenerationConfig`` and by keyword arguments.
 
     Returns:
-        The settings, a copy, and the arguments that are no settings.
+        The settings, a copy, and the arguments that name no setting.
     """
     settings = copy.deepcopy(model.generation_config)
     if given is not None:
@@ -65,13 +67,8 @@ def new_tokens(model: Any, settings: Any, length: int) -> int:
     return NEW_TOKENS if limit is None else max(0, min(NEW_TOKENS, limit - length))
 
 
-def ends(settings: Any) -> list[int]:
-    """The tokens that end a sequence."""
-    return tokens_of(settings.eos_token_id)
-
-
 def tokens_of(given: Any) -> list[int]:
-    """The tokens of a setting that is one token, several, or none."""
+    """The tokens of a setting that is one token, several, or None."""
     if given is None:
         return []
     return [given] if isinstance(given, int) else [int(token) for token in given]
@@ -85,35 +82,24 @@ def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords)
         options: Its other arguments.
         words: The equality words.
     """
+    for name, reason in REFUSED.items():
+        if getattr(settings, name, None):
+            raise ValueError(f"`{name}` {reason}")
     for name in NAMES_ONE:
         for token in tokens_of(getattr(settings, name, None)):
             check_phrases(name, token, words)
     for name in NAMES_TOKENS:
         check_phrases(name, getattr(settings, name, None), words)
-    if settings.pad_token_id is None and words.equality & set(ends(settings)[:1]):
+    for places in _stop_strings(settings, options):
+        check_phrases("stop_strings", places, words)
+    if settings.pad_token_id is None and words.equality & set(tokens_of(settings.eos_token_id)[:1]):
         raise ValueError(
-            "eos_token_id names equality words, and the first of them pads sentences; use another "
-            "token as pad_token_id"
+            "`eos_token_id` names equality words, and the first of them pads sentences; use "
+            "another token as pad_token_id"
         )
-    _check_stop_strings(settings.stop_strings, options.get("tokenizer"), words)
-    if getattr(settings, "constraints", None):
-        raise ValueError(
-            "constraints are objects, in which equality words cannot be found; use force_words_ids"
-        )
-    for name in READS_ACTIVATIONS:
-        if getattr(settings, name, None):
-            raise ValueError(
-                f"{name} reads activations, which are those of copies and cannot be put together; "
-                "leave it out"
-            )
     if settings.cache_implementation == "paged":
         raise ValueError(
-            "cache_implementation='paged' is a cache of a fixed number of copies; leave it out"
-        )
-    if getattr(settings, "assistant_ensemble_weight", None) is not None:
-        raise ValueError(
-            "assistant_ensemble_weight adds the probabilities of the assistant, on which the group "
-            "does not act; leave it out, and the assistant makes proposals alone"
+            "`cache_implementation` is 'paged', a cache of a fixed number of copies; leave it out"
         )
     processors = options.get("logits_processor") or ()
     if settings.do_sample and any(isinstance(p, GumbelNoise) for p in processors):
@@ -122,10 +108,11 @@ def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords)
         )
 
 
-def _check_stop_strings(given: Any, tokenizer: Any, words: ResolvedWords) -> None:
+def _stop_strings(settings: Any, options: dict[str, Any]) -> list[Any]:
+    """The tokens of strings that stop sentences, within a text and at its beginning."""
+    given, tokenizer = settings.stop_strings, options.get("tokenizer")
     # Without a tokenizer they are refused by transformers.
     if given is None or tokenizer is None:
-        return
+        return []
     texts = [given] if isinstance(given, str) else list(given)
-    for places in zip(*(token_ids(tokenizer, text) for text in texts), strict=True):
-        check_phrases("stop_strings", places, words)
+    return [*zip(*(token_ids(tokenizer, text) for text in texts), strict=True)]

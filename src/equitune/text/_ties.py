@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["save_ties_once"]
-
 
 def save_ties_once(module: nn.Module) -> None:
     """Leaves all names but the first of a tied weight out of a module's ``state_dict``.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-
-__all__ = ["capitalised", "forms", "token_ids"]
 
 
 def forms(words: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -14,32 +12,40 @@ def forms(words: tuple[str, ...]) -> list[tuple[str, ...]]:
     Lists with names, which begin with a capital letter, are not capitalised: a name would stay as
     it is, next to another word.
     """
-    found = [words]
+    found = [words, tuple(word.upper() for word in words)]
     if not any(word[:1].isupper() for word in words):
-        found.append(tuple(map(capitalised, words)))
-    found.append(tuple(word.upper() for word in words))
+        found.insert(1, tuple(word[:1].upper() + word[1:] for word in words))
     return list(dict.fromkeys(found))
 
 
-def capitalised(word: str) -> str:
-    """A word with a capital first letter, the others as they are."""
-    return word[:1].upper() + word[1:]
+def occurrences(
+    tokenizer: Callable[..., Any], words: tuple[str, ...]
+) -> Iterator[tuple[tuple[int, int], tuple[str, ...], tuple[tuple[int, ...], ...]]]:
+    """All forms of an equality list, in the middle of a text and at its beginning.
+
+    Yields:
+        The numbers of the form and of the place, (0, 0) for the words as they are given; the
+        form; and the tokens of each of its words.
+    """
+    for rank, form in enumerate(forms(words)):
+        places = zip(*(token_ids(tokenizer, word) for word in form), strict=True)
+        for place, tokens in enumerate(places):
+            yield (rank, place), form, tokens
 
 
 def token_ids(tokenizer: Callable[..., Any], word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens of a word in the middle of a text, and at its beginning.
 
-    What stands for the space before a word is the tokenizer's affair, so that the word is read
-    off after another one.
+    What stands for the space before a word is up to the tokenizer, so the tokens are those that
+    follow another word.
     """
-    before, after = _encoded(tokenizer, "a"), _encoded(tokenizer, f"a {word}")
+    before, after, alone = [
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("a", f"a {word}", word)
+    ]
     if after[: len(before)] != before:
         raise ValueError(
-            f"the tokenizer does not keep the tokens of 'a' before {word!r}; words cannot be told "
-            "apart in its texts"
+            f"the tokenizer does not keep the tokens of 'a' before {word!r}, so words cannot be "
+            "distinguished in its texts; use another tokenizer"
         )
-    return after[len(before) :], _encoded(tokenizer, word)
-
-
-def _encoded(tokenizer: Callable[..., Any], text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return after[len(before) :], alone

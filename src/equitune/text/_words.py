@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -10,6 +11,7 @@ from typing import Any, final
 from equitune._checks import (
     require_entries,
     require_flag,
+    require_function,
     require_int,
     require_ints,
     require_strings,
@@ -17,9 +19,7 @@ from equitune._checks import (
 )
 from equitune.actions import TokenAction
 from equitune.groups import FiniteGroup
-from equitune.text._variants import capitalised, forms, token_ids
-
-__all__ = ["EqualityWords", "ResolvedWords", "SkippedWords"]
+from equitune.text._variants import occurrences
 
 
 @final
@@ -72,12 +72,13 @@ class ResolvedWords:
         moved = {i for row in self.action.permutations for i in identity if row[i] != i}
         if moved != self.equality:
             raise ValueError(
-                f"cycles has the tokens {sorted(self.equality)}, but action moves {sorted(moved)}"
+                f"`cycles` must be what `action` moves, {sorted(moved)}, got "
+                f"{sorted(self.equality)}; use the tokens that are exchanged"
             )
         if not set(self.general) <= set(identity) or moved & set(self.general):
             raise ValueError(
-                f"general is {self.general}; use tokens of the vocabulary of {len(identity)} that "
-                f"action does not move, none of {sorted(moved)}"
+                f"`general` must be tokens that `action` does not move, got {self.general}; use "
+                f"tokens of the vocabulary of {len(identity)} other than {sorted(moved)}"
             )
 
     @property
@@ -99,20 +100,15 @@ class ResolvedWords:
                 f"the words are of vocabularies of {sizes[0]} and {sizes[1]} tokens; resolve both "
                 "with one tokenizer"
             )
-        shared = sorted(self.equality & other.equality)
-        if shared:
+        both = {*self.equality, *self.general} & other.equality
+        both |= self.equality & set(other.general)
+        if both:
             raise ValueError(
-                f"both demographics exchange the tokens {shared}; each token may belong to one"
+                f"the tokens {sorted(both)} are equality words of one demographic, and equality or "
+                "general words of the other; leave them out of one"
             )
-        for words, general in ((self, other.general), (other, self.general)):
-            both = sorted(words.equality & set(general))
-            if both:
-                raise ValueError(
-                    f"the tokens {both} are general words of one demographic and equality words "
-                    "of the other"
-                )
         rows = [
-            [first[second[token]] for token in range(sizes[0])]
+            [first[token] for token in second]
             for first in self.action.permutations
             for second in other.action.permutations
         ]
@@ -140,9 +136,9 @@ class EqualityWords:
             probabilities in the relaxed models.
 
     Raises:
-        TypeError: If a list is one string, or something else than strings stands in it.
-        ValueError: If there is no list, lists differ in length or have fewer than two words, or a
-            word occurs twice.
+        TypeError: If a list is not a sequence of strings.
+        ValueError: If ``lists`` is empty, lists differ in length or have fewer than two words, a
+            word occurs twice, or a word is empty or has spaces around it.
 
     Example:
         >>> from equitune.text import EqualityWords
@@ -192,123 +188,94 @@ class EqualityWords:
         require_flag("skip_split", skip_split)
         size = _vocabulary(tokenizer, vocabulary_size)
         unknown = getattr(tokenizer, "unk_token_id", None)
-        found = _Cycles(unknown)
-        candidates = [
-            (rank, place, words, form, tokens)
-            for words in self.lists
-            for rank, form in enumerate(forms(words))
-            for place, tokens in enumerate(
-                zip(*(token_ids(tokenizer, word) for word in form), strict=True)
-            )
-        ]
-        # What was given comes before the forms of another list.
-        for rank, place, words, form, tokens in sorted(candidates, key=lambda c: c[:2]):
-            found.add(words, form, tokens, given=rank == place == 0)
-        cycles = [cycle for words in self.lists for cycle in found.cycles.get(words, ())]
+        cycles, left_out, split = _exchanged(tokenizer, self.lists, unknown)
         equality = frozenset(itertools.chain.from_iterable(cycles))
         general, whole = _general_ids(tokenizer, self.general, unknown, equality)
         both = sorted(equality & set(general))
         if both:
             raise ValueError(f"the tokens {both} belong to general and to equality words")
-        split = [*found.split, *whole]
+        split += whole
         if split and not skip_split:
             raise ValueError(
-                "some words have several tokens: "
-                + ", ".join(_listed(entry) for entry in split)
-                + "; leave them out, or give skip_split=True to have them skipped and reported"
+                f"some words have several tokens: {', '.join(map(_listed, split))}; leave them "
+                "out, or use skip_split=True to have them skipped and reported"
             )
         if not cycles:
-            raise ValueError("no equality word is one token of this tokenizer; use others")
-        left_out = [entry for words in self.lists for entry in found.skipped.get(words, ())]
+            raise ValueError("none of the equality words is one token of the tokenizer; use others")
         skipped = {entry.words: entry for entry in (*left_out, *split)}
         return ResolvedWords(
             TokenAction.cyclic_swaps(size, cycles), general, tuple(cycles), tuple(skipped.values())
         )
 
 
-class _Cycles:
-    """The tokens that are exchanged, and the forms that are left out."""
-
-    def __init__(self, unknown: int | None) -> None:
-        self.unknown = unknown
-        self.cycles: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-        self.split: list[SkippedWords] = []
-        self.skipped: dict[tuple[str, ...], list[SkippedWords]] = {}
-        self._taken: dict[int, tuple[tuple[int, ...], tuple[str, ...]]] = {}
-
-    def add(
-        self,
-        words: tuple[str, ...],
-        form: tuple[str, ...],
-        tokens: tuple[tuple[int, ...], ...],
-        *,
-        given: bool,
-    ) -> None:
-        """Takes a form of a list, or reports it; one that was given must not contradict another."""
-        cycle = tuple(ids[0] for ids in tokens if len(ids) == 1)
-        entry = SkippedWords(form, tokens)
-        skipped = self.skipped.setdefault(words, [])
-        if len(cycle) < len(tokens):
-            (self.split if given else skipped).append(entry)
-            return
-        if self.unknown in cycle:
-            if given:
-                word = form[cycle.index(self.unknown)]
-                raise ValueError(
-                    f"the tokenizer does not know the word {word!r}; leave its list out"
-                )
-            skipped.append(entry)
-            return
-        others = [self._taken[token] for token in cycle if token in self._taken]
-        if len(set(cycle)) == len(cycle) and not others:
-            self.cycles.setdefault(words, []).append(cycle)
-            self._taken.update(dict.fromkeys(cycle, (cycle, form)))
-        elif len(others) < len(cycle) or any(other != cycle for other, _ in others):
-            if given:
-                _raise_twice(cycle, form, others)
-            skipped.append(entry)
+def _exchanged(
+    tokenizer: Callable[..., Any], lists: tuple[tuple[str, ...], ...], unknown: int | None
+) -> tuple[list[tuple[int, ...]], list[SkippedWords], list[SkippedWords]]:
+    """The cycles of tokens, the forms that are left out, and lists as given of several tokens."""
+    cycles: list[tuple[int, tuple[int, ...]]] = []
+    left_out: list[tuple[int, SkippedWords]] = []
+    split: list[SkippedWords] = []
+    taken: dict[int, tuple[str, ...]] = {}
+    candidates = [
+        (rank, number, form, tokens)
+        for number, words in enumerate(lists)
+        for rank, form, tokens in occurrences(tokenizer, words)
+    ]
+    # What was given comes before the forms of another list.
+    for rank, number, form, tokens in sorted(candidates):
+        cycle, given = tuple([ids[0] for ids in tokens if len(ids) == 1]), not any(rank)
+        clashes = [token for token in cycle if token in taken or cycle.count(token) > 1]
+        if given and len(cycle) < len(tokens):
+            split.append(SkippedWords(form, tokens))
+        elif given and unknown in cycle:
+            word = form[cycle.index(unknown)]
+            raise ValueError(f"the tokenizer does not know the word {word!r}; leave its list out")
+        elif len(cycle) == len(tokens) and unknown not in cycle and not clashes:
+            cycles.append((number, cycle))
+            taken.update(dict.fromkeys(cycle, form))
+        elif any(cycle == other for _, other in cycles):
+            continue
+        elif given:
+            raise ValueError(
+                f"the token {clashes[0]} would have to be exchanged within "
+                f"{taken.get(clashes[0], form)} and within {form}; a token can be exchanged for "
+                "one other only: leave one of them out"
+            )
+        else:
+            left_out.append((number, SkippedWords(form, tokens)))
+    return _by_list(cycles), _by_list(left_out), split
 
 
-def _raise_twice(cycle: tuple[int, ...], form: tuple[str, ...], others: list[Any]) -> None:
-    other_cycle, other = others[0] if others else (cycle, form)
-    token = next(t for t in cycle if t in other_cycle and (others or cycle.count(t) > 1))
-    raise ValueError(
-        f"the token {token} would have to be exchanged within {other} and within {form}; a token "
-        "can be exchanged for one other only: leave one of them out"
-    )
+def _by_list(found: list[tuple[int, Any]]) -> list[Any]:
+    return [entry for _, entry in sorted(found, key=operator.itemgetter(0))]
 
 
 def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    checked: list[tuple[str, ...]] = []
-    for words in require_entries("lists", lists, "lists such as [('man', 'woman')]"):
-        if isinstance(words, str):
-            raise TypeError(f"lists has the string {words!r}; use lists such as ('man', 'woman')")
-        require_entries("lists", words, "lists such as ('man', 'woman')")
-        if not all(isinstance(word, str) and word.strip() == word and word for word in words):
-            raise TypeError(f"lists has {list(words)}; use words without spaces around them")
-        checked.append(tuple(words))
+    use = "lists such as [('man', 'woman')]"
+    entries = require_entries("lists", lists, use)
+    checked = tuple([require_strings(f"lists[{i}]", ws, use) for i, ws in enumerate(entries)])
     lengths = sorted({len(words) for words in checked})
     if len(lengths) != 1 or lengths[0] < 2:
         raise ValueError(
-            f"lists have the lengths {lengths}; use at least one list, all of the same length, "
-            "the number of demographic groups, 2 or more"
+            f"`lists` must be lists of one length, got the lengths {lengths}; use at least one "
+            "list, with a word for each demographic group, 2 or more"
         )
     seen: dict[str, tuple[str, ...]] = {}
     for words in checked:
         for word in words:
+            if not word or word != word.strip():
+                raise ValueError(f"`lists` has {word!r}; use words without spaces around them")
             if word in seen:
                 raise ValueError(
                     f"{word!r} stands in {seen[word]} and in {words}; it can be exchanged for one "
                     "word only: leave one of the lists out, or make it a general word"
                 )
             seen[word] = words
-    return tuple(checked)
+    return checked
 
 
 def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    if isinstance(general, str):
-        raise TypeError(f"general is the string {general!r}; use a list, [{general!r}]")
-    words = require_strings("general", general, "a list of words")
+    words = require_strings("general", general, "a list of words, such as ['his', 'her']")
     both = sorted(set(words) & set(itertools.chain.from_iterable(lists)))
     if both:
         raise ValueError(f"{both} are general and equality words; a word can be one of them")
@@ -316,18 +283,12 @@ def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -
 
 
 def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
-    if not callable(tokenizer):
-        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; use one of transformers")
+    require_function("tokenizer", tokenizer, "one of transformers")
     own = len(tokenizer)
     if vocabulary_size is None:
         return own
-    require_int("vocabulary_size", vocabulary_size, "model.config.vocab_size, or None")
-    if vocabulary_size < own:
-        raise ValueError(
-            f"vocabulary_size is {vocabulary_size}, but the tokenizer has {own} tokens; use the "
-            "tokenizer of the model"
-        )
-    return vocabulary_size
+    use = "model.config.vocab_size, with the tokenizer of the model"
+    return require_int("vocabulary_size", vocabulary_size, use, least=own)
 
 
 def _general_ids(
@@ -340,17 +301,15 @@ def _general_ids(
     found: set[int] = set()
     split: list[SkippedWords] = []
     for word in words:
-        for form in dict.fromkeys((word, capitalised(word), word.upper())):
-            for place, ids in enumerate(token_ids(tokenizer, form)):
-                given = form == word and place == 0
-                if given and unknown in ids:
-                    raise ValueError(f"the tokenizer does not know the general word {word!r}")
-                if len(ids) == 1 and ids[0] != unknown:
-                    # Equality words are so in all forms, and not what follows from another word.
-                    if given or ids[0] not in equality:
-                        found.add(ids[0])
-                elif given:
-                    split.append(SkippedWords((word,), (ids,)))
+        for rank, form, (ids,) in occurrences(tokenizer, (word,)):
+            given = not any(rank)
+            if given and unknown in ids:
+                raise ValueError(f"the tokenizer does not know the general word {word!r}")
+            if given and len(ids) > 1:
+                split.append(SkippedWords(form, (ids,)))
+            # Equality words are so in all forms, and not what follows from another word.
+            elif len(ids) == 1 and ids[0] != unknown and (given or ids[0] not in equality):
+                found.add(ids[0])
     return tuple(sorted(found)), split
 
 

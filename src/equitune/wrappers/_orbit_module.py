@@ -146,12 +146,27 @@ class OrbitModule(Around, ABC):
             watch.follow(self.backbone)
         return watch
 
-    def _run(self, mix: Mix, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of one call, from what ``mix`` makes of the copies."""
+    def run(
+        self,
+        mix: Mix,
+        x: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        runner: Runner | None = None,
+    ) -> Any:
+        """The output of one call, from what ``mix`` makes of the copies.
+
+        Args:
+            mix: What combines the copies.
+            x: The first argument by position, or None.
+            args: The others.
+            kwargs: The arguments by name.
+            runner: A runner for this call; None for that of the model.
+        """
         given = () if x is None and not args else (x, *args)
         call, annotations = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
         call.tap, call.cut = self._watched("weight_input"), self._watched("submodule")
-        return annotations.on(self.runner.run(call, mix, self.group.elements))
+        return annotations.on((runner or self.runner).run(call, mix, self.group.elements))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -1,0 +1,231 @@
+"""All copies of each sequence, encoded: how they go on step by step, and what weightings read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from equitune._submodules import read_submodule
+from equitune.functional import widened
+from equitune.runners import Call, Mix
+from equitune.runners._orbit import parts_of
+from equitune.seq2seq._decoding import Decoded, Search, every_step, log_probabilities
+from equitune.spaces import Space
+from equitune.weightings import Copies
+from equitune.weightings._base import Mean, join
+
+__all__ = ["DecodedCopies", "Encoded", "StepFunctions"]
+
+Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StepFunctions:
+    """A step model made of two functions."""
+
+    step: Run
+    steps: Run
+
+
+@final
+class Encoded:
+    """The encoded copies of B sequences, in K slots, from which they can be decoded.
+
+    Copies of one source that are equal, and were fed the same, have the same scores to the last
+    bit: those of the first of them. So rounding does not decide between tokens that a source
+    with a symmetry of its own leaves equally probable.
+
+    Args:
+        call: The call of the decoder.
+        mix: Combines the copies; asked here if the weighting reads the input.
+        elements: The elements of the slots.
+
+    Attributes:
+        parts: The copies of each shape, with the search that starts there for an output.
+        same: (K, B) int64, the first slot with an equal copy of the source; None if all differ.
+        whole: Whether scores are those of whole sequences, which differ where equal sources have
+            been fed different tokens.
+        state: The state to start from: what was equal so far, and the model's own of each part.
+        first: (B,), the tokens that start the sequences.
+        targets: (B, L), the targets as they were given, or None.
+    """
+
+    def __init__(self, call: Call, mix: Mix, elements: Sequence[int]) -> None:
+        actions: Any = call.output_action
+        self.decoder: Any = call.backbone
+        self.call, self.elements = call, elements
+        self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
+        self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
+        self.parts = parts_of(call, elements)
+        self.same = self._equal_copies()
+        self.whole = mix.reads == "output"
+        flat = [[stack.flatten(0, 1) for stack in part.inputs] for part in self.parts]
+        if mix.reads == "input":
+            # The weighting and the model may both work in place on what they get.
+            for part in self.parts:
+                part.inputs = [stack.clone() for stack in part.inputs]
+            mix.ask(DecodedCopies(self))
+        for part, copies in zip(self.parts, flat, strict=True):
+            part.output, part.read = self._encode(copies, len(part.slots))
+        search = self.parts[0].output
+        self.first, self.length = search.first[: call.batch_size], search.length
+        self.state = (self.same, [part.output.state for part in self.parts])
+
+    def moved(self, tokens: Tensor) -> Tensor:
+        """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
+        stack: Tensor = self.token_action.orbit(tokens, self.elements)
+        return stack
+
+    def moved_targets(self) -> Tensor | None:
+        """The targets of all copies as a flat batch, (K B, L)."""
+        return None if self.targets is None else self.moved(self.targets).flatten(0, 1)
+
+    def functions(self, mixed: Callable[[Run, Tensor, Any], tuple[Tensor, Any]]) -> StepFunctions:
+        """Steps that do something with those of the model, which come first."""
+        model = self.decoder.model
+        every = functools.partial(every_step, model)
+        return StepFunctions(*[functools.partial(mixed, run) for run in (model.step, every)])
+
+    def together(self, mix: Mix) -> StepFunctions:
+        """The steps of one sequence, where each copy is fed its tokens in its own frame."""
+
+        def mixed(run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+            scores, state = self.advance(run, self.moved(tokens), state)
+            return mix(DecodedCopies(self, scores)), state
+
+        return self.functions(mixed)
+
+    def decode(self, model: StepFunctions, state: Any) -> Decoded:
+        """Decodes one sequence for each source, with steps that mix the copies."""
+        search = Search(state, self.first, self.targets, self.length)
+        decoded: Decoded = self.decoder.read(self.decoder.find(model, search), self.targets)
+        return decoded
+
+    def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Goes on with all copies, one batch per shape.
+
+        Args:
+            run: The step of the model, or all steps at once.
+            tokens: (K, B), or (K, B, L), what each copy is fed.
+            state: The state.
+
+        Returns:
+            The scores (K, B, V), or (K, B, L, V), and the next state.
+        """
+        same, states = state
+        scores, after = [], []
+        for part, before in zip(self.parts, states, strict=True):
+            ran, now = run(tokens[list(part.slots)].flatten(0, 1), before)
+            scores.append((part.slots, ran.unflatten(0, (len(part.slots), -1))))
+            after.append(now)
+        stack = join(scores, "the decoder")
+        if same is not None:
+            firsts = []
+            for column in tokens.unflatten(1, (tokens.shape[1], -1)).flatten(2).unbind(2):
+                same = _first_equal(same, column)
+                firsts.append(same)
+            index = torch.stack(firsts, dim=2).view_as(tokens).unsqueeze(-1)
+            stack = stack.gather(0, index.expand_as(stack))
+        return stack, (same, after)
+
+    def _encode(self, copies: list[Tensor], rows: int) -> tuple[Search, Tensor | None]:
+        """The search of some copies, and what the weighting reads of the encoder, as a stack."""
+        tap = self.call.tap
+        begin = functools.partial(replace(self.call, function=self.decoder.begin).run, copies)
+        if tap is None:
+            return begin(), None
+        use = "the name of a submodule whose first dimension is the batch"
+        search, read = read_submodule(tap, begin, use)
+        if read.shape[0] != copies[0].shape[0]:
+            raise ValueError(
+                f"`weight_input` must name a submodule that returns {copies[0].shape[0]} rows for "
+                f"as many copies, got {tap.name!r} with shape {tuple(read.shape)}; use {use}"
+            )
+        return search, read.unflatten(0, (rows, -1))
+
+    def _equal_copies(self) -> Tensor | None:
+        # Targets are compared where they are fed, token by token.
+        compared = [leaf is not self.targets for _, leaf in self.call.leaves]
+        firsts = []
+        for part in self.parts:
+            sources = [s for s, counts in zip(part.inputs, compared, strict=True) if counts]
+            slots = torch.tensor(part.slots, device=sources[0].device)
+            firsts.append((part.slots, slots[_first_equal(*sources)]))
+        same = join(firsts, "the source")
+        own = torch.arange(len(same), device=same.device)
+        # To ask costs a synchronisation, once, and cannot be traced.
+        repeated = torch.compiler.is_compiling() or bool((same != own[:, None]).any())
+        return same if repeated else None
+
+
+@final
+class DecodedCopies(Copies):
+    """The scores of all copies, of one step or of several, each in its own frame.
+
+    Args:
+        encoded: What they were decoded from.
+        scores: (K, B, ..., V), the raw scores; None before the model has run.
+    """
+
+    def __init__(self, encoded: Encoded, scores: Tensor | None = None) -> None:
+        self.encoded, self.count = encoded, len(encoded.elements)
+        self.raw: Any = scores
+        leaves = [leaf for _, leaf in encoded.call.leaves] if scores is None else [scores]
+        self.dtypes = tuple([leaf.dtype for leaf in leaves])
+
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        if what == "output":
+            return [(range(self.count), log_probabilities(self.raw))]
+        parts: list[tuple[Sequence[int], Any]] = [
+            (part.slots, part.inputs[0] if what == "input" else part.read)
+            for part in self.encoded.parts
+        ]
+        return parts
+
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        scores, targets = log_probabilities(self.raw).flatten(0, 1), self.encoded.moved_targets()
+        whole = self.encoded.decoder.read(scores, targets)
+        fields = [whole.tokens, whole.scores, whole.mask]
+        return [(range(self.count), Decoded(*[f.unflatten(0, (self.count, -1)) for f in fields]))]
+
+    def means(self, space: Space) -> list[Mean]:
+        # Normalised in the frame of the copy, where equal copies are equal entry by entry.
+        entered = space.enter(self.raw)
+        stack = self.encoded.score_action.inverse_orbit(entered, self.encoded.elements)
+        return [functools.partial(self._mean, space, stack)]
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        return tensors[0]
+
+    def gathered(self, scores: Tensor) -> Tensor:
+        # Those of equal copies may differ, by rounding or dropout: they are those of the first.
+        same = self.encoded.same
+        return scores if same is None or self.encoded.whole else scores.gather(0, same)
+
+    def _mean(self, space: Space, stack: Tensor, weights: Tensor | None) -> Tensor:
+        if self.encoded.same is None:
+            return space.mean(stack, weights, self.sums)
+        # A sum goes by its order: tokens whose copies change places get the same one.
+        if weights is None:
+            return space.mean(stack.sort(dim=0).values, None, self.sums)
+        weights = weights.view(*weights.shape, *[1] * (stack.dim() - 2)).expand_as(stack)
+        order = (stack + widened(weights).log()).argsort(dim=0)
+        return space.mean(stack.gather(0, order), weights.gather(0, order), self.sums)
+
+
+def _first_equal(*stacks: Tensor) -> Tensor:
+    """(E, B) int64: the first place that is equal in all of some stacks (E, B, ...)."""
+    count, batch = stacks[0].shape[:2]
+    first = torch.arange(count, device=stacks[0].device)[:, None].expand(count, batch)
+    for place in reversed(range(count)):
+        equal = torch.ones_like(first, dtype=torch.bool)
+        for stack in stacks:
+            equal = equal & (stack == stack[place]).unsqueeze(-1).flatten(2).all(dim=2)
+        first = torch.where(equal, place, first)
+    return first

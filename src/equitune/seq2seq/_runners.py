@@ -1,0 +1,93 @@
+"""Runners that decode all copies of each sequence: in lockstep, side by side, or alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from equitune.runners import Call, Mix, Runner
+from equitune.seq2seq._decoding import Decoded, Search
+from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run, StepFunctions
+
+__all__ = ["Alone", "Independent", "Lockstep", "Start"]
+
+
+@final
+@dataclass(frozen=True)
+class Lockstep(Runner):
+    """All copies decode one sequence together.
+
+    At each step the copies are mixed, the mean says which token is next, and each copy is fed that
+    token in its own frame. The result is one sequence that all copies have seen. The weights have
+    to be known before the first step: they read the source, or a submodule of the encoder.
+    """
+
+    offers = frozenset({"input", "submodule"})
+
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
+        encoded = Encoded(call, mix, elements)
+        return encoded.decode(encoded.together(mix), encoded.state)
+
+
+@final
+@dataclass(frozen=True)
+class Independent(Runner):
+    """Each copy goes on with its own tokens, and the copies are mixed step by step.
+
+    This is what the papers' experiments did. After the first step at which the copies differ, it
+    mixes the distributions of different sequences. With targets it is the same as
+    :class:`Lockstep`: every copy is fed its own transformed target.
+    """
+
+    offers = frozenset({"input", "submodule"})
+
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
+        encoded = Encoded(call, mix, elements)
+        if encoded.targets is not None:
+            return encoded.decode(encoded.together(mix), encoded.state)
+
+        def mixed(run: Run, _: Tensor, state: Any) -> tuple[Tensor, Any]:
+            own, inner = state
+            scores, inner = encoded.advance(run, own, inner)
+            return mix(DecodedCopies(encoded, scores)), (scores.detach().argmax(dim=-1), inner)
+
+        state = (encoded.moved(encoded.first), encoded.state)
+        return encoded.decode(encoded.functions(mixed), state)
+
+
+@final
+@dataclass(frozen=True)
+class Alone(Runner):
+    """Each copy is decoded by itself, and whole sequences are mixed, once.
+
+    A weighting that reads ``"output"`` sees a :class:`Decoded` of stacks (K, B, ...). It is meant
+    for weightings that choose: a mean is one of distributions after different tokens.
+    """
+
+    offers = frozenset({"input", "output", "submodule"})
+
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
+        encoded = Encoded(call, mix, elements)
+
+        def each(run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+            scores, state = encoded.advance(run, tokens.unflatten(0, (len(elements), -1)), state)
+            return scores.flatten(0, 1), state
+
+        first = encoded.moved(encoded.first).flatten(0, 1)
+        search = Search(encoded.state, first, encoded.moved_targets(), encoded.length)
+        scores = encoded.decoder.find(encoded.functions(each), search)
+        mean = mix(DecodedCopies(encoded, scores.unflatten(0, (len(elements), -1))))
+        decoded: Decoded = encoded.decoder.read(mean, encoded.targets)
+        return decoded
+
+
+@final
+class Start(Runner):
+    """Encodes all copies, and decodes nothing: the steps in lockstep, and the state to start."""
+
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> tuple[StepFunctions, Any]:
+        encoded = Encoded(call, mix, elements)
+        return encoded.together(mix), encoded.state
