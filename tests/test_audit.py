@@ -287,7 +287,7 @@ def test_labels_of_folders_and_files_are_the_same(folder, call):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no such file"),
+        (None, "`labels` must be a file that exists"),
         ("image;label\na/0.png;1\n", "must have image,label"),
         ("image,label\na/0.png,1\na/1.png,1\n", "no label for 10 images: a/2.png, a/3.png, b/0"),
         ("image,label\na/0.png,1\na/0.png,2\n", "2 rows for 1 images"),
@@ -392,7 +392,7 @@ def test_images_that_cannot_be_read(folder, call):
 def test_no_images(folder, call):
     (folder / "empty").mkdir()
     assert "holds no images" in call("--images", "empty")[2]
-    assert "there is no such folder" in call("--images", "nowhere")[2]
+    assert "`images` must be a folder, got 'nowhere'" in call("--images", "nowhere")[2]
 
 
 def test_logits_that_are_not_finite(folder, call):
@@ -429,7 +429,7 @@ def test_logits_that_are_not_finite(folder, call):
         ),
         (["--model", "torchvision:resnet18", "--weights", "V3"], "file, got 'V3'"),
         (["--weights", "IMAGENET1K_V1"], "`weights` must be DEFAULT or a .safetensors"),
-        (["--weights", "none.pt"], "there is no such file"),
+        (["--weights", "none.pt"], "`weights` must be a file that exists"),
         (["--weights", "broken.pt"], "cannot be read as weights"),
         (["--weights", "broken.safetensors"], "cannot be read as safetensors"),
         (["--classes", "3"], "only models of torchvision and timm"),

@@ -192,7 +192,7 @@ def test_folders_that_cannot_be_read(folder):
         # Permissions do not bind root.
         os.seteuid(65534)
     try:
-        with pytest.raises(ValueError, match=r"got 'images/b/inner' \(Permission denied\)"):
+        with pytest.raises(ValueError, match=r"the folder 'images/b/inner' \(Permission denied\)"):
             find_images(Path("images"))
     finally:
         if root:
