@@ -671,7 +671,8 @@ TEXT = {
     "text.OrbitLM": Call(
         text.OrbitLM,
         lambda: given(
-            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy),
+            space=spaces.Logits(),
             relaxed=True,
         ),
     ),

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from equitune.rl._linear import matrices
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -25,7 +26,6 @@ from equitune import (
 )
 from equitune.losses import negative_log_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
-from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
 from equitune.weight_nets import AttentionWeightNet
 

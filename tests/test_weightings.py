@@ -24,8 +24,7 @@ from equitune import (
     d4,
 )
 from equitune.functional import select_minimum
-from equitune.losses import entropy
-from equitune.losses import negative_log_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.runners import Batches, Loop, Orbit, Runner
 from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
