@@ -655,8 +655,8 @@ TEXT = {
     "text.OrbitLM": Call(
         text.OrbitLM,
         lambda: given(
-            model=language_model(), words=WORDS, weighting=Best(losses.entropy), space=spaces.Logits(),
-            relaxed=True,
+            model=language_model(), words=WORDS, weighting=Best(losses.entropy),
+            space=spaces.Logits(), relaxed=True,
         ),
     ),
     "text.Prefixes": Call(

@@ -288,6 +288,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         action = self.words.action
         call = Call(
             self.backbone,
+            self.backbone,
             (input_ids,),
             given | passed,
             {0: action},
