@@ -184,7 +184,7 @@ class VectorFieldAction(Composed):
         right = sorted(self.components) == sorted(self.dims)
         require(right, "components", must, self.components, "(-1, -2) for (x, y)")
         self._require_channels(channel_dim in self.dims, self.dims)
-        moves = [vector_moves(element) for element in self.elements]
+        moves = [vector_moves(element) for element in self._pixels.elements]
         if self.components == self.dims:
             moves = [((1 - y[0], y[1]), (1 - x[0], x[1])) for x, y in moves]
         # A third component, towards the viewer, keeps its value.
@@ -198,11 +198,6 @@ class VectorFieldAction(Composed):
     def dims(self) -> tuple[int, int]:
         """The dimensions of height and width."""
         return self._pixels.dims
-
-    @property
-    def elements(self) -> tuple[int, ...]:
-        """The element of d4 that each element performs."""
-        return self._pixels.elements
 
     @property
     def extent(self) -> Mapping[int, int | None]:
