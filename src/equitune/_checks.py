@@ -89,7 +89,7 @@ def require_flag(name: str, value: bool) -> bool:
 
 
 def require_counts(**counts: int) -> None:
-    """Refuses what is no whole number of 1 or more; the message names the argument.
+    """Refuses anything but whole numbers of 1 or more; the message names the argument.
 
     Raises:
         ValueError: If a count is another number, or none.
@@ -113,7 +113,7 @@ def require_int(name: str, value: Any, use: str, least: int | None = None) -> in
 
 
 def require_ints(name: str, values: Any, use: str) -> tuple[int, ...]:
-    """The values as ints; refuses what is no sequence of them."""
+    """The values as ints; refuses anything but a sequence of them."""
     return tuple([require_int(f"{name}[{i}]", value, use)
                   for i, value in enumerate(require_entries(name, values, use))])  # fmt: skip
 
@@ -150,10 +150,10 @@ def require_strings(name: str, values: Iterable[str], use: str) -> tuple[str, ..
 def require_number(
     name: str, value: Any, least: float = -float("inf"), most: float = float("inf"), use: str = ""
 ) -> float:
-    """The value itself; refuses what is no number from ``least`` to ``most``, and NaN.
+    """The value itself; refuses anything but a number from ``least`` to ``most``.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is outside.
     """
     spans = f"in [{least:g}, {most:g}]" if most < float("inf") else f"a number of {least:g} or more"
@@ -182,7 +182,7 @@ def require_tensor(name: str, x: Any, shape: str, dims: int = 0, floating: bool 
         floating: Whether it has to hold floating-point numbers.
 
     Raises:
-        TypeError: If it is no tensor, or none of floating-point numbers.
+        TypeError: If it is not a tensor, or not one of floating-point numbers.
         ValueError: If it has too few dimensions.
     """
     if not isinstance(x, Tensor) or (floating and not x.is_floating_point()):

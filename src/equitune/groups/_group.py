@@ -85,7 +85,7 @@ class FiniteGroup:
             names: One name per element.
 
         Raises:
-            ValueError: If an entry is no permutation, one stands twice, the first is not the
+            ValueError: If an entry is not a permutation, one stands twice, the first is not the
                 identity, or the list is not closed; the message names the entries.
 
         Example:
@@ -305,7 +305,7 @@ class Embedding:
         elements: ``elements[h]`` is the element of ``group`` that ``h`` becomes.
 
     Raises:
-        ValueError: If the map is not injective or no homomorphism; the message names the pair.
+        ValueError: If the map is not injective or not a homomorphism; the message names the pair.
     """
 
     subgroup: FiniteGroup
