@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_type
+from equitune._checks import require, require_type
 from equitune.actions._base import Action, Composed, Pulled
+from equitune.actions._tree import common_group
 from equitune.groups import FiniteGroup
 
 SLACK = 1e3
@@ -69,11 +71,7 @@ class ProductAction(Composed):
             2
         """
         _require_factors(first, second)
-        if first.group != second.group:
-            raise ValueError(
-                f"`second` must be an action of the group of `first`, {first.group}, got one of "
-                f"{second.group}; use one group"
-            )
+        common_group({"first": first, "second": second})
         diagonal = object.__new__(cls)
         diagonal._set(first, second, first.group, [(g, g) for g in first.group.elements])
         return diagonal
@@ -115,27 +113,23 @@ class ProductAction(Composed):
         return f"ProductAction({self.first!r}, {self.second!r})"
 
 
-def _merged(first: Action, second: Action) -> dict[int, int | None]:
-    sizes = dict(first.extent)
-    for dim, size in second.extent.items():
-        known = sizes.get(dim)
-        if known is not None and size is not None and known != size:
-            raise ValueError(
-                f"`second` must fit one tensor with `first`, got {size} and {known} entries along "
-                f"dim {dim}; use actions on one shape"
-            )
-        sizes[dim] = known if size is None else size
-    return sizes
-
-
 def _require_factors(*factors: Action) -> None:
     for name, action in zip(("first", "second"), factors, strict=True):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
-        if action.fields is not None:
-            raise TypeError(
-                f"`{name}` must act on one tensor, got a {type(action).__name__}; use products in "
-                "the fields of the structure"
-            )
+        single, got = action.fields is None, f"a {type(action).__name__}"
+        use = "products in the fields of the structure"
+        require(single, name, "act on one tensor", got, use, TypeError)
+
+
+def _merged(first: Action, second: Action) -> dict[int, int | None]:
+    sizes = dict(first.extent)
+    for dim, size in second.extent.items():
+        known = sizes.get(dim, size)
+        right = None in (known, size) or known == size
+        got = f"{size} and {known} entries along dim {dim}"
+        require(right, "second", "fit one tensor with first", got, "actions on one shape")
+        sizes[dim] = size if known is None else known
+    return sizes
 
 
 def _check_commuting(first: Action, second: Action) -> None:
@@ -146,39 +140,31 @@ def _check_commuting(first: Action, second: Action) -> None:
             one = first.transform(second.transform(probe, b), a)
             other = second.transform(first.transform(probe, a), b)
         except ValueError as error:
-            raise ValueError(
-                f"`second` must fit one tensor with `first`, got {error}; use actions on one shape"
-            ) from error
+            raise ValueError(f"`second` must fit one tensor with `first`: {error}") from error
         gap = one.double() - other.double() if one.shape == other.shape else probe.new_ones(())
         # By the size of each entry, over the batch.
-        if (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any():
-            raise ValueError(
-                f"`first` and `second` must commute, got different results for element {a} of the "
-                f"first and element {b} of the second in the two orders; use actions that commute"
-            )
+        right = not (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any()
+        got = (
+            f"another order that gives another result for element {a} of the first and element {b}"
+        )
+        require(right, "second", "commute with first", got, "actions that commute")
 
 
 def _probe(first: Action, second: Action) -> Tensor:
     """A batch that both actions can act on: all ids, or random numbers, which all differ."""
     sizes = _merged(first, second) or {-1: None}
-    front = any(dim > 0 for dim in sizes)
-    if front and any(dim < 0 for dim in sizes):
-        raise ValueError(
-            f"`first` and `second` must count dims from one end, got different ends, "
-            f"{sorted(sizes)}; use dims counted from the end"
-        )
-    ids = {action.vocabulary_size for action in (first, second)} - {None}
-    if len(ids) > 1:
-        raise ValueError(
-            f"`second` must have the vocabulary of `first`, got {second.vocabulary_size} and "
-            f"{first.vocabulary_size} ids; use one vocabulary"
-        )
+    front, use = max(sizes) > 0, "dims counted from the end"
+    right = not front or min(sizes) > 0
+    require(right, "second", "count dims from the end that first does", sorted(sizes), use)
+    ids = [a.vocabulary_size for a in (first, second) if a.vocabulary_size is not None]
+    got = f"vocabularies of {' and '.join(map(str, ids))} ids"
+    require(len({*ids}) < 2, "second", "rename the ids of first", got, "one vocabulary")
     depth = max(abs(dim) for dim in sizes)
-    places = range(1, depth + 1) if front else range(-depth, 0)
-    if count := next(iter(ids), None):
-        shape = [1, *(sizes.get(dim, 1) or count for dim in places)]
-        return torch.arange(torch.Size(shape).numel(), device="cpu").view(shape) % count
     # An even number, for the components of vectors.
-    shape = [3, *(sizes.get(dim, 1) or 4 for dim in places)]
+    free = ids[0] if ids else 4
+    places = range(1, depth + 1) if front else range(-depth, 0)
+    shape = [1 if ids else 3, *(sizes.get(dim, 1) or free for dim in places)]
+    if ids:
+        return torch.arange(math.prod(shape), device="cpu").view(shape) % free
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

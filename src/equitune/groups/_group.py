@@ -124,7 +124,7 @@ class FiniteGroup:
             >>> group.order, group.names[:5]
             (8, ('e', 'r', 's', 'r^2', 's r'))
         """
-        given = [*generators]
+        given = require_entries("generators", generators, "permutations, such as [(1, 2, 0)]")
         products = words(given)
         if names is None:
             return cls.from_permutations(products)

@@ -90,7 +90,7 @@ class Prefixes(Runner):
             own = options | given.options(branches.examples // rows.shape[1], start, stop)
             part = self._pass(call, moved[branches.examples, start:stop], own, cache, wanted)
             if cache is not None and cache.get_seq_length() != past + stop:
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             if wanted > 0:
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
@@ -108,7 +108,7 @@ class Prefixes(Runner):
             with few_rows(tokens):
                 output = call.backbone(tokens, return_dict=True, **options)
             if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             return output.logits
 
         part = dataclasses.replace(

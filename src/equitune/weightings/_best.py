@@ -11,7 +11,6 @@ from torch.autograd import forward_ad
 
 from equitune._checks import optional_tolerance, require_function, require_type
 from equitune._modes import evaluating
-from equitune.actions._tree import mapped
 from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
@@ -105,23 +104,30 @@ class Best(Weighting):
             self.loss.eval()
         return self
 
-    def score(self, copies: Copies) -> Tensor:
-        # The choice is piecewise constant.
+    def forward(self, copies: Copies) -> tuple[Tensor, Tensor]:
+        """The weights and the scores that they come from; the choice is piecewise constant."""
+        tolerance, rounding = self._tolerances(copies)
+        noise = None
         with torch.no_grad():
-            return -copies.scores(self.loss)
+            if rounding:
+                losses, noise = copies.noisy_scores(self.loss, rounding)
+            else:
+                losses = copies.scores(self.loss)
+            return select_minimum(losses, tolerance, noise), -losses
+
+    def score(self, copies: Copies) -> Tensor:
+        return self(copies)[1]  # type: ignore[no-any-return]
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
+        return self(copies)[0]  # type: ignore[no-any-return]
+
+    def _tolerances(self, copies: Copies) -> tuple[float, float]:
+        """Which losses are ties, relative to the minimum, and how far outputs may be off."""
         tolerance = self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*copies.dtypes)
         floating = [torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point]
-        rounding = min(1024 * max(floating, default=0.0), tolerance)
-        if not rounding:
-            return select_minimum(-scores, tolerance)
-        with torch.no_grad():
-            # What the rounding of the outputs makes of the losses, however these are scaled.
-            moved = copies.scores(lambda y: self.loss(mapped(y, lambda x: _shaken(x, rounding))))
-        return select_minimum(-scores, tolerance, (moved + scores).abs().nan_to_num(0.0, 0.0))
+        return tolerance, min(1024 * max(floating, default=0.0), tolerance)
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)
@@ -187,15 +193,6 @@ def _differentiable(x: Tensor) -> bool:
 
 def _tangent(x: Tensor) -> Tensor | None:
     return None if torch.compiler.is_compiling() else forward_ad.unpack_dual(x).tangent
-
-
-def _shaken(x: Tensor, rounding: float) -> Tensor:
-    """Outputs (E, B, ...) whose entries are off by a rounding, one up and the next one down."""
-    if not x.is_floating_point():
-        return x
-    signs = torch.ones(x.shape[2:], dtype=x.dtype, device=x.device).flatten()
-    signs[::2] = -1
-    return torch.addcmul(x, x, signs.view(x.shape[2:]), value=rounding)
 
 
 def _first(weights: Tensor) -> Tensor:
