@@ -14,7 +14,7 @@ from torch import Tensor
 from equitune.functional import widened
 from equitune.runners import Call, Mix
 from equitune.runners._orbit import parts_of
-from equitune.seq2seq._decoding import Decoded, Search, every_step, log_probabilities
+from equitune.seq2seq._decoding import Decoded, every_step, log_probabilities
 from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join
@@ -37,7 +37,7 @@ class Encoded:
         elements: The elements of the slots.
 
     Attributes:
-        parts: The copies of each shape, with the search that starts there for an output.
+        parts: The copies of each shape, with the state of the model for an output.
         same: (K, B) int64, the first slot with an equal copy of the source; None if all differ.
         whole: Whether scores are those of whole sequences, which differ where equal sources have
             been fed different tokens.
@@ -48,10 +48,11 @@ class Encoded:
 
     def __init__(self, call: Call, mix: Mix, elements: Sequence[int]) -> None:
         actions: Any = call.output_action
-        self.decoder: Any = call.backbone
+        self.decoder: Any = cast(Any, call.backbone)
         self.call, self.mix, self.elements = call, mix, elements
         self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
         self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
+        self.length = call.kwargs.get("length")
         self.parts: Any = parts_of(call, elements)
         self.same = self._equal_copies()
         self.whole = mix.reads == "output"
@@ -61,13 +62,12 @@ class Encoded:
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
             mix.ask(DecodedCopies(self))
-        start = replace(call, function=cast(Any, self.decoder).begin)
+        start = replace(call, function=self.decoder.begin)
         for part, copies in zip(self.parts, flat, strict=True):
             part.output, read = start.read(copies)
             part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
-        search = self.parts[0].output
-        self.first, self.length = search.first[: call.batch_size], search.length
-        self.state = (self.same, [part.output.state for part in self.parts])
+        self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
+        self.state = (self.same, [part.output for part in self.parts])
 
     def moved(self, tokens: Tensor) -> Tensor:
         """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
@@ -93,8 +93,8 @@ class Encoded:
 
     def decode(self, state: Any) -> Decoded:
         """Decodes one sequence for each source."""
-        search = Search(state, self.first, self.targets, self.length)
-        decoded: Decoded = self.decoder.read(self.decoder.find(self, search), self.targets)
+        scores = self.decoder.find(self, state, self.first, self.targets, self.length)
+        decoded: Decoded = self.decoder.read(scores, self.targets)
         return decoded
 
     def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune.runners import Call, Mix, Runner
-from equitune.seq2seq._decoding import Decoded, Search
+from equitune.seq2seq._decoding import Decoded
 from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run
 
 __all__ = ["Alone", "Independent", "Lockstep", "Start"]
@@ -65,11 +65,11 @@ class Alone(Runner):
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
         encoded = Flat(call, mix, elements)
         first = encoded.moved(encoded.first).flatten(0, 1)
-        search = Search(encoded.state, first, encoded.moved_targets(), encoded.length)
-        scores = encoded.decoder.find(encoded, search).unflatten(0, (len(elements), -1))
-        decoded: Decoded = encoded.decoder.read(
-            mix(DecodedCopies(encoded, scores)), encoded.targets
+        scores = encoded.decoder.find(
+            encoded, encoded.state, first, encoded.moved_targets(), encoded.length
         )
+        mean = mix(DecodedCopies(encoded, scores.unflatten(0, (len(elements), -1))))
+        decoded: Decoded = encoded.decoder.read(mean, encoded.targets)
         return decoded
 
 

@@ -97,11 +97,8 @@ class SymmetrizedSeq2Seq(Symmetrized):
         if isinstance(inputs, Mapping):
             _check_names(backbone, inputs)
             inputs = {**inputs, "targets": token_action}
-        fields = {
-            "tokens": token_action,
-            "scores": token_action.on_logits(),
-            "mask": TrivialAction(token_action.group),
-        }
+        scores, mask = token_action.on_logits(), TrivialAction(token_action.group)
+        outputs = TreeAction({"tokens": token_action, "scores": scores, "mask": mask})
         reads, chooses = [getattr(weighting, name, None) for name in ("reads", "chooses")]
         if runner is None:
             runner = Alone() if reads == "output" else Lockstep()
@@ -111,9 +108,7 @@ class SymmetrizedSeq2Seq(Symmetrized):
         use = "Probabilities() or Logits()"
         logarithmic = require_type("space", space, Space, use).logarithmic
         require(logarithmic, "space", "be one of log-probabilities", space, use)
-        super().__init__(
-            backbone, inputs, TreeAction(fields), weighting=weighting, runner=runner, space=space
-        )
+        super().__init__(backbone, inputs, outputs, weighting=weighting, runner=runner, space=space)
         self.input_action = input_action
         self.token_action = token_action
 
@@ -339,8 +334,7 @@ def _check_tokens(decoder: GreedyDecoder, action: Action) -> None:
     rows = action.on_logits().permutations
     for name in ("bos", "eos", "pad"):
         token = getattr(decoder, name)
-        known = f"act on the decoder's {name}, {token}"
-        require(token < len(rows[0]), "token_action", known, f"an action on {size} ids", use)
-        fixed = all(row[token] == token for row in rows)
-        must = f"fix the decoder's {name}, {token}"
-        require(fixed, "token_action", must, "one that moves it", use)
+        known = token < len(rows[0])
+        fixed = known and all(row[token] == token for row in rows)
+        got = "one that moves it" if known else f"an action on {size} ids"
+        require(fixed, "token_action", f"fix the decoder's {name}, {token}", got, use)
