@@ -10,7 +10,7 @@ import torch
 import record
 from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiZero, ImageAction, c4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 
 NAME, SEED, COUNT = "bfloat16_consistency", 0, 512
 
@@ -22,7 +22,7 @@ def main() -> None:
         raise SystemExit("Set EQUITUNE_DATA to the folder with cifar10/ and weights/.")
     images, _ = load_images(folder, "test", COUNT)
     model = EquiZero(
-        load_resnet(folder), ImageAction(c4()), proxy_loss=negative_max_probability
+        load_resnet(folder), ImageAction(c4()), proxy_loss=negative_log_max_probability
     ).to(torch.bfloat16)
     symmetric = sum(images.rot90(k, (-2, -1)) for k in range(4)) / 4
     numbers = {}

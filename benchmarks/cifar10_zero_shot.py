@@ -27,7 +27,7 @@ import record
 from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.functional import orbit, weighted_mean
-from equitune.losses import entropy, negative_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.training import probing_phase, upright_loss
 from equitune.weight_nets import (
     AttentionWeightNet,
@@ -74,8 +74,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "EquiTune, at features (layer3)": lambda backbone: EquiTune(
         backbone, ACTION, ACTION, submodule="layer3", chunk_size=CHUNK_SIZE
     ),
-    "EquiZero, negative_max_probability": lambda backbone: EquiZero(
-        backbone, ACTION, proxy_loss=negative_max_probability, chunk_size=CHUNK_SIZE
+    "EquiZero, negative_log_max_probability": lambda backbone: EquiZero(
+        backbone, ACTION, proxy_loss=negative_log_max_probability, chunk_size=CHUNK_SIZE
     ),
     "EquiZero, entropy": lambda backbone: EquiZero(
         backbone, ACTION, proxy_loss=entropy, chunk_size=CHUNK_SIZE

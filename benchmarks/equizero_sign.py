@@ -17,7 +17,7 @@ from torch import Tensor
 import record
 from cifar10 import data_folder, load_images, load_resnet
 from equitune import EquiTune, EquiZero, ImageAction, c4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from experiment import measure, measure_invariant
 
 NAME, SEED = "equizero_sign", 0
@@ -26,7 +26,7 @@ CHUNK_SIZE = 128
 
 def least_sure(logits: Tensor) -> Tensor:
     """The proxy loss with the wrong sign."""
-    return -negative_max_probability(logits)
+    return -negative_log_max_probability(logits)
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
             "plain": backbone,
             "EquiTune": EquiTune(backbone, action, chunk_size=CHUNK_SIZE),
             "EquiZero, surest copy": EquiZero(
-                backbone, action, proxy_loss=negative_max_probability, chunk_size=CHUNK_SIZE
+                backbone, action, proxy_loss=negative_log_max_probability, chunk_size=CHUNK_SIZE
             ),
             "EquiZero, wrong sign": EquiZero(
                 backbone, action, proxy_loss=least_sure, chunk_size=CHUNK_SIZE

@@ -32,7 +32,7 @@ from equitune import (
     generate_permutations,
     symmetric,
 )
-from equitune.losses import entropy, negative_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.testing import equivariance_report
 from equitune.testing._models import Architecture, model_family
 
@@ -97,7 +97,7 @@ def draw(seed: int) -> tuple[nn.Module, Tensor, Action, Action | None]:
             backbone,
             input_action,
             output_action,
-            proxy_loss=loss_on(rng.choice((entropy, negative_max_probability))),
+            proxy_loss=loss_on(rng.choice((entropy, negative_log_max_probability))),
             chunk_size=chunk_size,
         ),
         lambda: LambdaEquiTune(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import record
 from equitune import EquiTune, EquiZero, FiniteGroup, ImageAction, LambdaEquiTune, c4, d4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 
 NAME, SEED = "overhead", 0
 BATCH, SIDE = 8, 224
@@ -53,7 +53,7 @@ def contestants(
     copies = action.orbit(x).flatten(0, 1)
     weight_net = nn.Sequential(nn.Flatten(), nn.Linear(512, 100), nn.ReLU(), nn.Linear(100, 1))
     average = EquiTune(backbone, action, chunk_size=size)
-    best = EquiZero(backbone, action, proxy_loss=negative_max_probability, chunk_size=size)
+    best = EquiZero(backbone, action, proxy_loss=negative_log_max_probability, chunk_size=size)
     learned = LambdaEquiTune(
         backbone, action, weight_net=weight_net, weight_input="avgpool", chunk_size=size
     )

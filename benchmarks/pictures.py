@@ -10,9 +10,8 @@ import statistics
 from typing import Any
 
 import record
+from bars import draw_bars, new_figure
 from equitune.audit._files import write_atomically
-from equitune.viz import draw_bars
-from equitune.viz._canvas import new_figure
 from rl_statistics import interval
 from rl_tables import METHODS, cells
 from scan_tables import scan_curves

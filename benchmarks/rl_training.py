@@ -15,6 +15,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+import gridworld
 from equitune import EquiTune
 from equitune.audit._files import write_atomically
 from equitune.rl import (
@@ -22,7 +23,6 @@ from equitune.rl import (
     acrobot_mirror,
     cartpole_mirror,
     equizero,
-    gridworld_rotations,
     symmetrize,
 )
 from equitune.rl._networks import Method
@@ -55,7 +55,7 @@ class Environment:
 
 GRIDWORLD = (("size", CELLS), ("max_episode_steps", MOVES))
 ENVIRONMENTS = {
-    "Gridworld": Environment("equitune/Gridworld-v0", gridworld_rotations, 100_000, GRIDWORLD),
+    "Gridworld": Environment("equitune/Gridworld-v0", gridworld.rotations, 100_000, GRIDWORLD),
     "CartPole": Environment("CartPole-v1", cartpole_mirror, 100_000),
     "Acrobot": Environment("Acrobot-v1", acrobot_mirror, 70_000),
 }

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.weight_nets import ConvWeightNet
 from experiment import Measured, measure, relative_times, train_weight_net
 
@@ -92,7 +92,7 @@ def wrap(backbone: nn.Module, weight_net: nn.Module, weight_input: str) -> dict[
     return {
         "plain": backbone,
         "EquiTune": EquiTune(backbone, action),
-        "EquiZero": EquiZero(backbone, action, proxy_loss=negative_max_probability),
+        "EquiZero": EquiZero(backbone, action, proxy_loss=negative_log_max_probability),
         "LambdaEquiTune": LambdaEquiTune(
             backbone, action, weight_net=weight_net, weight_input=weight_input
         ),

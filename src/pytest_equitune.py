@@ -1,6 +1,6 @@
 """The pytest plugin of equitune: the marker ``equivariant``.
 
-It is a module of its own so that pytest, which loads the plugins of all installed packages, imports
+It is a module of its own because pytest loads the plugins of all installed packages: it imports
 neither equitune nor torch for people who do not use it.
 """
 
@@ -12,7 +12,7 @@ import sys
 import unittest
 import warnings
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -38,7 +38,7 @@ def equivariant(
     Args:
         input_action: How the group acts on ``x``.
         output_action: How it acts on what the model returns; None means invariance.
-        x: A batch, a function that makes one, or a hypothesis strategy of batches.
+        x: A batch, a function that returns one, or a hypothesis strategy of batches.
         rtol: As for :func:`equitune.testing.assert_equivariant`.
         atol: As for :func:`equitune.testing.assert_equivariant`.
 
@@ -51,19 +51,18 @@ def equivariant(
         from equitune.testing import assert_equivariant, equivariance_report
         from equitune.testing._report import CONSTANT
 
+        tolerance: dict[str, Any] = {"rtol": rtol, "atol": atol}
         # A strategy can only have been made where hypothesis is imported.
         hypothesis = sys.modules.get("hypothesis")
         if hypothesis is None or not isinstance(x, hypothesis.strategies.SearchStrategy):
             batch = x() if callable(x) else x
-            assert_equivariant(model, batch, input_action, output_action, rtol=rtol, atol=atol)
+            assert_equivariant(model, batch, input_action, output_action, **tolerance)
             return
         constant = []
 
         def on(batch: Any) -> None:
             __tracebackhide__ = True
-            report = equivariance_report(
-                model, batch, input_action, output_action, rtol=rtol, atol=atol
-            )
+            report = equivariance_report(model, batch, input_action, output_action, **tolerance)
             if not report.passed:
                 raise AssertionError(report.message())
             constant.append(CONSTANT in report.notes)
@@ -78,25 +77,18 @@ def equivariant(
 
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the marker known."""
-    config.addinivalue_line(
-        "markers",
-        "equivariant(input_action, output_action=None, *, x, rtol=None, atol=0.0): "
-        "the test returns a model, which must be equivariant on x (a batch, a function that makes "
-        "one, or a hypothesis strategy)",
-    )
+    signature = "equivariant(input_action, output_action=None, *, x, rtol=None, atol=0.0)"
+    config.addinivalue_line("markers", f"{signature}: checks on x the model that the test returns")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuses marked tests that :func:`pytest_pyfunc_call` does not see, which would pass."""
     if next(item.iter_markers("equivariant"), None) is None:
         return
-    case = isinstance(item, pytest.Function) and item.cls is not None
-    if not isinstance(item, pytest.Function) or (case and issubclass(item.cls, unittest.TestCase)):
-        pytest.fail(
-            f"{item.name} is marked equivariant, but the marker works for functions and plain "
-            "classes only; take the test out of its unittest.TestCase, or call assert_equivariant",
-            pytrace=False,
-        )
+    case = getattr(item, "cls", None)
+    if not isinstance(item, pytest.Function) or (case and issubclass(case, unittest.TestCase)):
+        use = "move the test out of its unittest.TestCase, or call assert_equivariant"
+        _refuse(item, f"but the marker works for functions and plain classes only; {use}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,7 +98,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     markers = list(pyfuncitem.iter_markers("equivariant"))
     if not markers:
         return (yield)
-    checks = [_check_of(mark, pyfuncitem) for mark in markers]
+    try:
+        checks = [equivariant(*mark.args, **mark.kwargs) for mark in markers]
+    except TypeError as error:
+        _refuse(pyfuncitem, f"but with wrong arguments: {error}")
     test = pyfuncitem.obj
 
     @functools.wraps(test)
@@ -117,11 +112,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
             # It is not run, and says so when it is collected.
             model.close()
         if not callable(model):
-            pytest.fail(
-                f"{pyfuncitem.name} is marked equivariant, but returns a {type(model).__name__}; "
-                "let it return the model",
-                pytrace=False,
-            )
+            _refuse(pyfuncitem, f"but returns {type(model).__name__}; return the model")
         for check in checks:
             check(model)
 
@@ -132,9 +123,5 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         pyfuncitem.obj = test
 
 
-def _check_of(mark: pytest.Mark, item: pytest.Function) -> Callable[[Callable[[Any], Any]], None]:
-    try:
-        return equivariant(*mark.args, **mark.kwargs)
-    except TypeError as error:
-        problem = str(error).replace("equivariant()", "the marker equivariant")
-    pytest.fail(f"{item.name}: {problem}", pytrace=False)
+def _refuse(item: pytest.Item, problem: str) -> NoReturn:
+    pytest.fail(f"{item.name} is marked equivariant, {problem}", pytrace=False)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import gridworld
 from equitune import (
     ImageAction,
     MatrixAction,
@@ -23,13 +24,11 @@ from equitune.rl import (
     cartpole_mirror,
     continuous_symmetry,
     discrete_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
 )
 
 CARTPOLE = cartpole_mirror().names
 ACROBOT = acrobot_mirror().names
-GRID = gridworld_rotations().names
+GRID = gridworld.rotations().names
 TORQUES = ["back", "none", "forth"]
 MOVES = ["right", "up", "left", "down"]
 
@@ -124,9 +123,9 @@ def put_pendulum(env, observation):
 ENVIRONMENTS = {
     "cartpole": (lambda: gymnasium.make("CartPole-v1"), None),
     "acrobot": (lambda: gymnasium.make("Acrobot-v1"), None),
-    "grid": (lambda: gymnasium.make("equitune/Gridworld-v0"), None),
-    "even grid": (lambda: gymnasium.make("equitune/Gridworld-v0", size=4), None),
-    "pixels": (lambda: gymnasium.make("equitune/PixelGridworld-v0", size=4), None),
+    "grid": (lambda: gymnasium.make("equitune/Gridworld-v0"), gridworld.set_state),
+    "even grid": (lambda: gymnasium.make("equitune/Gridworld-v0", size=4), gridworld.set_state),
+    "pixels": (lambda: gymnasium.make("equitune/PixelGridworld-v0", size=4), gridworld.set_state),
     "pendulum": (lambda: gymnasium.make("Pendulum-v1"), put_pendulum),
     "point mass": (PointMass, put),
     "line": (Line, put),
@@ -208,9 +207,9 @@ RIGHT = {
     "cartpole, named": ("cartpole", cartpole_mirror()),
     "cartpole, by hand": ("cartpole", by_hand()),
     "acrobot, named": ("acrobot", acrobot_mirror()),
-    "grid, named": ("grid", gridworld_rotations()),
-    "grid of even size": ("even grid", gridworld_rotations()),
-    "grid, half turns": ("grid", half_turns(gridworld_rotations())),
+    "grid, named": ("grid", gridworld.rotations()),
+    "grid of even size": ("even grid", gridworld.rotations()),
+    "grid, half turns": ("grid", half_turns(gridworld.rotations())),
     "grid, a flip": ("grid", grid(FLIP, {"left": "right"})),
     "grid, a diagonal": ("grid", grid(DIAGONAL, {"right": "up", "left": "down"})),
     "grid, all of the square": (
@@ -219,8 +218,8 @@ RIGHT = {
             GRID, MOVES, [Move(TURN, MOVES_TURN, "r"), Move(FLIP, {"left": "right"}, "s")]
         ),
     ),
-    "pixels, named": ("pixels", gridworld_pixel_rotations()),
-    "pixels, half turns": ("pixels", half_turns(gridworld_pixel_rotations())),
+    "pixels, named": ("pixels", gridworld.pixel_rotations()),
+    "pixels, half turns": ("pixels", half_turns(gridworld.pixel_rotations())),
     "pixels, all of the square": ("pixels", quarter_turns_of_d4()),
     "pendulum": ("pendulum", swing({"sin": "-sin", "speed": "-speed"}, {"torque": "-torque"})),
     "point mass, turned": (

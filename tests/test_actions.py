@@ -1,6 +1,7 @@
 """Actions: conventions against other ways to compute them, hypothesis, and near-actions refused."""
 
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -13,20 +14,24 @@ from cases import ORDERS, SHIFTS, corners, rotations, turns
 from equitune import (
     Drop,
     EquiTune,
+    FiniteGroup,
     ImageAction,
     MatrixAction,
     PermutationAction,
     ProductAction,
     RegularAction,
     RegularFeatureAction,
+    SignedPermutationAction,
     TokenAction,
     TreeAction,
     TrivialAction,
     VectorFieldAction,
+    WholeBatchAction,
     c4,
     cyclic,
     d4,
     dihedral,
+    generate_permutations,
     symmetric,
     trivial,
 )
@@ -166,6 +171,95 @@ def test_optical_flow_points_to_the_right():
     upwards = action.transform(flow, 1)
     assert upwards[0, :, 0, 1].tolist() == [0.0, -1.0]
     assert action.transform(flow, 4)[0, :, 1, 0].tolist() == [-1.0, 0.0]
+
+
+@st.composite
+def signed_permutations(draw):
+    """Sources and signs of all products of some signed permutations."""
+    size = draw(st.integers(1, 3))
+    generator = st.permutations(range(2 * size)).filter(
+        lambda p: all((p[i] + size) % (2 * size) == p[i + size] for i in range(size))
+    )
+    generators = draw(st.lists(generator, min_size=1, max_size=2))
+    group = FiniteGroup.from_generators(generators)
+    rows = torch.tensor(generate_permutations(generators))[:, :size]
+    targets, signs = rows % size, 1 - 2 * (rows // size)
+    # Entry i goes to targets[i] with a sign: read where it comes from.
+    sources = targets.argsort(dim=1)
+    return group, sources, signs.gather(1, sources)
+
+
+@given(signed_permutations(), st.data())
+def test_signed_permutations(parts, data):
+    group, sources, signs = parts
+    size = sources.shape[1]
+    x = data.draw(strategies.arrays((3, size, 2), st.sampled_from([torch.float64, torch.int64])))
+    action = SignedPermutationAction(group, sources, signs, dim=1)
+    assert_action(action, x)
+    assert (action.exact, action.linear, action.permutes) == (True, True, False)
+    matrices = torch.zeros(group.order, size, size, dtype=torch.float64)
+    matrices.scatter_(2, sources.unsqueeze(2), signs.double().unsqueeze(2))
+    same = MatrixAction(group, matrices, dim=1)
+    for g in group.elements:
+        assert torch.equal(action.transform(x.double(), g), same.transform(x.double(), g))
+    assert_action(action.restrict(group.subgroup([group.order - 1])), x)
+    assert pickle.loads(pickle.dumps(action)) == action
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0), (31.7, 48.1)])
+def test_offsets_move_coordinates(size):
+    half = ImageAction(dihedral(2), (0, 2, 4, 6))
+    boxes = BoxAction(half, image_size=size)
+    height, width = size
+    points = SignedPermutationAction(
+        half.group, [(0, 1)] * 4, [(1, 1), (-1, -1), (-1, 1), (1, -1)],
+        [(0, 0), (width, height), (width, 0), (0, height)],
+    )  # fmt: skip
+    x = torch.rand(8, 2, dtype=torch.float64) * min(size)
+    assert_action(points, x)
+    assert not points.exact
+    assert not points.linear
+    for g in half.group.elements:
+        moved = points.transform(x, g)
+        corner = boxes.transform(torch.cat([x, x], dim=1), g)
+        assert torch.equal(moved, corner[:, :2])
+        assert torch.equal(moved, corner[:, 2:])
+
+
+def test_signed_permutations_keep_half_precision():
+    flip = SignedPermutationAction(cyclic(2), [(0,), (0,)], [(1,), (-1,)])
+    for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.complex64):
+        x = torch.ones(2, 1, dtype=dtype)
+        assert torch.equal(flip.transform(x, 1), -x)
+
+
+WHOLE = [torch.tensor(0.5), torch.rand(2, 7), 3, "prompt", None, {"a": [torch.rand(3)]}]
+
+
+@pytest.mark.parametrize("value", WHOLE, ids=lambda value: type(value).__name__)
+def test_what_belongs_to_the_whole_batch_passes(value):
+    action = WholeBatchAction(c4())
+    assert action.flatten(value) == []
+    assert action.unflatten(value, []) is value
+    for g in (3, torch.tensor([0, 1])):
+        assert action.transform(value, g) is value
+    assert action.orbit(value) is value
+    assert action.inverse_orbit(value) is value
+    assert action.restrict(c4().subgroup([2])) == WholeBatchAction(cyclic(2))
+    assert pickle.loads(pickle.dumps(action)) == action
+    both = TreeAction([ImageAction(c4()), action])
+    moved = both.transform([torch.zeros(1, 2, 3), value], 1)
+    assert moved[0].shape == (1, 3, 2)
+    assert moved[1] is value
+
+
+def test_reprs_tell_actions_apart():
+    three = (ImageAction.horizontal_flip(), ImageAction.vertical_flip(), ImageAction.rotation_180())
+    assert len({repr(action) for action in three}) == 3
+    assert "elements=(0, 4)" in repr(ImageAction.horizontal_flip())
+    assert repr(PermutationAction(cyclic(3), SHIFTS, 2)) == (
+        "PermutationAction(group of order 3, dim=2)"
+    )
 
 
 def test_regular_conventions():
@@ -558,6 +652,32 @@ NEAR_ACTIONS = {
         lambda: TokenAction.cyclic_swaps(9, [(1, 2), (3, 4, 5)]),
         r"lengths \[2, 3\]",
     ),
+    "signs": (
+        lambda: SignedPermutationAction(cyclic(2), [(0,), (0,)], [(1,), (2,)]),
+        "`signs` must hold 1 or -1",
+    ),
+    "signs of another shape": (
+        lambda: SignedPermutationAction(cyclic(2), [(0,), (0,)], [(1, 1), (1, 1)]),
+        "`signs` must hold 1 or -1 for each of the sources",
+    ),
+    "offsets": (
+        lambda: SignedPermutationAction(
+            cyclic(2), [(0,), (0,)], [(1,), (-1,)], [(0,), (math.nan,)]
+        ),
+        "`offsets` must hold a number",
+    ),
+    "offsets that do not come back": (
+        lambda: SignedPermutationAction(cyclic(2), [(0,), (0,)], [(1,), (1,)], [(0,), (1,)]),
+        "for element 1 after element 1",
+    ),
+    "signs that do not multiply": (
+        lambda: SignedPermutationAction(cyclic(3), [(0,)] * 3, [(1,), (-1,), (1,)]),
+        "for element 1 after element 2",
+    ),
+    "sources": (
+        lambda: SignedPermutationAction(cyclic(2), [(0, 1), (0, 0)], [(1, 1)] * 2),
+        r"`sources\[1\]` must be a permutation",
+    ),
     "no cycles": (lambda: TokenAction.cyclic_swaps(9, []), "lengths"),
     "shared token": (lambda: TokenAction.cyclic_swaps(9, [(1, 2), (2, 3)]), "token 2 twice"),
     "outside": (lambda: TokenAction.cyclic_swaps(9, [(1, 9)]), "token 9"),
@@ -683,6 +803,18 @@ BAD_TYPES = {
         "signed",
     ),
     "float permutations": (lambda: PermutationAction(cyclic(1), [[0.0]]), "use integers"),
+    "signs of bytes": (
+        lambda: SignedPermutationAction(cyclic(1), [(0,)], [(1,)]).transform(
+            torch.ones(1, 1).byte(), 0
+        ),
+        "signed",
+    ),
+    "offsets of integers": (
+        lambda: SignedPermutationAction(
+            cyclic(2), [(0,)] * 2, [(1,), (-1,)], [(0,), (1,)]
+        ).transform(torch.ones(1, 1).long(), 0),
+        "floating-point",
+    ),
     "complex matrices": (lambda: MatrixAction(cyclic(1), [[[1j]]]), "complex"),
     "g": (lambda: ImageAction(c4()).transform(X, "r"), "`g` must be a tensor"),
     "g dtype": (lambda: ImageAction(c4()).transform(X, torch.zeros(2)), "int64"),

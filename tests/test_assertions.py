@@ -737,3 +737,53 @@ def test_a_formula_that_is_constant_is_said_to_show_little():
     torch.nn.init.zeros_(linear.weight)
     with pytest.warns(UserWarning, match="EquiTuneFormula gives the same for every sample"):
         assert_matches_formula(model, torch.randn(4, 3, 6, 6))
+
+
+class Promising(Action):
+    """An action of the group of order 2 that says of itself what is not true."""
+
+    group = cyclic(2)
+
+    def __init__(self, move, **promises):
+        self.move = move
+        vars(self).update(promises)
+
+    def transform(self, x, g):
+        return self.move(x) if g else x
+
+
+def smeared(x):
+    """An involution that mixes entries: a reflection at a plane."""
+    return x - 2 * x.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("move", "promises", "message"), [
+    (smeared, {"linear": True, "exact": True}, "exact is True, but element 1"),
+    (lambda x: 1 - x, {"linear": True}, "linear is True, but element 1"),
+    (lambda x: -x, {"permutes": True, "extent": {-1: None}}, "permutes is True, but element 1"),
+    (lambda x: x.flip(-1), {"permutes": True}, r"permutes is True, .* extent, \[\]"),
+    (lambda x: x.flip(-1), {"permutes": True, "extent": {-2: None}}, "permutes is True"),
+    (lambda x: torch.where(x[:, :1] > x[:, -1:], x, x).flip(-2), {"permutes": True,
+     "extent": {-1: None}}, "permutes is True"),
+    (lambda x: x.flip(-1), {"trivial": True}, "trivial is True, but element 1"),
+    (lambda x: x.mT, {"keeps_shape": True}, "keeps_shape is True, but 1"),
+])  # fmt: skip
+def test_promises_that_are_not_kept_are_found(move, promises, message):
+    extent = promises.pop("extent", {})
+    kind = type("Liar", (Promising,), {"extent": extent})
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=message):
+        assert_action(kind(move, **promises), x)
+    assert_action(kind(lambda x: x.flip(-1)), x)
+
+
+@pytest.mark.parametrize(("move", "promises"), [
+    (lambda x: x.flip(-1), {"exact": True, "linear": True, "permutes": True}),
+    (lambda x: -x, {"exact": True, "linear": True, "keeps_shape": True}),
+    (smeared, {"linear": True, "keeps_shape": True}),
+    (lambda x: 1 - x, {"keeps_shape": True}),
+    (lambda x: x.mT, {"exact": True, "linear": True}),
+])  # fmt: skip
+def test_promises_that_are_kept_pass(move, promises):
+    kind = type("Honest", (Promising,), {"extent": {-1: None}})
+    assert_action(kind(move, **promises), torch.randn(3, 4, 5, dtype=torch.float64))

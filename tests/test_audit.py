@@ -235,7 +235,7 @@ def test_the_report_needs_nothing_else(folder, call):
     )
     assert hostile not in page
     assert name not in page
-    assert "&lt;b onclick=&quot;x&quot;&gt;&amp;" in page
+    assert "&lt;b onclick=&#34;x&#34;&gt;&amp;" in page
     tags = set(re.findall(r"</?(\w+)", page))
     assert tags == {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "dl", "dt", "dd"),
@@ -409,20 +409,26 @@ def test_logits_that_are_not_finite(folder, call):
     ("options", "message"),
     [
         (["--group", "c5"], "invalid choice: 'c5'"),
-        (["--model", "resnet18"], "give torchvision:NAME"),
-        (["--model", "code/nets.py:"], "give torchvision:NAME"),
+        (["--model", "resnet18"], "use torchvision:NAME"),
+        (["--model", "code/nets.py:"], "use torchvision:NAME"),
         (["--model", "code/none.py:linear"], "there is none"),
         (["--model", "no_such_module:linear"], "but there is none"),
         (["--model", "code/nets.py:none"], "has no 'none'"),
-        (["--model", "code/nets.py:number"], "which is a int"),
-        (["--model", "code/nets.py:no_module"], "returned a int"),
+        (["--model", "code/nets.py:number"], "got 1 from 'code/nets.py:number'"),
+        (["--model", "code/nets.py:no_module"], "that returns a torch.nn.Module, got 1"),
         (["--model", "code/nets.py:Dense"], "must return logits (B, C)"),
         (["--model", "code/nets.py:brightness"], "at least two classes"),
-        (["--model", "code/nets.py:Nothing"], "returned a dict"),
+        (
+            ["--model", "code/nets.py:Nothing"],
+            "must return one tensor of logits (B, C), got a dict",
+        ),
         (["--model", "torchvision:resnet81"], "near it: ["),
-        (["--model", "torchvision:resnet18"], "give one of IMAGENET1K_V1, DEFAULT"),
-        (["--model", "torchvision:resnet18", "--weights", "V3"], "weights is 'V3'"),
-        (["--weights", "IMAGENET1K_V1"], "give a .safetensors"),
+        (
+            ["--model", "torchvision:resnet18"],
+            "`weights` must be IMAGENET1K_V1, DEFAULT or a .safetensors",
+        ),
+        (["--model", "torchvision:resnet18", "--weights", "V3"], "file, got 'V3'"),
+        (["--weights", "IMAGENET1K_V1"], "`weights` must be DEFAULT or a .safetensors"),
         (["--weights", "none.pt"], "there is no such file"),
         (["--weights", "broken.pt"], "cannot be read as weights"),
         (["--weights", "broken.safetensors"], "cannot be read as safetensors"),
@@ -651,8 +657,8 @@ def test_a_timm_model_with_a_file(folder, call):
     assert rows_of(printed)[1]["plain"][0] == f"{told.plain.changed:.2%}"
     code, _, errors = call(model="timm:test_resnet")
     assert code == 2
-    assert "give DEFAULT or" in errors
-    assert "timm cannot make 'none'" in call("--weights", "DEFAULT", model="timm:none")[2]
+    assert "`weights` must be DEFAULT or" in errors
+    assert "timm cannot load 'none'" in call("--weights", "DEFAULT", model="timm:none")[2]
 
 
 @pytest.mark.parametrize("family", ["timm", "transformers", "torchvision"])
@@ -686,15 +692,15 @@ def test_bad_calls():
     images = torch.rand(5, 3, 2, 2)
     with pytest.raises(TypeError, match=r"images\.split\(64\)"):
         audit(model, images, action)
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="must have at least one image"):
         audit(model, [], action)
     with pytest.raises(ValueError, match="'plain'"):
         audit(model, [images], action, wrappers={"plain": model})
-    with pytest.raises(ValueError, match=r"labels has shape \(4,\) for 5 images"):
+    with pytest.raises(ValueError, match=r"`labels` has shape \(4,\) for 5 images"):
         audit(model, [images], action, labels=torch.zeros(4))
-    with pytest.raises(ValueError, match="names has 1 entries for 5 images"):
+    with pytest.raises(ValueError, match="`names` has 1 entries for 5 images"):
         audit(model, [images], action, names=["x"])
-    with pytest.raises(ValueError, match="wrappers has 'lambda'"):
+    with pytest.raises(ValueError, match="names of equitune, equizero, got 'lambda'"):
         wrap(model, action, ["lambda"])
     images[3] = float("nan")
     with pytest.raises(ValueError, match="not finite for image 3 under e"):
@@ -717,7 +723,8 @@ def test_folders_of_which_the_model_knows_some_only(folder, call, vit):
     (folder / "images" / "c").rename(folder / "images" / "cc")
     code, _, errors = call("--labels", model="transformers:vit")
     assert code == 2
-    assert "the model knows the classes a, b, but not 'cc'; near it: ['c']" in errors
+    assert "for the model's classes a, b, but 'cc' is not one of them" in errors
+    assert "near it: ['c']" in errors
 
 
 def test_folders_that_are_numbers(folder, call):
@@ -725,7 +732,7 @@ def test_folders_that_are_numbers(folder, call):
         (folder / "images" / old).rename(folder / "images" / new)
     code, _, errors = call("--labels")
     assert code == 2
-    assert "they would not be the classes that they name; use them leading zeros" in errors
+    assert "sort as words in another order than as numbers; use leading zeros" in errors
     for old, new in (("1", "01"), ("2", "02")):
         (folder / "images" / old).rename(folder / "images" / new)
     assert call("--labels")[0] == 0

@@ -16,7 +16,7 @@ import record
 import render
 from cases import ConvNet
 from equitune import EquiTune, ImageAction, LambdaEquiTune, c4, d4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.testing import assert_equivariant
 from equizero_sign import least_sure
 from experiment import measure, measure_invariant
@@ -167,7 +167,7 @@ def test_weight_networks_are_trained_on_what_they_read(weighting):
 
 def test_the_wrong_sign_is_the_wrong_sign():
     logits = torch.randn(4, 5, 10)
-    sure = negative_max_probability(logits).argmin(0)
+    sure = negative_log_max_probability(logits).argmin(0)
     assert torch.equal(sure, logits.softmax(-1).amax(-1).argmax(0))
     assert torch.equal(least_sure(logits).argmin(0), logits.softmax(-1).amax(-1).argmin(0))
 

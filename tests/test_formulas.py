@@ -15,10 +15,12 @@ from equitune import (
     ImageAction,
     LambdaEquiTune,
     RegularFeatures,
+    Symmetrized,
+    Weighting,
     c4,
     d4,
 )
-from equitune.losses import entropy, negative_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.testing import (
     CanonicalizeFormula,
     EquiTuneFormula,
@@ -29,7 +31,6 @@ from equitune.testing import (
     assert_equivariant,
     assert_matches_formula,
 )
-from equitune.wrappers import Symmetrized
 
 D4 = ImageAction(d4())
 TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
@@ -123,7 +124,7 @@ def test_every_formula_rejects_the_others(backbone, x):
     net = nn.Linear(4, 1).double().eval()
     formulas = {
         "mean": EquiTuneFormula(backbone, D4),
-        "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_max_probability),
+        "confident": EquiZeroFormula(backbone, D4, proxy_loss=negative_log_max_probability),
         "wavy": EquiZeroFormula(backbone, D4, proxy_loss=lambda y: (y * 9).sin().sum(-1)),
         "lambda": LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output"),
         "regular": RegularFeaturesFormula(backbone, D4),
@@ -176,12 +177,15 @@ def test_bad_input(backbone, x):
     with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
         assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
 
-    class First(Symmetrized):
-        def weigh(self, passes):
-            return None, None
+    class First(Weighting):
+        def score(self, copies):
+            return None
 
-    with pytest.raises(TypeError, match=r"First, whose formula is not known.*subclass of Formula"):
-        assert_matches_formula(First(backbone, D4).eval(), x)
+        def weigh(self, scores, copies):
+            return None
+
+    with pytest.raises(TypeError, match=r"whose formula is not known.*subclass of Formula"):
+        assert_matches_formula(Symmetrized(backbone, D4, weighting=First()).eval(), x)
 
 
 def test_a_formula_of_ones_own(backbone, x):

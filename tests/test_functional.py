@@ -11,7 +11,7 @@ from equitune import ImageAction, TreeAction, TrivialAction, c4
 from equitune.functional import orbit, reynolds, select_minimum, weighted_mean, weighted_reynolds
 from equitune.losses import (
     entropy,
-    negative_max_probability,
+    negative_log_max_probability,
     negative_max_q_value,
     negative_similarity,
 )
@@ -83,7 +83,10 @@ def test_select_minimum_does_not_hide_nan():
 
 
 LOSSES = {
-    "negative_max_probability": (negative_max_probability, lambda y: -y.softmax(-1).amax(-1)),
+    "negative_log_max_probability": (
+        negative_log_max_probability,
+        lambda y: -y.softmax(-1).amax(-1),
+    ),
     "entropy": (entropy, lambda y: torch.special.entr(y.softmax(-1)).sum(-1)),
     "negative_similarity": (negative_similarity, lambda y: -y.amax(-1)),
     "negative_max_q_value": (negative_max_q_value, lambda y: -y.amax(-1)),
@@ -101,11 +104,11 @@ def test_losses_rank_like_the_plain_formula(loss, plain):
 def test_values_of_the_confidences():
     logits = torch.randn(8, 5, 10, dtype=torch.float64)
     expected = -logits.softmax(-1).amax(-1).log()
-    torch.testing.assert_close(negative_max_probability(logits), expected)
+    torch.testing.assert_close(negative_log_max_probability(logits), expected)
     torch.testing.assert_close(entropy(logits), LOSSES["entropy"][1](logits))
 
 
-@pytest.mark.parametrize("loss", [negative_max_probability, entropy])
+@pytest.mark.parametrize("loss", [negative_log_max_probability, entropy])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_confidences_do_not_saturate(loss, dtype):
     margins = torch.tensor([0.0, 1.0, 10.0, 20.0, 40.0, 80.0], dtype=dtype)
@@ -117,7 +120,7 @@ def test_confidences_do_not_saturate(loss, dtype):
     assert logits.float().softmax(-1)[-2:, 0, 0].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("loss", [negative_max_probability, entropy])
+@pytest.mark.parametrize("loss", [negative_log_max_probability, entropy])
 def test_confidences_are_finite_at_the_extremes(loss):
     logits = torch.tensor([[[1e4, -1e4, 0.0]], [[0.0, -math.inf, 1.0]], [[3.0, 3.0, 3.0]]])
     logits.requires_grad_()
@@ -138,5 +141,5 @@ def test_losses_average_over_positions(loss, plain):
 @pytest.mark.parametrize(("loss", "plain"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("dim", [0, 1, -3, -2, 3])
 def test_losses_do_not_mix_samples(loss, plain, dim):
-    with pytest.raises(ValueError, match=f"dim is {dim} for a stack of shape"):
+    with pytest.raises(ValueError, match=f"got {dim} for the shape"):
         loss(torch.zeros(4, 3, 5), dim=dim)

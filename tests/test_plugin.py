@@ -141,8 +141,8 @@ def test_no_action():
 """)
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines([
-        "*test_returns_nothing is marked equivariant, but returns a NoneType; let it return *",
-        "*test_no_x: the marker equivariant missing 1 required keyword-only argument: 'x'*",
+        "*test_returns_nothing is marked equivariant, but returns NoneType; return the model*",
+        "*but with wrong arguments: equivariant() missing 1 required keyword-only argument: 'x'*",
         "*input_action is a FiniteGroup; use an action*",
     ])  # fmt: skip
 

@@ -5,7 +5,7 @@ import torch
 
 import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, c4, d4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.testing import assert_equivariant
 from experiment import measure
 
@@ -35,7 +35,7 @@ def test_wrappers_are_consistent_and_better(backbone, images):
     plain = measure(backbone, x, labels)
     action = ImageAction(c4())
     average = measure(EquiTune(backbone, action), x, labels)
-    best = measure(EquiZero(backbone, action, proxy_loss=negative_max_probability), x, labels)
+    best = measure(EquiZero(backbone, action, proxy_loss=negative_log_max_probability), x, labels)
     assert average.changed == best.changed == 0
     assert plain.rotated + 0.05 < average.rotated < best.rotated
 
@@ -46,7 +46,7 @@ def test_equizero_in_bfloat16(images, symmetric):
     if symmetric:
         x = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)]).mean(0)
     model = EquiZero(
-        cifar10.load_resnet(FOLDER), ImageAction(c4()), proxy_loss=negative_max_probability
+        cifar10.load_resnet(FOLDER), ImageAction(c4()), proxy_loss=negative_log_max_probability
     ).to(torch.bfloat16)
     x = x.to(torch.bfloat16)
     with torch.inference_mode():

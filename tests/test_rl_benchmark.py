@@ -191,7 +191,7 @@ def test_going_on(trained, method):
         symmetry = CARTPOLE.symmetry()
         model.policy.set_training_mode(False)
         x = torch.randn(20, 4)
-        assert_equivariant(model.q_net, x, symmetry.observation, symmetry.action)
+        assert_equivariant(model.q_net, x, symmetry.on_observations, symmetry.on_actions)
 
 
 class Countdown(gymnasium.Env):

@@ -7,6 +7,7 @@ import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+import gridworld
 import rl_cases as cases
 from equitune import MatrixAction, PermutationAction, c4, cyclic
 from equitune.rl import (
@@ -14,8 +15,6 @@ from equitune.rl import (
     acrobot_mirror,
     cartpole_mirror,
     check_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
     set_state,
 )
 
@@ -90,7 +89,7 @@ def test_a_mismatch_can_be_done_again_by_hand():
     assert env.step(mismatch.moved_action)[0][entry] == pytest.approx(mismatch.found)
     set_state(env, mismatch.observation)
     after = torch.as_tensor(env.step(mismatch.action)[0])[None]
-    expected = wrong.observation.transform(after, 1)[0, entry]
+    expected = wrong.on_observations.transform(after, 1)[0, entry]
     assert float(expected) == pytest.approx(mismatch.expected, abs=1e-6)
     assert mismatch.error > 1e-4
     text = str(mismatch)
@@ -101,8 +100,8 @@ def test_a_mismatch_can_be_done_again_by_hand():
 def test_names_are_those_of_the_symmetry_or_given():
     _, wrong, _ = cases.WRONG["cartpole, pole only"]
     env = gymnasium.make("CartPole-v1")
-    plain = check_symmetry(env, wrong.observation, wrong.action)
-    named = check_symmetry(env, wrong.observation, wrong.action, names=list("abcd"))
+    plain = check_symmetry(env, wrong.on_observations, wrong.on_actions)
+    named = check_symmetry(env, wrong.on_observations, wrong.on_actions, names=list("abcd"))
     renamed = check_symmetry(env, wrong, names=list("abcd"))
     places = [
         wrong.names.index(report.mismatches[0].what) for report in [check_symmetry(env, wrong)]
@@ -117,7 +116,7 @@ def test_a_slight_wind_is_noticed():
     assert calm.passed
     # The flip of y does not mind a wind along x.
     (kept,) = set(SQUARE.group.names[1:]) - {mismatch.element for mismatch in wind.mismatches}
-    matrix = SQUARE.observation.transform(torch.eye(4), SQUARE.group.names.index(kept)).T
+    matrix = SQUARE.on_observations.transform(torch.eye(4), SQUARE.group.names.index(kept)).T
     assert torch.equal(matrix.diag(), torch.tensor([1.0, -1, 1, -1]))
     lenient = check_symmetry(cases.PointMass(wind=1e-3), SQUARE, set_state=cases.put, tolerance=0.1)
     # A step that just ends an episode, or just does not, is no matter of tolerance.
@@ -145,19 +144,19 @@ def test_wrapped_environments(wrap):
     assert not check_symmetry(env, cases.cart(0, 2), samples=50).passed
 
 
-def test_a_wrapper_that_changes_pictures_needs_a_set_state():
-    env = gymnasium.wrappers.FlattenObservation(gymnasium.make("equitune/Gridworld-v0"))
-    assert check_symmetry(env, gridworld_rotations(), samples=20).passed
-    pixels = gymnasium.make("equitune/PixelGridworld-v0", size=3)
+def test_a_wrapper_that_changes_observations_needs_a_set_state():
+    env = gymnasium.wrappers.FlattenObservation(gymnasium.make("Acrobot-v1"))
+    assert check_symmetry(env, acrobot_mirror(), samples=20).passed
+    env = gymnasium.make("CartPole-v1")
+    shown = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    halved = gymnasium.wrappers.TransformObservation(env, lambda state: state / 2, shown)
+    with pytest.raises(ValueError, match="where a wrapper changes the observations of a CartPole"):
+        check_symmetry(halved, cartpole_mirror())
 
-    def halved(env):
-        return gymnasium.wrappers.TransformObservation(
-            env, lambda picture: picture[:, ::2, ::2].copy(),
-            gymnasium.spaces.Box(0, 255, (3, 12, 12), np.uint8),
-        )  # fmt: skip
+    def put(env, observation):
+        set_state(env, 2 * observation)
 
-    with pytest.raises(ValueError, match="a wrapper changes the observations of PixelGridworld"):
-        check_symmetry(halved(pixels), gridworld_pixel_rotations())
+    assert check_symmetry(halved, cartpole_mirror(), set_state=put, samples=20).passed
 
 
 def test_the_environment_is_left_at_the_begin_of_an_episode():
@@ -251,11 +250,11 @@ VALUE_ERRORS = {
     ),
     "no set_state": (
         lambda: check_symmetry(cases.PointMass(), SQUARE),
-        "how PointMass is put into a state is not known; use set_state",
+        "`set_state` must be set for a PointMass, whose states are not known",
     ),
     "other number of actions": (
         lambda: check_symmetry(gymnasium.make("Acrobot-v1"), Symmetry(
-            acrobot_mirror().observation, EXCHANGED)),
+            acrobot_mirror().on_observations, EXCHANGED)),
         "there are 3 discrete actions, but the group permutes 2",
     ),
     "other observations": (
@@ -265,7 +264,7 @@ VALUE_ERRORS = {
     "two groups": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED,
                                PermutationAction(c4(), [(0, 1), (1, 0)] * 2)),
-        "give two actions of one group",
+        "use two actions of one group",
     ),
     "samples": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), samples=0),
@@ -273,11 +272,11 @@ VALUE_ERRORS = {
     ),
     "tolerance": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), tolerance=0),
-        "tolerance is 0",
+        "`tolerance` must be above 0, got 0",
     ),
     "names": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), names=["x"]),
-        r"names has 1 names for observations of shape \(4,\)",
+        r"got 1 for observations of shape \(4,\)",
     ),
     "running statistics": (
         lambda: check_symmetry(gymnasium.wrappers.TimeLimit(gymnasium.wrappers.NormalizeObservation(
@@ -309,25 +308,25 @@ TYPE_ERRORS = {
             DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), cartpole_mirror()),
         "DummyVecEnv",
     ),
-    "a name": (lambda: check_symmetry("CartPole-v1", cartpole_mirror()), "env is a str"),
-    "no action_action": (
+    "a name": (lambda: check_symmetry("CartPole-v1", cartpole_mirror()), "`env` must be an Env"),
+    "no on_actions": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED),
-        "action_action is missing",
+        "`on_actions` must be an Action, got None",
     ),
     "an action too many": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), EXCHANGED),
-        "leave action_action out",
+        "leave on_actions out",
     ),
     "no action": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, [(0, 1), (1, 0)]),
-        "`action_action` must be an Action",
+        "`on_actions` must be an Action",
     ),
     "continuous for discrete": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, NEGATED),
         "there are 2 discrete actions, but the group acts on them by a MatrixAction",
     ),
     "discrete observations": (
-        lambda: check_symmetry(gymnasium.make("FrozenLake-v1"), gridworld_rotations()),
+        lambda: check_symmetry(gymnasium.make("FrozenLake-v1"), gridworld.rotations()),
         "observations are a Discrete",
     ),
 }  # fmt: skip
@@ -409,5 +408,5 @@ def test_states_may_be_given():
     assert (report.steps, report.passed) == (60, True)
     assert report.unseen == ("the end of an episode", "a reward other than 1")
     for wrong in (seen[0], np.zeros((3, 5)), seen[:0]):
-        with pytest.raises(ValueError, match=r"states is of shape .*; use \(N, 4\)"):
+        with pytest.raises(ValueError, match=r"`states` must be of shape \(N, 4\), got"):
             check_symmetry(env, mirror, states=wrong)

@@ -215,7 +215,7 @@ def test_integers_are_drawn_as_integers():
         assert observation.dtype == np.uint8
         env.place = int(observation[0])
 
-    report = check_symmetry(Whole(), Symmetry(Opposite(), SIDES.action), set_state=put)
+    report = check_symmetry(Whole(), Symmetry(Opposite(), SIDES.on_actions), set_state=put)
     assert report.passed
     assert report.drawn == 100
 
@@ -285,6 +285,7 @@ def test_an_entry_that_is_0_but_for_rounding():
 @pytest.mark.parametrize(
     ("name", "observation", "state"),
     [
+        ("CartPole-v1", [0.1, -0.2, 0.03, 0.0], [0.1, -0.2, 0.03, 0.0]),
         ("Pendulum-v1", [0.0, 1.0, -2.0], [np.pi / 2, -2.0]),
         ("MountainCar-v0", [-0.3, 0.01], [-0.3, 0.01]),
         ("MountainCarContinuous-v0", [-0.3, 0.01], [-0.3, 0.01]),
@@ -296,7 +297,7 @@ def test_states_that_can_be_set(name, observation, state):
     env.reset(seed=0)
     set_state(env, observation)
     np.testing.assert_allclose(env.unwrapped.state, state)
-    with pytest.raises(ValueError, match=r"observation has shape \(7,\)"):
+    with pytest.raises(ValueError, match=r"`observation` must be of shape .*, got \(7,\)"):
         set_state(env, np.zeros(7))
 
 
@@ -304,13 +305,17 @@ def test_states_that_can_be_set(name, observation, state):
 def test_no_angle_is_refused(name):
     env = gymnasium.make(name)
     size = env.observation_space.shape[0]
-    with pytest.raises(ValueError, match=r"0\.5 and 0\.5 are no cosine and sine of an angle"):
+    with pytest.raises(ValueError, match=r"cosine and the sine of an angle, got 0\.5 and 0\.5"):
         set_state(env, np.full(size, 0.5))
 
 
 def test_other_environments_are_named():
-    with pytest.raises(ValueError, match="how PointMass is put into a state is not known; known"):
+    with pytest.raises(ValueError, match=r"`env` must be CartPole, Acrobot, .*, got a PointMass"):
         set_state(cases.PointMass(), np.zeros(4))
+    with pytest.raises(
+        ValueError, match=r"`env` must be CartPole, Acrobot, .*, got a FrozenLakeEnv"
+    ):
+        set_state(gymnasium.make("FrozenLake-v1"), 0)
 
 
 def test_a_right_map_of_acrobot_is_seen_all_over_the_space():

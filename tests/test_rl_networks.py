@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from equitune.rl._linear import matrices
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,9 +24,8 @@ from equitune import (
     cyclic,
     symmetric,
 )
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
-from equitune.rl._linear import matrices
 from equitune.testing import assert_equivariant
 from equitune.weight_nets import AttentionWeightNet
 
@@ -43,7 +43,7 @@ def permuted(group):
 
 
 CASES = {
-    "mirror": (cartpole_mirror().observation, cartpole_mirror().action, 4, 2),
+    "mirror": (cartpole_mirror().on_observations, cartpole_mirror().on_actions, 4, 2),
     "cyclic(3), turned": (
         turned(3), PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]), 2, 3,
     ),
@@ -52,9 +52,9 @@ CASES = {
 }  # fmt: skip
 
 
-def attention(network, observation_action, action_action):
+def attention(network, on_observations, on_actions):
     net = AttentionWeightNet(network[0].in_features, 8, 2).double()
-    return LambdaEquiTune(network, observation_action, action_action, weight_net=net)
+    return LambdaEquiTune(network, on_observations, on_actions, weight_net=net)
 
 
 ROWS = torch.export.Dim("rows", min=2)
@@ -186,16 +186,16 @@ def test_what_is_no_linear_action_on_vectors_is_refused():
     with pytest.raises(ValueError, match="not linear"):
         matrices(cases.Opposite(), 4)
     with pytest.raises(ValueError, match="does not act on vectors of 5 entries"):
-        matrices(cartpole_mirror().observation, 5)
+        matrices(cartpole_mirror().on_observations, 5)
     with pytest.raises(ValueError, match="does not act on vectors of 4 entries"):
         matrices(ImageAction(c4()), 4)
     wrapper, _ = build("mirror", EquiTune)
     with pytest.raises(ValueError, match="does not act on vectors of 3 entries"):
         VectorSymmetrizer(wrapper, 4, 3)
-    with pytest.raises(TypeError, match="wrapper is a Sequential"):
+    with pytest.raises(TypeError, match="`wrapper` must be a Symmetrizer, got a Sequential"):
         VectorSymmetrizer(wrapper.backbone, 4, 2)
     mirror = cartpole_mirror()
-    named = EquiTune(nn.Linear(4, 2), {"input": mirror.observation}, mirror.action)
+    named = EquiTune(nn.Linear(4, 2), {"input": mirror.on_observations}, mirror.on_actions)
     with pytest.raises(ValueError, match="single tensor"):
         VectorSymmetrizer(named, 4, 2)
 
@@ -204,25 +204,27 @@ def test_networks_that_return_another_shape_are_refused():
     mirror = cartpole_mirror()
     several = nn.Sequential(nn.Linear(4, 2), nn.LSTM(2, 2))
     for network in (nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), several):
-        fast = VectorSymmetrizer(EquiTune(network, mirror.observation, mirror.action), 4, 2)
-        with pytest.raises(ValueError, match=r"out_features is 2, so it has to return \(6, 2\)"):
+        fast = VectorSymmetrizer(EquiTune(network, mirror.on_observations, mirror.on_actions), 4, 2)
+        with pytest.raises(
+            ValueError, match=r"must return a tensor of shape \(6, 2\), as out_features"
+        ):
             fast(torch.randn(3, 4))
 
 
 def test_the_methods():
     mirror = cartpole_mirror()
-    zero = equizero(nn.Linear(4, 2), mirror.observation, mirror.action)
+    zero = equizero(nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
     assert isinstance(zero, EquiZero)
-    assert zero.proxy_loss is negative_max_probability
+    assert zero.proxy_loss is negative_log_max_probability
     assert zero.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
-    learned = lambda_equitune(network, mirror.observation, mirror.action, hidden_features=7)
+    learned = lambda_equitune(network, mirror.on_observations, mirror.on_actions, hidden_features=7)
     assert learned.weight_net.layers[0].weight.shape == (7, 4)
     assert learned.weight_net.layers[0].weight.dtype == torch.float64
-    with pytest.raises(ValueError, match="begins with a Conv2d"):
+    with pytest.raises(ValueError, match="must begin with a linear layer, got a Conv2d"):
         lambda_equitune(nn.Conv2d(3, 4, 3), ImageAction(c4()), TrivialAction(c4()))
-    with pytest.raises(ValueError, match="no layer with weights"):
-        lambda_equitune(nn.Tanh(), mirror.observation, mirror.action)
+    with pytest.raises(ValueError, match="must begin with a linear layer, got None"):
+        lambda_equitune(nn.Tanh(), mirror.on_observations, mirror.on_actions)
 
 
 class Slice(nn.Linear):
@@ -235,7 +237,7 @@ class Slice(nn.Linear):
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_outputs_that_are_not_contiguous(method):
     mirror = cartpole_mirror()
-    wrapper = method(Slice(4, 4).double(), mirror.observation, mirror.action)
+    wrapper = method(Slice(4, 4).double(), mirror.on_observations, mirror.on_actions)
     x = states("mirror")
     found = VectorSymmetrizer(wrapper, 4, 2)(x)
     torch.testing.assert_close(found, wrapper(x), rtol=1e-12, atol=1e-14)
@@ -245,7 +247,7 @@ def test_backbones_that_work_in_place():
     mirror = cartpole_mirror()
     network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
     for method in METHODS[:2]:
-        wrapper = method(network, mirror.observation, mirror.action)
+        wrapper = method(network, mirror.on_observations, mirror.on_actions)
         x = states("mirror")
         before = x.clone()
         found = VectorSymmetrizer(wrapper, 4, 2)(x)

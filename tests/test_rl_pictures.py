@@ -10,17 +10,16 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 from torch import nn
 
+import gridworld
 import rl_cases as cases
 from equitune import ImageAction, MatrixAction, PermutationAction, c4, cyclic, d4
 from equitune.rl import (
-    PixelGridworld,
     SymmetricDQN,
     SymmetricDQNPolicy,
     SymmetricPPO,
     Symmetry,
     check_symmetry,
     equizero,
-    gridworld_pixel_rotations,
     symmetrize,
 )
 from equitune.rl._pictures import ChannelsFirst
@@ -115,8 +114,8 @@ def test_what_the_environment_keeps_is_what_the_network_keeps(algorithm):
 
 
 COLUMNS = [list(range(40)), list(reversed(range(40)))]
-TURNS = gridworld_pixel_rotations().action
-SQUARE = cases.quarter_turns_of_d4().action
+TURNS = gridworld.pixel_rotations().on_actions
+SQUARE = cases.quarter_turns_of_d4().on_actions
 
 
 def turned(pictures, performed):
@@ -142,7 +141,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_any_action_on_pictures(name, frames):
     symmetry, (height, width), performed = LAYOUTS[name]
-    actions = symmetry.action.size
+    actions = symmetry.on_actions.size
     env = DummyVecEnv([lambda: Dot(height, width, actions)])
     if frames > 1:
         env = VecFrameStack(env, frames, channels_order="last")
@@ -151,10 +150,10 @@ def test_any_action_on_pictures(name, frames):
     seen = pictures(2, height, width, 3 * frames)
     for g, element in enumerate(performed):
         moved = turned(seen, element)
-        expected = symmetry.action.transform(scores(model, seen), g)
+        expected = symmetry.on_actions.transform(scores(model, seen), g)
         assert off_by(scores(model, moved), expected) < 1e-5
         if element:
-            expected = symmetry.action.transform(scores(plain, seen), g)
+            expected = symmetry.on_actions.transform(scores(plain, seen), g)
             assert off_by(scores(plain, moved), expected) > 0.05
 
 
@@ -286,17 +285,17 @@ def test_without_an_environment_pictures_have_no_known_layout(tmp_path):
 
 
 def test_a_policy_in_a_plain_algorithm_warns_when_it_is_trained(tmp_path):
-    symmetry = gridworld_pixel_rotations()
+    symmetry = gridworld.pixel_rotations()
     model = DQN(
-        SymmetricDQNPolicy, PixelGridworld(5), device="cpu", **SETTINGS[DQN],
+        SymmetricDQNPolicy, gridworld.PixelGridworld(5), device="cpu", **SETTINGS[DQN],
         policy_kwargs={"symmetry": symmetry},
     )  # fmt: skip
-    seen = torch.from_numpy(PixelGridworld(5).reset(seed=0)[0][None])
-    assert_equivariant(model.q_net, seen, symmetry.observation, symmetry.action)
+    seen = torch.from_numpy(gridworld.PixelGridworld(5).reset(seed=0)[0][None])
+    assert_equivariant(model.q_net, seen, symmetry.on_observations, symmetry.on_actions)
     model.save(tmp_path / "model")
     with pytest.warns(UserWarning, match="use SymmetricDQN, SymmetricPPO or SymmetricA2C"):
         model.learn(8)
-    SymmetricDQN.load(tmp_path / "model", env=PixelGridworld(5), device="cpu").learn(8)
+    SymmetricDQN.load(tmp_path / "model", env=gridworld.PixelGridworld(5), device="cpu").learn(8)
 
 
 def test_an_algorithm_of_another_policy_is_refused():
@@ -338,5 +337,5 @@ def test_channels_first_is_an_action(name):
     assert repr(moved) == f"ChannelsFirst({action!r})"
     with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\), got \(2, 3\)"):
         moved.transform(torch.zeros(2, 3), 0)
-    with pytest.raises(TypeError, match="`channels_last` must be an action, got a Symmetry"):
+    with pytest.raises(TypeError, match="`channels_last` must be an Action, got a Symmetry"):
         ChannelsFirst(SIDES)

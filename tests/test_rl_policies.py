@@ -13,11 +13,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
+import gridworld
 import rl_cases as cases
 from equitune import Canonicalize, EquiTune, MatrixAction, cyclic, symmetric
 from equitune.rl import (
     Move,
-    PixelGridworld,
     SymmetricA2C,
     SymmetricActorCriticPolicy,
     SymmetricDQN,
@@ -29,7 +29,6 @@ from equitune.rl import (
     cartpole_mirror,
     continuous_symmetry,
     equizero,
-    gridworld_pixel_rotations,
     lambda_equitune,
     symmetrize,
 )
@@ -74,7 +73,7 @@ def test_models_become_equivariant_and_stay_as_they_were(trained, algorithm, met
     x = torch.randn(8, 4, dtype=torch.float64)
     assert type(symmetric_model) is SYMMETRIC[algorithm]
     assert isinstance(symmetric_model, algorithm)
-    assert_equivariant(scores(symmetric_model), x, mirror.observation, mirror.action)
+    assert_equivariant(scores(symmetric_model), x, mirror.on_observations, mirror.on_actions)
     plain = model.policy
     if algorithm is DQN:
         network = copy.deepcopy(plain.q_net.q_net).double()
@@ -83,11 +82,11 @@ def test_models_become_equivariant_and_stay_as_they_were(trained, algorithm, met
         value = nn.Sequential(plain.mlp_extractor.value_net, plain.value_net)
         network, value = copy.deepcopy(network).double(), copy.deepcopy(value).double()
         critic = copy.deepcopy(symmetric_model.policy.mlp_extractor.critic).double()
-        assert_equivariant(critic, x, mirror.observation)
+        assert_equivariant(critic, x, mirror.on_observations)
         torch.testing.assert_close(critic.unwrap()(x), value(x), rtol=0, atol=0)
     torch.testing.assert_close(scores(symmetric_model).unwrap()(x), network(x), rtol=0, atol=0)
     with pytest.raises(AssertionError):
-        assert_equivariant(network, x, mirror.observation, mirror.action)
+        assert_equivariant(network, x, mirror.on_observations, mirror.on_actions)
     symmetric_model.learn(64, reset_num_timesteps=False)
     after = weights_of(model.policy)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -164,7 +163,7 @@ def test_models_share_no_experience(algorithm):
         assert model.replay_buffer.pos == 128
     observations = torch.randn(8, 4, dtype=torch.float64)
     mirror = cartpole_mirror()
-    assert_equivariant(scores(found), observations, mirror.observation, mirror.action)
+    assert_equivariant(scores(found), observations, mirror.on_observations, mirror.on_actions)
 
 
 def test_the_replay_buffer_is_of_the_kind_it_was():
@@ -193,11 +192,11 @@ def test_two_extractors_are_saved_with_a_policy(tmp_path):
         "batch_size": 16,
         "policy_kwargs": {"share_features_extractor": False},
     }
-    model = PPO("CnnPolicy", PixelGridworld(5), device="cpu", **settings)
-    found = symmetrize(model, gridworld_pixel_rotations())
+    model = PPO("CnnPolicy", gridworld.PixelGridworld(5), device="cpu", **settings)
+    found = symmetrize(model, gridworld.pixel_rotations())
     found.policy.save(tmp_path / "policy")
     loaded = type(found.policy).load(tmp_path / "policy")
-    x = torch.from_numpy(np.stack([PixelGridworld(5).reset(seed=0)[0]]))
+    x = torch.from_numpy(np.stack([gridworld.PixelGridworld(5).reset(seed=0)[0]]))
     for policy in (found.policy, loaded):
         networks = policy.mlp_extractor
         assert networks.actor.unwrap()[0] is not networks.critic.unwrap()[0]
@@ -214,26 +213,26 @@ def test_training_from_scratch_is_equivariant_all_along():
     x = torch.randn(5, 6, dtype=torch.float64)
     for network in (model.q_net, model.q_net_target):
         assert isinstance(network.q_net, VectorSymmetrizer)
-        assert_equivariant(network.q_net.double(), x, mirror.observation, mirror.action)
+        assert_equivariant(network.q_net.double(), x, mirror.on_observations, mirror.on_actions)
 
 
 def test_networks_of_pictures():
-    env, symmetry = PixelGridworld(5), gridworld_pixel_rotations()
+    env, symmetry = gridworld.PixelGridworld(5), gridworld.pixel_rotations()
     model = DQN("CnnPolicy", env, buffer_size=50, learning_starts=4, device="cpu").learn(8)
     found = symmetrize(model, symmetry, equizero)
     pictures = np.stack([env.reset(seed=seed)[0] for seed in range(3)])
     x = torch.from_numpy(pictures)
-    assert_equivariant(found.policy.q_net, x, symmetry.observation, symmetry.action)
+    assert_equivariant(found.policy.q_net, x, symmetry.on_observations, symmetry.on_actions)
     with pytest.raises(AssertionError):
-        assert_equivariant(model.policy.q_net, x, symmetry.observation, symmetry.action)
+        assert_equivariant(model.policy.q_net, x, symmetry.on_observations, symmetry.on_actions)
     assert found.learn(8).num_timesteps == 8
     ppo = symmetrize(PPO("CnnPolicy", env, n_steps=4, batch_size=4, device="cpu"), symmetry)
 
     def probabilities(batch):
         return ppo.policy.get_distribution(batch).distribution.probs
 
-    assert_equivariant(probabilities, x, symmetry.observation, symmetry.action)
-    assert_equivariant(ppo.policy.predict_values, x, symmetry.observation)
+    assert_equivariant(probabilities, x, symmetry.on_observations, symmetry.on_actions)
+    assert_equivariant(ppo.policy.predict_values, x, symmetry.on_observations)
     ppo.learn(4)
 
 
@@ -286,12 +285,12 @@ def test_continuous_actions_have_equivariant_distributions(case):
     policy = continuous_policy(symmetry, size, actions)
     actor = copy.deepcopy(policy.mlp_extractor.actor).double()
     x = torch.randn(4, size, dtype=torch.float64)
-    assert_equivariant(actor, x, symmetry.observation, symmetry.action)
+    assert_equivariant(actor, x, symmetry.on_observations, symmetry.on_actions)
     # Stable-Baselines3 makes all observations float32.
     action = torch.randn(4, actions)
     wanted = policy.evaluate_actions(x.float(), action)
-    moved = symmetry.observation.orbit(x.float())
-    for g, ga in enumerate(symmetry.action.orbit(action)):
+    moved = symmetry.on_observations.orbit(x.float())
+    for g, ga in enumerate(symmetry.on_actions.orbit(action)):
         for found, expected in zip(policy.evaluate_actions(moved[g], ga), wanted, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     off = policy.evaluate_actions(moved[-1], action)[1]
@@ -325,13 +324,17 @@ def test_noise_that_would_become_dependent_is_refused():
     eighth = torch.tensor(torch.pi / 4, dtype=torch.float64)
     mirror = torch.stack([eighth.cos(), eighth.sin(), eighth.sin(), -eighth.cos()]).view(2, 2)
     action = MatrixAction(cyclic(2), torch.stack([torch.eye(2, dtype=torch.float64), mirror]))
-    with pytest.raises(ValueError, match="independent noise becomes dependent"):
+    with pytest.raises(
+        ValueError, match="must keep independent noise of continuous actions independent"
+    ):
         continuous_policy(Symmetry(action, action), 2, 2, bound=np.inf)
 
 
 def test_actions_that_are_no_vectors_are_refused():
     boxes = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2, 3), np.float32)
-    with pytest.raises(ValueError, match=r"actions are of shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"must have vectors as actions, got some of shape \(2, 3\)"
+    ):
         SymmetricActorCriticPolicy(*boxes, lambda _: 1e-3, symmetry=TWO_LEGS)
 
 
@@ -350,27 +353,30 @@ class OtherPolicy(DQNPolicy):
 
 def test_what_cannot_be_symmetrised_is_refused(trained):
     mirror = cartpole_mirror()
-    with pytest.raises(TypeError, match="with a policy of the class NoneType"):
+    with pytest.raises(TypeError, match="got a Linear with None as its policy"):
         symmetrize(nn.Linear(4, 2), mirror)
-    with pytest.raises(TypeError, match="with a policy of the class OtherPolicy"):
+    with pytest.raises(TypeError, match="got a DQN with an OtherPolicy as its policy"):
         symmetrize(DQN(OtherPolicy, "CartPole-v1", buffer_size=10), mirror)
-    with pytest.raises(TypeError, match="with a policy of the class SymmetricDQNPolicy"):
+    with pytest.raises(
+        TypeError, match="got a SymmetricDQN with a SymmetricDQNPolicy as its policy"
+    ):
         symmetrize(symmetrize(trained[DQN], mirror), mirror)
-    with pytest.raises(TypeError, match="symmetry is a MatrixAction; use a Symmetry"):
-        symmetrize(trained[DQN], mirror.observation)
-    with pytest.raises(TypeError, match="method is a str"):
+    with pytest.raises(TypeError, match="`symmetry` must be a Symmetry, got a MatrixAction"):
+        symmetrize(trained[DQN], mirror.on_observations)
+    with pytest.raises(TypeError, match="`method` must be a function, got 'equizero'"):
         symmetrize(trained[DQN], mirror, "equizero")
-    with pytest.raises(TypeError, match="method returned a Linear"):
+    with pytest.raises(TypeError, match=r"`method\(\.\.\.\)` must be a Symmetrizer, got a Linear"):
         symmetrize(trained[PPO], mirror, lambda *_: nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
         symmetrize(trained[DQN], acrobot_mirror())
-    with pytest.raises(ValueError, match="use_sde is True"):
+    with pytest.raises(ValueError, match="`use_sde` must be False, got True"):
         symmetrize(PPO("MlpPolicy", "Pendulum-v1", use_sde=True), PENDULUM)
     with pytest.raises(ValueError, match="equizero, which compares the scores of discrete"):
         symmetrize(PPO("MlpPolicy", "Pendulum-v1"), PENDULUM, equizero)
     with pytest.raises(TypeError, match="continuous"):
         symmetrize(
-            PPO("MlpPolicy", "CartPole-v1"), Symmetry(mirror.observation, mirror.observation)
+            PPO("MlpPolicy", "CartPole-v1"),
+            Symmetry(mirror.on_observations, mirror.on_observations),
         )
 
 
@@ -399,18 +405,18 @@ def test_the_seed_of_the_process_is_left_alone(trained):
 
 
 def test_other_wrappers_go_through_their_own_machinery(trained):
-    def canonical(network, observation_action, action_action):
+    def canonical(network, on_observations, on_actions):
         net = MlpWeightNet(4)
-        return Canonicalize(network, observation_action, action_action, weight_net=net)
+        return Canonicalize(network, on_observations, on_actions, weight_net=net)
 
     mirror = cartpole_mirror()
     found = symmetrize(trained[DQN], mirror, canonical)
     x = torch.randn(6, 4, dtype=torch.float64)
-    assert_equivariant(scores(found), x, mirror.observation, mirror.action)
+    assert_equivariant(scores(found), x, mirror.on_observations, mirror.on_actions)
 
 
 def test_actions_that_are_not_linear(trained):
-    symmetry = Symmetry(cases.Opposite(), cartpole_mirror().action)
+    symmetry = Symmetry(cases.Opposite(), cartpole_mirror().on_actions)
     found = symmetrize(trained[DQN], symmetry, equizero)
     x = torch.randn(5, 4)
     torch.testing.assert_close(found.q_net(1 - x), found.q_net(x).flip(1))

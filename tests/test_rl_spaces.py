@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import gridworld
 import rl_cases as cases
 from equitune import (
     ImageAction,
@@ -22,7 +23,6 @@ from equitune.rl import (
     Symmetry,
     cartpole_mirror,
     continuous_symmetry,
-    gridworld_pixel_rotations,
 )
 
 box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
@@ -56,15 +56,15 @@ VALUE_ERRORS = {
     "a picture for a vector": (
         space_error(cartpole_mirror(), box(-1, 1, (4, 3)), TWO), r"of shape \(4, 3\)"),
     "a vector for a picture": (
-        space_error(gridworld_pixel_rotations(), box(-1, 1, (4,)), discrete(4)),
+        space_error(gridworld.pixel_rotations(), box(-1, 1, (4,)), discrete(4)),
         r"of shape \(4,\) and dtype float32, which the ImageAction cannot move"),
     "no square picture": (
-        space_error(gridworld_pixel_rotations(), box(0, 255, (3, 8, 6), np.uint8), discrete(4)),
+        space_error(gridworld.pixel_rotations(), box(0, 255, (3, 8, 6), np.uint8), discrete(4)),
         "element r moves them to shape"),
     "number of actions": (
         space_error(cartpole_mirror(), CART, discrete(3)), "there are 3 discrete actions"),
     "another dimension": (
-        space_error(Symmetry(cartpole_mirror().observation,
+        space_error(Symmetry(cartpole_mirror().on_observations,
                              PermutationAction(cyclic(2), [(0, 1), (1, 0)], dim=2)), CART, TWO),
         "along dim 2"),
     "a bound that a minus breaks": (

@@ -83,7 +83,7 @@ ACTIONS = {
     "symmetric(3)": (
         PermutationAction(symmetric(3), [tuple(map(int, n)) for n in symmetric(3).names]), (3,)),
     "signs": (signed_thirds(), (3,)),
-    "acrobot": (acrobot_mirror().observation, (6,)),
+    "acrobot": (acrobot_mirror().on_observations, (6,)),
     "pictures": (ImageAction.horizontal_flip(), (2, 3, 4)),
     "nothing moves": (TrivialAction(cyclic(3)), (2,)),
 }  # fmt: skip
@@ -113,7 +113,7 @@ def test_statistics_are_those_of_all_moved_copies(name):
 
 
 def test_copies_of_statistics_go_on():
-    statistics = SymmetricMeanStd(RunningMeanStd(shape=(4,)), MIRROR.observation)
+    statistics = SymmetricMeanStd(RunningMeanStd(shape=(4,)), MIRROR.on_observations)
     statistics.update(np.random.default_rng(0).normal(1, 1, (9, 4)))
     copies = [statistics.copy(), copy.deepcopy(statistics), pickle.loads(pickle.dumps(statistics))]
     statistics.update(np.full((5, 4), 3.0))
@@ -132,7 +132,7 @@ TURNS = MatrixAction(cyclic(3), [[[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)
 
 @pytest.mark.parametrize("action", [TURNS, cases.Opposite()], ids=["turns", "not linear"])
 def test_what_mixes_entries_is_refused(action):
-    with pytest.raises(ValueError, match="does more than to exchange and negate entries"):
+    with pytest.raises(ValueError, match="`action` must only exchange and negate entries"):
         SymmetricMeanStd(RunningMeanStd(shape=(2,)), action)
 
 
@@ -313,7 +313,7 @@ def unbounded():
 
 def test_what_cannot_be_made_symmetric_is_refused():
     twice = Symmetry(
-        MatrixAction(cyclic(2), torch.stack([torch.eye(8), -torch.eye(8)])), MIRROR.action
+        MatrixAction(cyclic(2), torch.stack([torch.eye(8), -torch.eye(8)])), MIRROR.on_actions
     )
     kwargs = {"device": "cpu", **SETTINGS[PPO]}
     for env in (stacked(), VecFrameStack(VecNormalize(cartpoles()), 2)):
@@ -325,16 +325,17 @@ def test_what_cannot_be_made_symmetric_is_refused():
         normalising()[0], lambda o: np.roll(o, 1), gymnasium.spaces.Box(-9, 9, (4,), np.float32)
     )
     one = cyclic(2), torch.stack([torch.eye(4), torch.diag(torch.tensor([-1.0, 1, 1, 1]))])
-    kwargs["policy_kwargs"] = {"symmetry": Symmetry(MatrixAction(*one), MIRROR.action)}
+    kwargs["policy_kwargs"] = {"symmetry": Symmetry(MatrixAction(*one), MIRROR.on_actions)}
     with pytest.raises(ValueError, match="TransformObservation around that changes observations"):
         SymmetricPPO(SymmetricActorCriticPolicy, rolled, **kwargs)
     turned = torch.block_diag(
         torch.eye(2).double(), torch.tensor([[3.0, 4.0], [4.0, -3.0]]).double() / 5
     )
     mixing = MatrixAction(cyclic(2), torch.stack([torch.eye(4).double(), turned]))
-    with pytest.raises(ValueError, match="by VecNormalize: each entry is divided by its own"):
+    with pytest.raises(ValueError, match="by VecNormalize: `action` must only exchange and negate"):
         symmetrize(
-            model_of(PPO, VecNormalize(DummyVecEnv([unbounded]))), Symmetry(mixing, MIRROR.action)
+            model_of(PPO, VecNormalize(DummyVecEnv([unbounded]))),
+            Symmetry(mixing, MIRROR.on_actions),
         )
 
 

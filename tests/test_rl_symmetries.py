@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gridworld
 import rl_cases as cases
 from equitune import (
-    ImageAction,
     PermutationAction,
     RegularAction,
     TrivialAction,
@@ -27,8 +27,6 @@ from equitune.rl import (
     cartpole_mirror,
     continuous_symmetry,
     discrete_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
 )
 from equitune.testing import assert_action, assert_group
 
@@ -43,10 +41,10 @@ def matrix(action, g, size):
 
 def assert_symmetry(symmetry, size, actions):
     assert_group(symmetry.group)
-    assert symmetry.observation.group == symmetry.action.group
+    assert symmetry.on_observations.group == symmetry.on_actions.group
     assert len(set(symmetry.group.names)) == symmetry.group.order
-    assert_action(symmetry.observation, torch.randn(5, size))
-    assert_action(symmetry.action, torch.randn(5, actions))
+    assert_action(symmetry.on_observations, torch.randn(5, size))
+    assert_action(symmetry.on_actions, torch.randn(5, actions))
 
 
 @pytest.mark.parametrize(
@@ -62,24 +60,12 @@ def test_what_is_built_is_an_action(name):
 
 def test_the_named_ones_are_what_the_paper_says():
     cart = cartpole_mirror()
-    assert torch.equal(matrix(cart.observation, 1, 4), -torch.eye(4, dtype=torch.float64))
-    assert cart.action.permutations == ((0, 1), (1, 0))
+    assert torch.equal(matrix(cart.on_observations, 1, 4), -torch.eye(4, dtype=torch.float64))
+    assert cart.on_actions.permutations == ((0, 1), (1, 0))
     acrobot = acrobot_mirror()
-    assert matrix(acrobot.observation, 1, 6).diag().tolist() == [1, -1, 1, -1, -1, -1]
-    assert acrobot.action.permutations == ((0, 1, 2), (2, 1, 0))
+    assert matrix(acrobot.on_observations, 1, 6).diag().tolist() == [1, -1, 1, -1, -1, -1]
+    assert acrobot.on_actions.permutations == ((0, 1, 2), (2, 1, 0))
     assert cart.group.names == acrobot.group.names == ("e", "mirror")
-
-
-def test_both_symmetries_of_the_grid_world_are_of_c4():
-    places, pictures = gridworld_rotations(), gridworld_pixel_rotations()
-    assert places.group == pictures.group == c4()
-    assert places.group.names == c4().names
-    assert places.action == pictures.action
-    # Counter-clockwise: what lay to the right lies above, and the move to the right is one up.
-    to_the_right = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
-    assert places.observation.transform(to_the_right, 1).tolist() == [[0, 1, -1, 0]]
-    assert places.action.permutations[1] == (1, 2, 3, 0)
-    assert pictures.observation == ImageAction(c4())
 
 
 def test_an_exchange_may_be_written_once():
@@ -88,7 +74,7 @@ def test_an_exchange_may_be_written_once():
         THREE, ["l", "r"], [Move({"a": "-b", "b": "-a"}, {"l": "r", "r": "l"})]
     )
     assert once == twice
-    assert matrix(once.observation, 1, 3).tolist() == [[0, -1, 0], [-1, 0, 0], [0, 0, 1]]
+    assert matrix(once.on_observations, 1, 3).tolist() == [[0, -1, 0], [-1, 0, 0], [0, 0, 1]]
 
 
 def test_a_cycle_of_three():
@@ -96,9 +82,9 @@ def test_a_cycle_of_three():
     symmetry = discrete_symmetry(THREE, ["x", "y", "z"], [cycle])
     assert symmetry.group == cyclic(3)
     assert symmetry.group.names == ("e", "turn", "turn^2")
-    assert symmetry.action == PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+    assert symmetry.on_actions == PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
     # What was a is b now.
-    moved = symmetry.observation.transform(torch.tensor([[10.0, 20.0, 30.0]]), 1)
+    moved = symmetry.on_observations.transform(torch.tensor([[10.0, 20.0, 30.0]]), 1)
     assert moved.tolist() == [[30, 10, 20]]
 
 
@@ -156,15 +142,15 @@ def test_random_moves_generate_an_action(data):
     places = data.draw(signed_permutations(names))
     forces = data.draw(signed_permutations(torques))
     if all(map(str.__eq__, [*places, *forces], [*places.values(), *forces.values()])):
-        with pytest.raises(ValueError, match="leaves everything where it is"):
+        with pytest.raises(ValueError, match="must move something"):
             continuous_symmetry(list(names), list(torques), [Move(places, forces)])
         return
     symmetry = continuous_symmetry(list(names), list(torques), [Move(places, forces)])
     assert_symmetry(symmetry, len(names), len(torques))
     # Element k is the k-th power of the move, whose matrix is written out here.
     for action, moved, letters in (
-        (symmetry.observation, places, names),
-        (symmetry.action, forces, torques),
+        (symmetry.on_observations, places, names),
+        (symmetry.on_actions, forces, torques),
     ):
         once = torch.zeros(len(letters), len(letters), dtype=torch.float64)
         for name, image in moved.items():
@@ -175,21 +161,21 @@ def test_random_moves_generate_an_action(data):
 
 
 def test_a_symmetry_is_a_value():
-    symmetry = gridworld_rotations()
-    assert symmetry == gridworld_rotations()
-    assert symmetry != gridworld_pixel_rotations()
-    assert hash(symmetry) == hash(gridworld_rotations())
+    symmetry = gridworld.rotations()
+    assert symmetry == gridworld.rotations()
+    assert symmetry != gridworld.pixel_rotations()
+    assert hash(symmetry) == hash(gridworld.rotations())
     assert pickle.loads(pickle.dumps(symmetry)) == symmetry
     with pytest.raises(AttributeError):
         symmetry.names = None
 
 
 def test_subgroups_keep_the_names():
-    symmetry = gridworld_rotations()
+    symmetry = gridworld.rotations()
     half = symmetry.restrict(symmetry.group.subgroup([2]))
     assert half.names == symmetry.names
     assert half.group.names == ("e", "r^2")
-    assert torch.equal(matrix(half.observation, 1, 4), -torch.eye(4, dtype=torch.float64))
+    assert torch.equal(matrix(half.on_observations, 1, 4), -torch.eye(4, dtype=torch.float64))
 
 
 def built(places, moves, names=THREE, actions=("l", "r")):
@@ -199,23 +185,52 @@ def built(places, moves, names=THREE, actions=("l", "r")):
 NUMBERS = list("abcdefgh")
 
 VALUE_ERRORS = {
-    "unknown entry": (built({"d": "a"}, {}), "observation has the name 'd'; there are a, b, c"),
-    "unknown image": (built({"a": "-d"}, {}), "observation has the name 'd'"),
-    "unknown action": (built({}, {"l": "up"}), "action has the name 'up'; there are l, r"),
-    "a minus in front of what moves": (built({"-a": "a"}, {}), "has the name '-a'"),
-    "a negated action": (built({}, {"l": "-r"}), "discrete actions cannot be negated"),
-    "two to one": (built({"a": "c", "b": "c", "c": "a"}, {}), "sends 'a' and 'b' to 'c'"),
+    "unknown entry": (
+        built({"d": "a"}, {}),
+        "`observation` of a move must have the names a, b, c, got 'd'",
+    ),
+    "unknown image": (built({"a": "-d"}, {}), "must have the names a, b, c, got 'd'"),
+    "unknown action": (
+        built({}, {"l": "up"}),
+        "`action` of a move must have the names l, r, got 'up'",
+    ),
+    "a minus in front of what moves": (
+        built({"-a": "a"}, {}),
+        "must have the names a, b, c, got '-a'",
+    ),
+    "a negated action": (
+        built({}, {"l": "-r"}),
+        "must send discrete actions to actions, got '-r', which negates",
+    ),
+    "two to one": (
+        built({"a": "c", "b": "c", "c": "a"}, {}),
+        "one-to-one, got 'a' and 'b' both sent to 'c'",
+    ),
     "a cycle that does not close": (built({"a": "b", "b": "c"}, {}), "say where 'c' goes"),
-    "one that stays is taken": (built({"a": "b", "b": "b"}, {}), "has to be one-to-one$"),
-    "a name twice": (built({}, {"l": "r"}, names=["a", "a"]), "has the name 'a' twice"),
-    "an action twice": (built({}, {}, actions=["l", "l"]), "actions has the name 'l' twice"),
-    "a name with a minus": (built({}, {}, names=["-a"]), "text that has no minus in front"),
-    "an empty name": (built({}, {}, names=["a", ""]), "has the name ''"),
-    "no names": (built({}, {}, names=[]), "give the names of its entries"),
-    "one name": (built({}, {}, names="abc"), "give the names of its entries"),
-    "no moves": (lambda: discrete_symmetry(THREE, ["l"], []), "moves is empty"),
-    "nothing moves": (built({}, {}), "move m leaves everything where it is"),
-    "it moves to itself": (built({"a": "a"}, {"l": "l"}), "leaves everything where it is"),
+    "one that stays is taken": (built({"a": "b", "b": "b"}, {}), "both sent to 'b'$"),
+    "a name twice": (
+        built({}, {"l": "r"}, names=["a", "a"]),
+        "`observation` must have different names, got 'a' twice",
+    ),
+    "an action twice": (
+        built({}, {}, actions=["l", "l"]),
+        "`actions` must have different names, got 'l' twice",
+    ),
+    "a name with a minus": (
+        built({}, {}, names=["-a"]),
+        "must have names without a minus in front, got '-a'",
+    ),
+    "an empty name": (
+        built({}, {}, names=["a", ""]),
+        "must have names without a minus in front, got ''",
+    ),
+    "no names": (built({}, {}, names=[]), "use the names of its entries"),
+    "no moves": (
+        lambda: discrete_symmetry(THREE, ["l"], []),
+        "`moves` must have 1 or more entries",
+    ),
+    "nothing moves": (built({}, {}), "`moves` must move something, but m does not"),
+    "it moves to itself": (built({"a": "a"}, {"l": "l"}), "must move something"),
     "a huge group": (
         lambda: discrete_symmetry(
             NUMBERS,
@@ -225,36 +240,37 @@ VALUE_ERRORS = {
                 Move({"a": "b"}),
             ],
         ),
-        "a group of more than 1000 elements",
+        "`moves` must generate a small group, got one of more than 1000 elements",
     ),
     "two names for two moves": (
         lambda: discrete_symmetry(
             THREE, ["l"], [Move({"a": "-a"}, name="m"), Move({"b": "-b"}, name="m")]
         ),
-        "two moves have the name 'm'",
+        "`moves` must have different names, got 'm' twice",
     ),
     "two groups": (
         lambda: Symmetry(TrivialAction(c4()), RegularAction(cyclic(2))),
-        "one of a group of order 4, action one of another group, of order 2",
+        "`on_actions` must be .* of on_observations, got one of order 2 beside one of order 4",
     ),
     "two groups of one order": (
         lambda: Symmetry(TrivialAction(c4()), TrivialAction(cyclic(2) * cyclic(2))),
-        "give two actions of one group",
+        "use two actions of one group",
     ),
 }
 
 TYPE_ERRORS = {
+    "one name": (built({}, {}, names="abc"), "use the names of its entries"),
     "a dict for a move": (
-        lambda: discrete_symmetry(THREE, ["l"], [{"a": "b"}]), "moves has a dict"),
+        lambda: discrete_symmetry(THREE, ["l"], [{"a": "b"}]), "must be a Move, got a dict"),
     "a move for a list": (
         lambda: discrete_symmetry(THREE, ["l", "r"], MIRROR), "use a list of Moves"),
-    "a list of pairs": (lambda: Move([("a", "b")]), "observation is a list"),
-    "text": (lambda: Move({}, "left"), "action is a str"),
-    "numbers": (lambda: Move({0: 1}), "observation moves 0; use the names"),
-    "no action": (lambda: Symmetry(TrivialAction(c4()), [(0, 1)]), "action is a list"),
+    "a list of pairs": (lambda: Move([("a", "b")]), "`observation` must be a Mapping, got a list"),
+    "text": (lambda: Move({}, "left"), "`action` must be a Mapping, got 'left'"),
+    "numbers": (lambda: Move({0: 1}), "`observation\\[0\\]` must be a string, got 0"),
+    "no action": (lambda: Symmetry(TrivialAction(c4()), [(0, 1)]), "on_actions` must be an Action"),
     "a symmetry for an action": (
         lambda: Symmetry(cartpole_mirror(), RegularAction(cyclic(2))),
-        "observation is a Symmetry",
+        "`on_observations` must be an Action, got a Symmetry",
     ),
 }  # fmt: skip
 

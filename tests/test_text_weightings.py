@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from equitune import Best, Explaining, Learned, Uniform, Weighting
-from equitune.losses import entropy, negative_max_probability
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.spaces import Logits, Probabilities, Space
 from equitune.testing import assert_equivariant
 from equitune.text import EquiLM, OrbitLM, REquiLM, fairness_gap
@@ -211,7 +211,7 @@ def test_frozen_and_trained(kind):
 @pytest.mark.parametrize("gradient", ["equitune", "identity", "selected", None])
 def test_gradients_of_the_best_copy(gradient):
     model, words, tokens = language_model("gpt2"), WORDS["cyclic(3)"], prompts(2, 6)
-    fair = OrbitLM(model, words, weighting=Best(negative_max_probability, gradient))
+    fair = OrbitLM(model, words, weighting=Best(negative_log_max_probability, gradient))
     explanation = fair.explain(tokens, use_cache=False)
     found = explanation.output.logits
     if gradient is None:

@@ -1,7 +1,6 @@
 """The pictures show what the models compute, leave the models alone, and refuse bad input."""
 
 import re
-import statistics
 import sys
 
 import matplotlib
@@ -24,7 +23,7 @@ from equitune import (
     cyclic,
     d4,
 )
-from equitune.viz import draw_bars, draw_feature_maps, draw_orbit, draw_weights
+from equitune.viz import draw_feature_maps, draw_orbit, draw_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 NAMES = ("ant", "bee", "cow", "dog")
@@ -95,11 +94,11 @@ def test_the_orbit_shows_copies_answers_and_weights(wrapper, group, size):
         probabilities = model.backbone(copy)[0].softmax(0)
         assert name == action.group.names[g]
         assert said == f"{NAMES[probabilities.argmax()]} {probabilities.max():.0%}"
-    told = model.explain(image[None])
-    assert heights(bars) == told.weights[:, 0].tolist()
-    assert [t.get_text() for t in bars.texts] == [f"{w:.2f}" for w in told.weights[:, 0]]
+    explanation = model.explain(image[None])
+    assert heights(bars) == explanation.weights[:, 0].tolist()
+    assert [t.get_text() for t in bars.texts] == [f"{w:.2f}" for w in explanation.weights[:, 0]]
     assert [t.get_text() for t in bars.get_xticklabels()] == list(action.group.names)
-    answer = told.output[0].softmax(0)
+    answer = explanation.output[0].softmax(0)
     assert figure.get_suptitle() == f"{wrapper} says {NAMES[answer.argmax()]} {answer.max():.0%}"
 
 
@@ -138,12 +137,14 @@ def test_the_answer_of_the_wrapper_does_not_turn_and_that_of_the_plain_model_doe
 
 @pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
 @pytest.mark.parametrize("group", ["c4", "d4"])
-@pytest.mark.parametrize("module", [None, "features.0"])
+@pytest.mark.parametrize("submodule", [None, "features.0"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_symmetrised_maps_turn_with_the_image_and_plain_ones_do_not(wrapper, module, group, size):
+def test_symmetrised_maps_turn_with_the_image_and_plain_ones_do_not(
+    wrapper, submodule, group, size
+):
     action = ACTIONS[group]
     model = wrapped(wrapper, action, dense=True)
-    figure = draw_feature_maps(model, picture(*size), module=module, channel=2)
+    figure = draw_feature_maps(model, picture(*size), submodule=submodule, channel=2)
     order = action.group.order
     assert len(figure.axes) == 3 * order
     rows = [figure.axes[i * order : (i + 1) * order] for i in range(3)]
@@ -182,7 +183,7 @@ def test_symmetrised_maps_turn_with_the_image_and_plain_ones_do_not(wrapper, mod
 def test_maps_of_a_submodule_are_those_of_the_formula(wrapper):
     action, image, channel = ACTIONS["d4"], picture(), 3
     model = wrapped(wrapper, action)
-    figure = draw_feature_maps(model, image, module="features.1", channel=channel)
+    figure = draw_feature_maps(model, image, submodule="features.1", channel=channel)
     # The activation before the ReLU behind it, which works in place.
     upto = model.backbone.features[:2]
     weights = model.explain(image[None]).weights[:, 0]
@@ -230,7 +231,7 @@ def test_models_are_left_as_they_were(draw):
         draw_orbit(model, image, plain=other)
         draw_orbit(model, image, plain=backbone)
     else:
-        draw_feature_maps(model, image, module=None if dense else "features")
+        draw_feature_maps(model, image, submodule=None if dense else "features")
     for net, (modes, flags, state, hooks) in zip(models, before, strict=True):
         assert [m.training for m in net.modules()] == modes
         assert True in modes
@@ -276,54 +277,12 @@ def test_weights_of_a_group_that_is_no_image_group():
     assert figure.axes[2].get_title().startswith("2: mean")
 
 
-def test_bars_show_mean_spread_and_seeds():
-    results = {
-        "none": {"plain": [0.7, 0.8, 0.75], "d4": [0.9, 0.9]},
-        "c4": {"plain": [0.81], "c4": [0.85, 0.87]},
-    }
-    figure = draw_bars(results, ylabel="accuracy")
-    (axes,) = figure.axes
-    containers = {c.get_label(): c for c in axes.containers if (c.get_label() or "_")[0] != "_"}
-    seen = {name: [bar.get_height() for bar in container] for name, container in containers.items()}
-    assert list(seen) == ["plain", "d4", "c4"]
-    assert np.allclose(seen["plain"], [0.75, 0.81])
-    assert np.allclose(seen["d4"], [0.9])
-    assert np.allclose(seen["c4"], [0.86])
-    places = {name: [b.get_x() + b.get_width() / 2 for b in c] for name, c in containers.items()}
-    assert places["plain"][0] < 0 < places["plain"][1] < places["c4"][0]
-    assert abs(places["d4"][0]) < 1e-12
-    dots = [d.get_offsets()[:, 1].tolist() for d in axes.collections
-            if type(d).__name__ == "PathCollection"]  # fmt: skip
-    assert sorted(dots) == sorted(v for bars in results.values() for v in bars.values())
-    spreads = [c for c in axes.containers if type(c).__name__ == "ErrorbarContainer"]
-    ends = sorted(tuple(c[2][0].get_segments()[0][:, 1]) for c in spreads)
-    several = [v for bars in results.values() for v in bars.values() if len(v) > 1]
-    expected = sorted(
-        (statistics.mean(v) - statistics.stdev(v), statistics.mean(v) + statistics.stdev(v))
-        for v in several
-    )
-    assert np.allclose(ends, expected)
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["none", "c4"]
-    assert [t.get_text() for t in figure.legends[0].texts] == ["plain", "d4", "c4"]
-    assert sorted(t.get_text() for t in axes.texts) == ["0.75", "0.81", "0.86", "0.9"]
-    assert axes.get_ylabel() == "accuracy"
-    assert axes.get_ylim()[0] == 0
-
-
-def test_bars_below_zero():
-    axes = draw_bars({"a": {"x": [-1.0, -3.0]}}).axes[0]
-    assert heights(axes) == [-2.0]
-    (text,) = axes.texts
-    assert text.xy[1] == -2 - statistics.stdev([-1, -3])
-
-
 def test_there_is_no_global_state(tmp_path):
     settings = dict(matplotlib.rcParams)
     model = wrapped("EquiZero", ACTIONS["d4"], dense=True)
     figures = [
         draw_feature_maps(model, picture()),
         draw_weights(model.explain(picture()[None]).weights),
-        draw_bars({"a": {"x": [1.0, 2.0]}}),
         draw_orbit(wrapped("EquiTune", ACTIONS["d4"]), picture(5, 7)),
     ]
     for k, figure in enumerate(figures):
@@ -336,7 +295,7 @@ def test_there_is_no_global_state(tmp_path):
 def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "equitune\[viz\]"'):
-        draw_bars({"a": {"x": [1.0]}})
+        draw_weights(torch.full((4, 2), 0.25))
 
 
 def square(backbone, output_action=None):
@@ -345,24 +304,28 @@ def square(backbone, output_action=None):
 
 NAMED = EquiTune(flat(), {"input": ACTIONS["d4"]})
 BAD_ORBITS = [
-    (flat(), {}, TypeError, "model is a Sequential, which has no weights"),
-    (RegularFeatures(flat(), ACTIONS["c4"]), {}, TypeError, "model is a RegularFeatures"),
-    (NAMED, {}, ValueError, "model moves the arguments ['input']"),
-    (square(flat()), {"image": np.zeros((3, 6, 6))}, TypeError, "image is a ndarray"),
+    (flat(), {}, TypeError, "`model` must be a Symmetrized, got a Sequential"),
+    (RegularFeatures(flat(), ACTIONS["c4"]), {},
+     TypeError, "`model` must be a Symmetrized, got a RegularFeatures"),
+    (NAMED, {}, ValueError, "got actions on ['input']"),
+    (square(flat()), {"image": np.zeros((3, 6, 6))}, TypeError, "`image` must be a tensor, got"),
     (square(flat()), {"image": torch.zeros(2, 3, 6, 6)}, ValueError, "image[0] for the first"),
-    (square(flat()), {"image": torch.zeros(6, 6)}, ValueError, "image has shape (6, 6)"),
-    (square(flat()), {"image": torch.zeros(2, 6, 6)}, ValueError, "image has shape (2, 6, 6)"),
-    (square(flat()), {"image": torch.full((3, 6, 6), 2.0)}, ValueError, "values from 2 to 2, "),
-    (square(flat()), {"image": torch.full((3, 6, 6), torch.nan)}, ValueError, "from nan to nan"),
+    (square(flat()), {"image": torch.zeros(6, 6)}, ValueError, "got shape (6, 6)"),
+    (square(flat()), {"image": torch.zeros(2, 6, 6)}, ValueError, "got shape (2, 6, 6)"),
+    (square(flat()), {"image": torch.full((3, 6, 6), 2.0)},
+     ValueError, "must have values in [0, 1], got 2 to 2; "),
+    (square(flat()), {"image": torch.full((3, 6, 6), torch.nan)}, ValueError, "got nan to nan"),
     (square(flat()), {"mean": MEAN, "std": (9, 9, 9)}, ValueError, "after undoing mean and std"),
-    (square(flat()), {"mean": MEAN}, ValueError, "mean is given and std is not"),
-    (square(flat()), {"std": STD}, ValueError, "std is given and mean is not"),
-    (square(flat()), {"mean": (0.5,), "std": STD}, ValueError, "mean has 1 entries for an image"),
+    (square(flat()), {"mean": MEAN}, ValueError, "`mean` and `std` must come together"),
+    (square(flat()), {"std": STD}, ValueError, "`mean` and `std` must come together"),
+    (square(flat()), {"mean": (0.5,), "std": STD}, ValueError,
+     "`mean` must have one number per channel, got (1,) for an image"),
     (square(flat()), {"classes": ["ant", "bee"]}, ValueError,
-     "classes has 2 names, but model returns 4 scores"),
-    (square(flat()), {"plain": flat(3), "classes": NAMES}, ValueError, "plain returns 3 scores"),
-    (square(flat()), {"plain": lambda x: x}, TypeError, "plain is a function"),
-    (square(ConvNet(3, 4, True).double()), {}, ValueError, "model returned (1, 4, 6, 6)"),
+     "`classes` must have one name per score, got 2 for the 4 scores of `model`"),
+    (square(flat()), {"plain": flat(3), "classes": NAMES}, ValueError, "the 3 scores of `plain`"),
+    (square(flat()), {"plain": lambda x: x},
+     TypeError, "`plain` must be a torch.nn.Module, got a function"),
+    (square(ConvNet(3, 4, True).double()), {}, ValueError, "`model` must return class scores"),
     (EquiTune(flat(), TokenAction.cyclic_swaps(9, [(1, 2)])),
      {"image": torch.zeros(3, 6, 6, dtype=torch.uint8)}, TypeError, "int"),
 ]  # fmt: skip
@@ -400,22 +363,37 @@ class Crooked(nn.Module):
 
 PLAIN = ConvNet(3, 4, False).double()
 BAD_MAPS = [
-    (flat(), {}, TypeError, "model is a Sequential"),
-    (square(PLAIN), {}, ValueError, "the model returns (1, 4), but maps"),
-    (square(PLAIN), {"module": "featurs"}, ValueError, "such as ['features'"),
-    (square(PLAIN), {"module": ""}, ValueError, "module is ''"),
-    (square(PLAIN), {"module": "features", "channel": 5}, ValueError, "give 0 to 4"),
+    (flat(), {}, TypeError, "`model` must be a Symmetrized, got a Sequential"),
+    (square(PLAIN), {}, ValueError, "the model must return maps of shape (B, C, H, W)"),
+    (square(PLAIN), {"submodule": "featurs"}, ValueError, "such as ['features'"),
+    (square(PLAIN), {"submodule": ""}, ValueError, "submodule is ''"),
+    (square(PLAIN), {"submodule": "features", "channel": 5}, ValueError, "use 0 to 4"),
     (
         square(PLAIN),
-        {"module": "features", "channel": -1},
+        {"submodule": "features", "channel": -1},
         ValueError,
         "`channel` must be 0 or more",
     ),
-    (square(flat()), {"module": "1"}, ValueError, "the submodule '1' returns (1, 4)"),
-    (square(Twice()), {"module": "layer"}, ValueError, "ran 2 times in one pass"),
-    (square(Crooked()), {"module": "wide"}, ValueError, "cannot be combined"),
-    (square(PLAIN), {"module": "features", "image": torch.zeros(6, 6)}, ValueError, "(6, 6)"),
-    (square(PLAIN), {"module": "features", "mean": MEAN}, ValueError, "std is not"),
+    (
+        square(flat()),
+        {"submodule": "1"},
+        ValueError,
+        "the submodule '1' must return maps of shape (B, C, H, W), got a tensor",
+    ),
+    (
+        square(Twice()),
+        {"submodule": "layer"},
+        ValueError,
+        "must run once in one pass, but 'layer' ran 2 times",
+    ),
+    (
+        square(Crooked()),
+        {"submodule": "wide"},
+        ValueError,
+        "must return maps that turn with the image",
+    ),
+    (square(PLAIN), {"submodule": "features", "image": torch.zeros(6, 6)}, ValueError, "(6, 6)"),
+    (square(PLAIN), {"submodule": "features", "mean": MEAN}, ValueError, "must come together"),
     (square(ConvNet(3, 4, True).double()), {"image": picture(5, 7)}, ValueError, "output_action"),
 ]
 
@@ -428,15 +406,20 @@ def test_bad_maps_are_refused(model, given, error, message):
 
 
 BAD_WEIGHTS = [
-    ([0.5, 0.5], {}, TypeError, "weights is a list"),
+    ([0.5, 0.5], {}, TypeError, "`weights` must be a floating-point tensor, got a list"),
     (torch.ones(1, 4, dtype=torch.int64), {}, TypeError, "torch.int64"),
-    (torch.ones(4), {}, ValueError, "weights has shape (4,)"),
-    (torch.ones(4, 0), {}, ValueError, "weights has shape (4, 0)"),
+    (torch.ones(4), {}, ValueError, "as model.explain(x).weights returns them, got shape (4,)"),
+    (torch.ones(4, 0), {}, ValueError, "got shape (4, 0)"),
     (torch.randn(3, 4), {}, ValueError, "not scores"),
     (torch.full((7, 4), 0.25), {}, ValueError, "not transposed"),
     (torch.tensor([[1.5], [-0.5]]), {}, ValueError, "smallest entry of -0.5"),
     (torch.tensor([[torch.nan], [1.0]]), {}, ValueError, "nan"),
-    (torch.full((4, 7), 0.25), {"names": ["e", "r"]}, ValueError, "names has 2 entries"),
+    (
+        torch.full((4, 7), 0.25),
+        {"names": ["e", "r"]},
+        ValueError,
+        "`names` must have one name per element, got 2 for 4",
+    ),
     (torch.full((4, 7), 0.25), {"bins": 0}, ValueError, "bins is 0"),
 ]
 
@@ -445,22 +428,3 @@ BAD_WEIGHTS = [
 def test_bad_weights_are_refused(weights, given, error, message):
     with pytest.raises(error, match=re.escape(message)):
         draw_weights(weights, **given)
-
-
-BAD_RESULTS = [
-    ([1.0], TypeError, "results is a list"),
-    ({}, ValueError, "results is empty"),
-    ({"a": [1.0]}, TypeError, "results['a'] is a list"),
-    ({"a": {}}, ValueError, "results['a'] is empty"),
-    ({"a": {"x": 1.0}}, TypeError, "results['a']['x'] is a float"),
-    ({"a": {"x": "high"}}, TypeError, "results['a']['x'] is a str"),
-    ({"a": {"x": []}}, ValueError, "results['a']['x'] is empty"),
-    ({"a": {"x": ["1"]}}, TypeError, "results['a']['x'] holds a str"),
-    ({"a": {"x": [1.0, float("nan")]}}, ValueError, "results['a']['x'] holds nan"),
-]
-
-
-@pytest.mark.parametrize(("results", "error", "message"), BAD_RESULTS)
-def test_bad_results_are_refused(results, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        draw_bars(results)

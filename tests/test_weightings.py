@@ -24,7 +24,7 @@ from equitune import (
     d4,
 )
 from equitune.functional import select_minimum
-from equitune.losses import entropy
+from equitune.losses import entropy, negative_log_max_probability
 from equitune.runners import Batches, Loop, Orbit, Runner
 from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
@@ -159,19 +159,32 @@ SYMMETRIES = {
 }
 
 
+class Rounding(nn.Module):
+    """Rounds as kernels do: by the place in the batch, and by the size of the batch."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        places = torch.arange(len(x), dtype=x.dtype)
+        noise = torch.sin(3 * places + len(x)).view(-1, 1, 1, 1)
+        return self.inner(x) * (1 + torch.finfo(x.dtype).eps * noise)
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
-@pytest.mark.parametrize("chunk_size", [None, 3, 5])
+@pytest.mark.parametrize("chunk_size", [None, 5, 23])
 @pytest.mark.parametrize("seed", range(8))
 def test_minima_near_0_keep_equivariance_at_symmetric_inputs(symmetry, chunk_size, seed):
     """360 inputs: the losses are differences whose minimum is next to 0."""
     torch.manual_seed(seed)
-    backbone = ConvNet(3, 4, dense=True).double().eval()
+    backbone = Rounding(ConvNet(3, 4, dense=True)).double().eval()
     x = SYMMETRIES[symmetry](torch.randn(3, 3, 6, 6, dtype=torch.float64))
     with torch.no_grad():
         least = EquiZero(backbone, ACTION, ACTION, proxy_loss=proxy).explain(x).scores.amax(0)
 
     def next_to_0(outputs):
-        return proxy(outputs) + (1 - 1e-9) * least
+        return proxy(outputs) + least
 
     model = EquiZero(backbone, ACTION, ACTION, proxy_loss=next_to_0, chunk_size=chunk_size).eval()
     for g in ACTION.group.elements:
@@ -182,12 +195,20 @@ def test_minima_near_0_keep_equivariance_at_symmetric_inputs(symmetry, chunk_siz
 def test_the_floor_of_ties():
     losses = torch.tensor([[1e-15], [0.0], [1.0]], dtype=torch.float64)
     assert select_minimum(losses, 1e-9).flatten().tolist() == [0, 1, 0]
-    assert select_minimum(losses, 1e-9, 1e-14).flatten().tolist() == [0.5, 0.5, 0]
-    # Infinite losses are no scale, and losses far apart remain so.
-    losses = torch.tensor([[1e-20], [1e-8], [float("inf")]], dtype=torch.float64)
-    assert select_minimum(losses, 1e-9, 1e-14).flatten().tolist() == [1, 0, 0]
-    with pytest.raises(ValueError, match="noise"):
-        select_minimum(losses, 0.0, -1.0)
+    noise = torch.full_like(losses, 1e-14)
+    assert select_minimum(losses, 1e-9, noise).flatten().tolist() == [0.5, 0.5, 0]
+    # The noise of one copy is not that of the others.
+    losses = torch.tensor([[1e-20], [1e-8], [1.0]], dtype=torch.float64)
+    assert select_minimum(losses, 1e-9, 1e-14 * losses).flatten().tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_losses_close_to_0_are_told_apart(dtype):
+    """The surer of two sure copies wins, beside one that is not sure."""
+    logits = torch.tensor([[0.0, 1.0], [24.0, 0.0], [36.0, 0.0], [0.0, 0.5]], dtype=dtype)
+    model = EquiZero(nn.Identity(), ImageAction(c4()), proxy_loss=lambda _: surest).eval()
+    surest = negative_log_max_probability(logits[:, None]).expand(4, 2)
+    assert model.explain(torch.randn(2, 3, 6, 6, dtype=dtype)).elements.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("space", [Values, Logits, Probabilities])
@@ -262,8 +283,9 @@ class Wrong(Weighting):
 
 
 @pytest.mark.parametrize(("weights", "said"), [
-    (torch.ones(3, 2) / 3, r"weights has shape \(3, 2\)"),
-    (torch.ones(4) / 4, "weights"),
+    (torch.ones(3, 2) / 3, r"got weights of shape \(3, 2\) for scores of shape \(4, 2\)"),
+    (torch.ones(4) / 4, r"got weights of shape \(4,\).*check Wrong\.weigh"),
+    (torch.ones(4, 3) / 4, r"weights has shape \(4, 3\)"),
 ])  # fmt: skip
 def test_weights_of_another_shape(weights, said):
     model = Symmetrized(ConvNet(3, 4, dense=False), ImageAction(c4()), weighting=Wrong(weights))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.testing import EquiZeroFormula, LambdaEquiTuneFormula
 from seeded_bugs.mutant import (
     C4,
@@ -72,7 +72,7 @@ def selections() -> Iterator[Mutant]:
         select(lambda loss: loss.argmin(0), lambda y, g: y),
         turned,
     )
-    proxy = functools.partial(negative_max_probability)
+    proxy = functools.partial(negative_log_max_probability)
 
     def choose(pick: Callable[[Tensor], Tensor]) -> Function:
         def fn(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from equitune.actions import Action
 
 __all__ = [
     "can_be_averaged",
+    "matrices",
     "orbit",
     "reynolds",
     "select_minimum",
@@ -126,6 +127,44 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     return terms.sum(dim=0).to(stack.dtype)
 
 
+def matrices(action: Action, size: int) -> Tensor:
+    """The matrices of a linear action on vectors, (|G|, size, size) in float64.
+
+    Args:
+        action: An action on batches of vectors (B, size), such as a ``MatrixAction`` or a
+            ``PermutationAction``.
+        size: The number of entries.
+
+    Returns:
+        The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
+
+    Raises:
+        ValueError: If the action does not act on vectors of that size, or not linearly.
+
+    Example:
+        >>> from equitune import PermutationAction, cyclic
+        >>> from equitune.functional import matrices
+        >>> matrices(PermutationAction(cyclic(2), [(0, 1), (1, 0)]), 2).int().tolist()
+        [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+    """
+    basis = torch.eye(size, dtype=torch.float64, device="cpu")
+    try:
+        found: Tensor = action.orbit(basis).mT.contiguous()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`action` must act on vectors of {size} entries, got {action!r}: {error}"
+        ) from error
+    # Numbers that no two entries, nor their sums, have in common.
+    probe = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").sqrt()[None]
+    expected = action.orbit(probe)[:, 0]
+    if not (found @ probe[0] - expected).abs().max() <= 1e-9 * probe.abs().max():
+        raise ValueError(
+            f"`action` must be linear, got {action!r}; use one such as a MatrixAction, or the "
+            "runner Batches() in place of MatrixProducts()"
+        )
+    return found
+
+
 def can_be_averaged(outputs: Tensor) -> bool:
     """Whether the mean of outputs of this dtype is one of this dtype."""
     require_tensor("outputs", outputs, "(|G|, B, ...)")
@@ -138,7 +177,7 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -> Tensor:
+def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """The weights that select the minimum over the group; ties share the weight equally.
 
     An input with a symmetry of its own has several minimisers, and its output is equivariant only
@@ -147,14 +186,14 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -
     Args:
         scores: (|G|, B) proxy losses.
         tolerance: Scores within ``tolerance * |minimum|`` of the minimum count as equal to it.
-        noise: So do scores within ``noise`` times the largest finite score of the sample in size:
-            a minimum close to 0 is a difference of larger numbers, whose rounding it has.
+        noise: (|G|, B), how far each score may be off; scores count as equal to the minimum, too,
+            if both could be the same number. A minimum close to 0 needs it. None for none.
 
     Returns:
         The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
 
     Raises:
-        ValueError: If ``tolerance`` or ``noise`` is negative.
+        ValueError: If ``tolerance`` is negative.
 
     Example:
         >>> import torch
@@ -164,13 +203,10 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: float = 0.0) -
     """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
-    require_number("noise", noise, 0)
     minimum = scores.amin(dim=0, keepdim=True)
-    slack = tolerance * minimum.abs()
-    if noise:
-        sizes = scores.abs().masked_fill(scores.isinf(), 0).amax(dim=0, keepdim=True)
-        slack = torch.maximum(slack, noise * sizes)
     # The first condition is for minima that are infinite or zero.
-    ties = (scores == minimum) | (scores - minimum <= slack)
+    ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())
+    if noise is not None:
+        ties = ties | (scores - noise <= (scores + noise).amin(dim=0, keepdim=True))
     chosen = ties.to(scores.dtype)
     return chosen / chosen.sum(dim=0, keepdim=True)

@@ -1,6 +1,6 @@
 """Proxy losses of EquiZero: all minimised, all from raw scores, (|G|, B, ...) -> (|G|, B).
 
-Each one looks at the scores along ``dim`` and averages over what dimensions remain, so that it also
+Each one reads the scores along ``dim`` and averages over the remaining dimensions, so that it also
 fits sequences and dense predictions; choose another ``dim`` with ``functools.partial``.
 """
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from equitune._checks import require_int, require_tensor
 
-__all__ = ["entropy", "negative_max_probability", "negative_max_q_value", "negative_similarity"]
+__all__ = ["entropy", "negative_log_max_probability", "negative_max_q_value", "negative_similarity"]
 
 
-def negative_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
-    """-log of the largest softmax probability: ranks as -p does, but does not saturate.
+def negative_log_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
+    """-log of the largest softmax probability, for the most confident copy.
 
+    It ranks copies as the negative max probability of the papers, -p, does, but does not saturate.
     It is log1p of the sum of exp(y_j - y_max) over all j but the largest. In float32, p itself
     rounds to 1 from a margin of about 17 on, where this still tells 1e-8 from 1e-20.
 
@@ -31,10 +32,10 @@ def negative_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from equitune.losses import negative_max_probability
+        >>> from equitune.losses import negative_log_max_probability
         >>> sure, surer = torch.tensor([30.0, 0.0]), torch.tensor([40.0, 0.0])
         >>> stack = torch.stack([sure, surer]).unsqueeze(1)
-        >>> losses = negative_max_probability(stack)
+        >>> losses = negative_log_max_probability(stack)
         >>> bool(losses[1] < losses[0])
         True
     """
@@ -130,8 +131,9 @@ def _check(name: str, stack: Tensor, dim: int) -> None:
     position = dim if dim >= 0 else stack.dim() + dim
     if not 2 <= position < stack.dim():
         raise ValueError(
-            f"dim is {dim} for a stack of shape {tuple(stack.shape)}, (|G|, B, ...); use a "
-            "dimension behind these two, in the stack; for outputs (B, C, H, W) it is 2 or -3"
+            f"`dim` must be the dimension of the classes in the stack, after the group and the "
+            f"batch, got {dim} for the shape {tuple(stack.shape)}; use 2 or -3 for outputs "
+            "(B, C, H, W)"
         )
 
 

@@ -22,6 +22,7 @@ from equitune._checks import (
 )
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
+from equitune.groups._group import require_into
 
 if TYPE_CHECKING:
     from equitune.actions._permutation import PermutationAction
@@ -266,7 +267,7 @@ class Action(ABC):
             TypeError: If it is not an embedding.
             ValueError: If it is one into another group than the one that acts.
         """
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         return Pulled(self, embedding.subgroup, embedding.elements)
 
     def on_logits(self, dim: int = -1) -> PermutationAction:
@@ -351,7 +352,7 @@ class Composed(Action):
     """An action made of tables, with a row per element, and of actions of the same group."""
 
     def restrict(self, embedding: Embedding) -> Any:
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         restricted = object.__new__(type(self))
         for name, part in vars(self).items():
             kept = part
@@ -392,7 +393,7 @@ class TrivialAction(Action):
         return y
 
     def restrict(self, embedding: Embedding) -> TrivialAction:
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         return TrivialAction(embedding.subgroup)
 
 
@@ -423,7 +424,7 @@ class Pulled(Action):
         return self.action.unchecked_transform(x, self.elements[g])
 
     def restrict(self, embedding: Embedding) -> Pulled:
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         elements = [self.elements[g] for g in embedding.elements]
         return Pulled(self.action, embedding.subgroup, elements)
 
@@ -433,18 +434,6 @@ def require_group(group: object) -> FiniteGroup:
     called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
     checked: FiniteGroup = require_type("group", group, FiniteGroup, f"a group such as {called}")
     return checked
-
-
-def require_embedding(action: Action, embedding: Embedding) -> None:
-    """Refuses an embedding into another group than the one that acts."""
-    require_type("embedding", embedding, Embedding, "group.subgroup([1])")
-    require(
-        embedding.group == action.group,
-        "embedding",
-        f"be one into the group of the action, of order {action.group.order}",
-        f"one into a group of order {embedding.group.order}",
-        "action.group.subgroup(...)",
-    )
 
 
 def require_batch(x: object, name: str, action: Action) -> Tensor:

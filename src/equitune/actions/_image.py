@@ -14,12 +14,12 @@ from equitune.actions._base import (
     Composed,
     in_format_of,
     require_dim,
-    require_embedding,
     require_group,
 )
 from equitune.actions._permutation import PermutationAction, SignedPermutationAction, require_signed
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
 from equitune.groups._axioms import check_homomorphism, different
+from equitune.groups._group import require_into
 
 ROTATION_180, HORIZONTAL_FLIP, VERTICAL_FLIP = 2, 4, 6
 
@@ -131,7 +131,7 @@ class ImageAction(Action):
         return tuple(map(tuple, parts))
 
     def restrict(self, embedding: Embedding) -> ImageAction:
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         elements = [self.elements[g] for g in embedding.elements]
         return ImageAction(embedding.subgroup, elements, self.dims)
 

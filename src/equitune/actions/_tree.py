@@ -10,8 +10,9 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune._checks import require_entries
-from equitune.actions._base import Action, advice, require_embedding, require_group
+from equitune.actions._base import Action, advice, require_group
 from equitune.groups import Embedding, FiniteGroup
+from equitune.groups._group import require_into
 
 Key = str | int
 
@@ -266,7 +267,7 @@ class WholeBatchAction(Structured):
         return x
 
     def restrict(self, embedding: Embedding) -> WholeBatchAction:
-        require_embedding(self, embedding)
+        require_into(self.group, embedding)
         return WholeBatchAction(embedding.subgroup)
 
 

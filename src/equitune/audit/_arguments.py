@@ -17,144 +17,91 @@ __all__ = ["FOLDERS", "command_parser"]
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 
+OWN = "package.module:callable or path/to/file.py:callable"
+
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of ``equitune``; what it refuses ends the process with exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="equitune", description="Symmetries of pretrained PyTorch models."
-    )
+    parser = argparse.ArgumentParser("equitune", description="Symmetries of PyTorch models.")
     parser.add_argument("--version", action="version", version=equitune.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    told = commands.add_parser(
+    audit = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "audit",
-        help="how an image classifier's predictions change when the images are turned or flipped",
+        help="how an image classifier's predictions change when images are rotated or flipped",
         description="Runs an image classifier, and equitune's wrappers around it, on all "
         "transformed copies of a folder of images; prints tables and writes a report.",
-        epilog="Exit codes: 0; 1 if --max-disagreement is exceeded; 2 for errors in what was "
-        "asked for; 3 for all others; 130 and 143 after an interrupt.",
+        epilog="Exit codes: 0; 1 if --max-disagreement is exceeded; 2 for invalid options or "
+        "files; 3 for all other errors; 130 and 143 after an interrupt.",
         # An abbreviation would break when an option is added.
         allow_abbrev=False,
     )
-    model = told.add_argument_group("the model")
-    model.add_argument(
-        "--model",
-        required=True,
-        metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, package.module:callable "
-        "or path/to/file.py:callable",
+    add = audit.add_argument_group("the model").add_argument
+    add("--model", required=True, metavar="SPEC",
+        help=f"torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, {OWN}")  # fmt: skip
+    add(
+        "--weights", help="DEFAULT, torchvision's name of them, or a .safetensors, .pt or .pth file"
     )
-    model.add_argument(
-        "--weights",
-        help="DEFAULT, the name of an entry of torchvision's weights, or a .safetensors, .pt or "
-        ".pth file",
-    )
-    model.add_argument(
-        "--classes", type=_at_least(2), metavar="N", help="of a file, where it does not tell"
-    )
-    model.add_argument("--device", type=_device, default=torch.device("cpu"), help="default: cpu")
-    model.add_argument(
-        "--batch-size", type=_at_least(1), default=64, metavar="N", help="default: 64"
-    )
-    images = told.add_argument_group("the images")
-    images.add_argument("--images", required=True, type=Path, metavar="DIR")
-    images.add_argument(
-        "--labels",
-        nargs="?",
-        const=FOLDERS,
-        metavar="CSV",
-        help="the right classes: from the columns image,label of a file, or without a value from "
-        "the names of DIR's folders",
-    )
-    images.add_argument(
-        "--limit", type=_at_least(1), metavar="N", help="use N images, evenly spaced"
-    )
-    images.add_argument(
-        "--size", type=_at_least(1), metavar="N", help="scale and cut them to N x N pixels"
-    )
-    for name, kind, verb in (
-        ("--mean", _finite, "subtract"),
-        ("--std", _positive, "divide by"),
-    ):
-        images.add_argument(
-            name, type=kind, nargs=3, metavar=("R", "G", "B"), help=f"{verb} these instead"
-        )
-    symmetry = told.add_argument_group("the symmetry")
-    symmetry.add_argument("--group", required=True, choices=GROUPS)
-    symmetry.add_argument(
-        "--wrappers",
-        nargs="*",
-        choices=WRAPPERS,
-        default=list(WRAPPERS),
-        help="default: all of them",
-    )
-    symmetry.add_argument(
-        "--weight-net",
-        metavar="SPEC",
-        help="package.module:callable or path/to/file.py:callable of a trained weight network; "
-        "adds LambdaEquiTune",
-    )
-    symmetry.add_argument("--weight-net-weights", metavar="FILE")
-    symmetry.add_argument(
-        "--weight-input",
-        metavar="NAME",
-        help="input, output or a submodule of the model; default: input",
-    )
-    results = told.add_argument_group("the results")
-    results.add_argument(
-        "--max-disagreement",
-        type=_share,
-        metavar="SHARE",
+    add("--classes", type=_at_least(2), metavar="N", help="default: as many as the file has")
+    add("--device", type=_device, default=torch.device("cpu"), help="default: cpu")
+    add("--batch-size", type=_at_least(1), default=64, metavar="N", help="default: 64")
+
+    add = audit.add_argument_group("the images").add_argument
+    add("--images", required=True, type=Path, metavar="DIR")
+    add("--labels", nargs="?", const=FOLDERS, metavar="CSV",
+        help="a file with the columns image,label; without a value, DIR's folders are the classes",
+    )  # fmt: skip
+    add("--limit", type=_at_least(1), metavar="N", help="use N images, evenly spaced")
+    add("--size", type=_at_least(1), metavar="N", help="resize and crop them to N x N pixels")
+    colours = ("R", "G", "B")
+    add("--mean", type=_finite, nargs=3, metavar=colours, help="subtract these instead")
+    add("--std", type=_positive, nargs=3, metavar=colours, help="divide by these instead")
+
+    add = audit.add_argument_group("the symmetry").add_argument
+    add("--group", required=True, choices=GROUPS)
+    add("--wrappers", nargs="*", choices=WRAPPERS, default=list(WRAPPERS), help="default: all")
+    add("--weight-net", metavar="SPEC",
+        help=f"{OWN} of a trained weight network; adds LambdaEquiTune")  # fmt: skip
+    add("--weight-net-weights", metavar="FILE")
+    add("--weight-input", metavar="NAME", help="input (default), output or a submodule's name")
+
+    add = audit.add_argument_group("the results").add_argument
+    add("--max-disagreement", type=_share, metavar="SHARE",
         help="exit with 1 if some element changes the plain model's prediction for a larger share "
-        "of the images, from 0 to 1",
-    )
-    results.add_argument(
-        "--report",
-        type=Path,
-        default=Path("equitune-audit.html"),
-        metavar="PATH",
-        help="default: equitune-audit.html",
-    )
-    results.add_argument(
-        "--worst", type=_at_least(0), default=12, metavar="N", help="pictures; default: 12"
-    )
+        "of the images, from 0 to 1")  # fmt: skip
+    report = "equitune-audit.html"
+    add("--report", type=Path, default=Path(report), metavar="PATH", help=f"default: {report}")
+    add("--worst", type=_at_least(0), default=12, metavar="N", help="pictures; default: 12")
     return parser
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r}; use a whole number of {smallest} or more")
-        return int(text)
+def _number(
+    kind: Callable[[str], float], fits: Callable[[float], object], use: str
+) -> Callable[[str], float]:
+    """A function that reads a number and refuses one that does not fit."""
 
-    return whole_number
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not fits(number):
+            raise argparse.ArgumentTypeError(f"must be {use}, got {text!r}")
+        return number
 
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    # As the images are: 1e39 is infinite in float32, and 1e-50 is zero.
-    if not torch.tensor(number, dtype=torch.float32).isfinite():
-        raise argparse.ArgumentTypeError(f"must be finite numbers, got {text!r}")
-    return number
+    return read
 
 
-def _positive(text: str) -> float:
-    number = _finite(text)
-    if not torch.tensor(number, dtype=torch.float32) > 0:
-        raise argparse.ArgumentTypeError(f"must be three positive numbers, got {text!r}")
-    return number
+def _at_least(least: int) -> Callable[[str], float]:
+    return _number(int, lambda n: n >= least, f"a whole number of {least} or more")
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; use a share between 0 and 1")
-    return share
+def _as_float32(number: float) -> torch.Tensor:
+    """A number as images have it: 1e39 is infinite, and 1e-50 is zero."""
+    return torch.tensor(number, dtype=torch.float32)
+
+
+_finite = _number(float, lambda x: _as_float32(x).isfinite(), "finite numbers")
+_positive = _number(_finite, lambda x: _as_float32(x) > 0, "three positive numbers")
+_share = _number(float, lambda x: 0 <= x <= 1, "a share between 0 and 1")
 
 
 def _device(text: str) -> torch.device:

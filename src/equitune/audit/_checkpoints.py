@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -38,12 +38,19 @@ def read_checkpoint(path: str) -> State:
             one of :data:`NESTED`. Nothing in it is executed.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no state dict.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not hold a state dict.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"weights is {path!r}, but there is no such file")
-    state = READERS[Path(path).suffix](path)
+        raise FileNotFoundError(f"`weights` is {path!r}, but there is no such file")
+    read, kind = READERS[Path(path).suffix]
+    try:
+        state = read(path)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        # KeyError, IndexError, struct.error, ...: it depends on the damage, and on the dtypes.
+        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
     if isinstance(state, Mapping):
         nested = [state[key] for key in NESTED if key in state]
         state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
@@ -104,10 +111,8 @@ def _load(model: nn.Module, state: State, path: str) -> None:
         # Of the shapes; torch lists them.
         raise ValueError(f"{path} does not fit the model. {error}") from error
     if missing or unexpected:
-        raise ValueError(
-            f"{path} does not fit the model. Missing: {_listed(missing)}. "
-            f"Unexpected: {_listed(unexpected)}."
-        )
+        names = f"Missing: {_listed(missing)}. Unexpected: {_listed(unexpected)}."
+        raise ValueError(f"{path} does not fit the model. {names}")
 
 
 def _fitted(state: State, model: nn.Module) -> State:
@@ -132,8 +137,7 @@ def _peeled(state: State) -> Iterator[State]:
 def _without_wrappers(state: State, own: Collection[str]) -> Iterator[State]:
     """Names compared without wrappers, which file or model may have, where they stay different."""
     named = {_bare(name): name for name in own}
-    bare = {name: _bare(name) for name, value in state.items()
-            if not _counts_averages(name, value, state)}  # fmt: skip
+    bare = {name: _bare(name) for name in state if not _counts_averages(name, state)}
     if len(named) == len(own) and len(set(bare.values())) == len(bare):
         yield {named.get(short, short): state[name] for name, short in bare.items()}
 
@@ -142,50 +146,32 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _counts_averages(name: str, value: Tensor, state: State) -> bool:
+def _counts_averages(name: str, state: State) -> bool:
     """Whether it is the counter of an averaged model, and not a weight."""
-    if name.rpartition(".")[2] != AVERAGED or value.dim():
-        return False
+    counter = name.rpartition(".")[2] == AVERAGED and not state[name].dim()
     averaged = f"{name.removesuffix(AVERAGED)}module."
-    return any(other.startswith(averaged) for other in state)
+    return counter and any(other.startswith(averaged) for other in state)
 
 
 def _holds_tensors(state: Mapping[Any, Any]) -> bool:
     return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
-def _listed(keys: Iterable[str], most: int = 20) -> str:
-    keys = list(keys)
+def _listed(keys: list[str], most: int = 20) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more if keys else "none"
 
 
 def _read_pickle(path: str) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # Broken files make it fail in many ways: KeyError, IndexError, struct.error, ...
-        raise ValueError(
-            f"{path} cannot be read as weights; save them with torch.save(model.state_dict(), "
-            f"path). {error}"
-        ) from error
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: str) -> object:
-    safetensors = require("safetensors.torch", "safetensors")
-    try:
-        return safetensors.load_file(path)
-    except OSError:
-        raise
-    except Exception as error:
-        # Among them that of a dtype that torch does not have, a KeyError.
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    return require("safetensors.torch", "safetensors").load_file(path)
 
 
-READERS: Mapping[str, Callable[[str], object]] = {
-    ".safetensors": _read_safetensors,
-    ".pt": _read_pickle,
-    ".pth": _read_pickle,
+READERS: Mapping[str, tuple[Callable[[str], object], str]] = {
+    ".safetensors": (_read_safetensors, "safetensors"),
+    ".pt": (_read_pickle, "weights (use torch.save(model.state_dict(), path))"),
+    ".pth": (_read_pickle, "weights (use torch.save(model.state_dict(), path))"),
 }

@@ -10,7 +10,7 @@ from torch import nn
 from equitune._checks import require_strings
 from equitune.actions import Action, ImageAction
 from equitune.groups import FiniteGroup, c4, d4
-from equitune.losses import negative_max_probability
+from equitune.losses import negative_log_max_probability
 from equitune.wrappers import EquiTune, EquiZero, Symmetrized
 
 __all__ = ["GROUPS", "WRAPPERS", "wrap"]
@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Callable[[], ImageAction]] = {
 
 WRAPPERS: Mapping[str, Callable[..., Symmetrized]] = {
     "equitune": EquiTune,
-    "equizero": functools.partial(EquiZero, proxy_loss=negative_max_probability),
+    "equizero": functools.partial(EquiZero, proxy_loss=negative_log_max_probability),
 }
 """The wrappers that need no training."""
 
@@ -50,18 +50,18 @@ def wrap(
     Args:
         model: Maps images to logits.
         action: How the group acts on images.
-        names: Which wrappers, of ``WRAPPERS``.
-        chunk_size: As for :class:`equitune.EquiTune`.
+        names: Which wrappers: ``"equitune"``, ``"equizero"``.
+        chunk_size: The size of the pieces in which the copies run; see :class:`equitune.EquiTune`.
 
     Returns:
         The wrapped models, by the names of their classes.
 
     Raises:
-        ValueError: If there is no wrapper of such a name.
+        ValueError: If a wrapper has another name.
     """
-    names = require_strings("names", names, f"names of {', '.join(WRAPPERS)}")
-    unknown = [name for name in names if name not in WRAPPERS]
+    use = f"names of {', '.join(WRAPPERS)}"
+    unknown = [name for name in require_strings("names", names, use) if name not in WRAPPERS]
     if unknown:
-        raise ValueError(f"wrappers has {unknown[0]!r}; use names of {', '.join(WRAPPERS)}")
+        raise ValueError(f"`names` must be {use}, got {unknown[0]!r}")
     made = [WRAPPERS[name](model, action, chunk_size=chunk_size) for name in names]
     return {type(wrapper).__name__: wrapper for wrapper in made}

@@ -19,16 +19,10 @@ from equitune.audit._checkpoints import is_checkpoint, load_checkpoint
 from equitune.audit._choices import GROUPS, wrap
 from equitune.audit._files import check_writable, write_atomically
 from equitune.audit._images import check_images, find_images, read_batches, read_image, spread
-from equitune.audit._labels import (
-    Labels,
-    class_folders,
-    labels_from_csv,
-    labels_from_folders,
-    read_csv,
-)
+from equitune.audit._labels import Labels, labels_from_csv, labels_from_folders
 from equitune.audit._local import call_for_module
 from equitune.audit._measure import Audit, audit, count_classes
-from equitune.audit._models import Classifier, load_classifier
+from equitune.audit._models import load_classifier
 from equitune.audit._progress import Progress, TerminatedError, terminating
 from equitune.audit._report import render_report
 from equitune.audit._table import elements_table, models_table
@@ -54,35 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = command_parser().parse_args(argv)
     progress, before = Progress(), _state(arguments.report)
-
-    def interrupted(code: int) -> int:
-        left = "the report of an earlier run is unchanged"
-        if before is None:
-            left = "no report was written"
-        if _state(arguments.report) != before:
-            left = "the report is complete"
-        print(f"equitune audit: interrupted while {progress}; {left}", file=sys.stderr)
-        return code
-
     try:
         with terminating():
             return _audit(arguments, progress)
-    except TerminatedError:
-        return interrupted(TERMINATED)
-    except KeyboardInterrupt:
-        return interrupted(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        left = "no report was written"
+        if before is not None:
+            left = "the report of an earlier run is unchanged"
+        if _state(arguments.report) != before:
+            left = "the report is complete"
+        _complain(f"interrupted while {progress}; {left}")
+        return TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"equitune audit: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return MISUSED
     except BaseException as error:
         # Python's own exit code would be that of the gate; that of SystemExit is the model's.
         traceback.print_exc()
-        print(
-            f"equitune audit: error: {type(error).__name__} while {progress}; this says nothing "
-            "about the model's symmetry",
-            file=sys.stderr,
+        _complain(
+            f"error: {type(error).__name__} while {progress}; this says nothing about the model's "
+            "symmetry"
         )
         return BROKEN
+
+
+def _complain(text: str) -> None:
+    print(f"equitune audit: {text}", file=sys.stderr)
 
 
 def _state(report: Path) -> tuple[int, int] | None:
@@ -94,56 +85,61 @@ def _state(report: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _audit(arguments: argparse.Namespace, progress: Progress) -> int:
-    _check_report(arguments.report)
-    action = GROUPS[arguments.group]()
-    found = find_images(arguments.images)
-    paths = spread(found, arguments.limit)
+def _audit(asked: argparse.Namespace, progress: Progress) -> int:
+    _check_report(asked.report)
+    action = GROUPS[asked.group]()
+    found = find_images(asked.images)
+    paths = spread(found, asked.limit)
     with progress.stage("reading the images", len(paths), "image") as advance:
         check_images(paths, progress=advance)
-    if arguments.labels is not None:
-        _check_labels(arguments, paths)
+    labels = _labels(asked, paths)
     progress.begin("loading the model")
-    classifier = load_classifier(
-        arguments.model,
-        arguments.weights,
-        classes=arguments.classes,
-        size=arguments.size,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
-    model = classifier.module.to(arguments.device)
-    first = read_image(paths[0], classifier.preprocessing).to(arguments.device)
-    classes = count_classes(model, first[None])
-    class_names, labels = _classes(arguments, paths, classifier.class_names, classes)
-    wrappers = _wrappers(arguments, model, action)
-    facts = _facts(arguments, classifier, action, len(paths), len(found))
+    settings = {name: getattr(asked, name) for name in ("classes", "size", "mean", "std")}
+    classifier = load_classifier(asked.model, asked.weights, **settings)
+    model, preprocessing = classifier.module.to(asked.device), classifier.preprocessing
+    classes = count_classes(model, read_image(paths[0], preprocessing)[None].to(asked.device))
+    class_names, indices = classifier.class_names, None
+    if class_names is not None and len(class_names) != classes:
+        # Those of other weights.
+        class_names = None
+    if labels is not None:
+        indices, class_names = labels.of_classes(classes, class_names)
+    wrappers = _wrappers(asked, model, action)
+    limited = f", evenly spaced among {len(found)}" if len(paths) < len(found) else ""
+    # So that they can be pasted into an issue.
+    facts = {
+        "model": asked.model,
+        "weights": classifier.weights,
+        "group": f"{asked.group}, {action.group.order} elements",
+        "images": f"{len(paths)}{limited}",
+        "versions": f"equitune {equitune.__version__}, torch {torch.__version__}",
+    }
     _say("\n".join(f"{name:<10}{value}" for name, value in facts.items()), "")
-    batches = read_batches(paths, classifier.preprocessing, arguments.batch_size)
     passes = len(paths) * action.group.order * (1 + len(wrappers))
     with progress.stage("running the models on all copies", passes, "image") as advance:
-        told = audit(
+        batches = read_batches(paths, preprocessing, asked.batch_size)
+        figures = audit(
             model,
-            (batch.to(arguments.device) for batch in batches),
+            (batch.to(asked.device) for batch in batches),
             action,
             wrappers=wrappers,
-            labels=labels,
-            names=[path.relative_to(arguments.images).as_posix() for path in paths],
+            labels=indices,
+            names=[path.relative_to(asked.images).as_posix() for path in paths],
             progress=advance,
         )
 
     def picture(image: int) -> Tensor:
-        return classifier.preprocessing.undo(read_image(paths[image], classifier.preprocessing))
+        return preprocessing.undo(read_image(paths[image], preprocessing))
 
     progress.begin("writing the report")
-    page = render_report(told, picture, facts=facts, class_names=class_names, worst=arguments.worst)
-    write_atomically(arguments.report, page.encode("utf-8", "backslashreplace"))
-    _say(elements_table(told), "", models_table(told), "", f"report: {arguments.report}")
-    return _gate(told, arguments.max_disagreement)
+    page = render_report(figures, picture, facts=facts, class_names=class_names, worst=asked.worst)
+    write_atomically(asked.report, page.encode("utf-8", "backslashreplace"))
+    _say(elements_table(figures), "", models_table(figures), "", f"report: {asked.report}")
+    return _gate(figures, asked.max_disagreement)
 
 
 def _say(*lines: object) -> None:
-    """Prints lines; a reader that has gone or a full disk must not cost the report."""
+    """Prints lines; a closed pipe or a full disk must not cost the report."""
     try:
         print(*lines, sep="\n", flush=True)
     except OSError:
@@ -152,104 +148,65 @@ def _say(*lines: object) -> None:
 
 
 def _check_report(report: Path) -> None:
-    """Refuses what could not be written, before any work is done."""
+    """Refuses a report that could not be written, before any work is done."""
     try:
-        placed = not report.is_dir() and Path(os.path.realpath(report)).parent.is_dir()
-        if placed:
-            check_writable(report)
+        if report.is_dir() or not Path(os.path.realpath(report)).parent.is_dir():
+            raise ValueError(
+                f"`report` must be a file in a folder that exists, got {str(report)!r}"
+            )
+        check_writable(report)
     except OSError as error:
         raise ValueError(
             f"`report` must be a file that can be written, got {str(report)!r} "
             f"({error.strerror}); use another folder"
         ) from error
-    if not placed:
-        raise ValueError(f"`report` must be a file in a folder that exists, got {str(report)!r}")
 
 
-def _check_labels(arguments: argparse.Namespace, paths: list[Path]) -> None:
-    """Finds what is wrong with the labels without a model."""
-    if arguments.labels == FOLDERS:
-        class_folders(arguments.images, paths)
-    else:
-        read_csv(Path(arguments.labels), arguments.images, paths)
+def _labels(asked: argparse.Namespace, paths: list[Path]) -> Labels | None:
+    """The labels, whose faults are found before a model is loaded."""
+    if asked.labels is None:
+        return None
+    if asked.labels == FOLDERS:
+        return labels_from_folders(asked.images, paths)
+    return labels_from_csv(Path(asked.labels), asked.images, paths)
 
 
-def _gate(told: Audit, allowed: float | None) -> int:
-    found = told.plain.largest_disagreement
+def _gate(figures: Audit, allowed: float | None) -> int:
+    found = figures.plain.largest_disagreement
     if allowed is None or found <= allowed:
         return PASSED
-    element = told.elements[told.plain.worst_element]
-    print(
-        f"equitune audit: the plain model's largest disagreement is {found:.4g}, at {element}; "
-        f"{allowed:.4g} is allowed",
-        file=sys.stderr,
+    element = figures.elements[figures.plain.worst_element]
+    _complain(
+        f"the plain model's largest disagreement is {found:.4g}, at {element}; {allowed:.4g} is "
+        "allowed"
     )
     return FAILED
 
 
-def _classes(
-    arguments: argparse.Namespace,
-    paths: list[Path],
-    class_names: tuple[str, ...] | None,
-    classes: int,
-) -> tuple[tuple[str, ...] | None, Tensor | None]:
-    """The names of the classes and the labels, as far as they are known."""
-    if class_names is not None and len(class_names) != classes:
-        # Those of other weights.
-        class_names = None
-    if arguments.labels is None:
-        return class_names, None
-    root = arguments.images
-    labels: Labels
-    if arguments.labels == FOLDERS:
-        labels = labels_from_folders(root, paths, classes, class_names)
-    else:
-        labels = labels_from_csv(Path(arguments.labels), root, paths, classes, class_names)
-    return labels.class_names, labels.indices
-
-
 def _wrappers(
-    arguments: argparse.Namespace, model: nn.Module, action: ImageAction
+    asked: argparse.Namespace, model: nn.Module, action: ImageAction
 ) -> dict[str, nn.Module]:
-    wrappers = wrap(model, action, arguments.wrappers, chunk_size=arguments.batch_size)
-    if arguments.weight_net is None:
-        if arguments.weight_net_weights or arguments.weight_input:
+    wrappers = wrap(model, action, asked.wrappers, chunk_size=asked.batch_size)
+    file = asked.weight_net_weights
+    if asked.weight_net is None:
+        if file or asked.weight_input:
             raise ValueError(
-                "weight-net is missing, but its weights or input are given; use "
+                "weight-net is missing, but --weight-net-weights or --weight-input is set; use "
                 "--weight-net package.module:callable"
             )
         return wrappers
-    weight_net = call_for_module(arguments.weight_net, "weight-net")
-    if arguments.weight_net_weights is not None:
-        if not is_checkpoint(arguments.weight_net_weights):
+    weight_net = call_for_module(asked.weight_net, "weight-net")
+    if file is not None:
+        if not is_checkpoint(file):
             raise ValueError(
-                f"weight-net-weights is {arguments.weight_net_weights!r}; use a .safetensors, "
-                ".pt or .pth file"
+                f"weight-net-weights must be a .safetensors, .pt or .pth file, got {file!r}"
             )
-        load_checkpoint(weight_net, arguments.weight_net_weights)
+        load_checkpoint(weight_net, file)
     wrappers["LambdaEquiTune"] = LambdaEquiTune(
         model,
         action,
-        weight_net=weight_net.to(arguments.device),
-        weight_input=arguments.weight_input or "input",
-        chunk_size=arguments.batch_size,
+        weight_net=weight_net.to(asked.device),
+        weight_input=asked.weight_input or "input",
+        chunk_size=asked.batch_size,
     )
     return wrappers
-
-
-def _facts(
-    arguments: argparse.Namespace,
-    classifier: Classifier,
-    action: ImageAction,
-    count: int,
-    found: int,
-) -> dict[str, str]:
-    """What to say above the tables, so that they can be pasted into an issue."""
-    limited = f", evenly spaced among {found}" if count < found else ""
-    return {
-        "model": arguments.model,
-        "weights": classifier.weights,
-        "group": f"{arguments.group}, {action.group.order} elements",
-        "images": f"{count}{limited}",
-        "versions": f"equitune {equitune.__version__}, torch {torch.__version__}",
-    }

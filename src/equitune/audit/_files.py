@@ -33,10 +33,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from equitune.audit import files
+        >>> from equitune.audit._files import write_atomically
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     files.write_atomically(Path(folder, "report.html"), b"old")
-        ...     files.write_atomically(Path(folder, "report.html"), b"new")
+        ...     write_atomically(Path(folder, "report.html"), b"old")
+        ...     write_atomically(Path(folder, "report.html"), b"new")
         ...     print(Path(folder, "report.html").read_text(), len(list(Path(folder).iterdir())))
         new 1
     """

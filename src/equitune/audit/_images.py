@@ -57,7 +57,7 @@ def plain_preprocessing(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing:
-    """The preprocessing for models that bring none.
+    """The preprocessing for models that come without one.
 
     Args:
         size: The shorter side is scaled to it and the central square cut out; None leaves the
@@ -69,9 +69,8 @@ def plain_preprocessing(
 
     def convert(image: Any) -> Tensor:
         if size is not None:
-            operations = require("PIL.ImageOps", "pillow")
-            bicubic = require("PIL.Image", "pillow").Resampling.BICUBIC
-            image = operations.fit(image, (size, size), bicubic)
+            # Bicubic, as its default is.
+            image = require("PIL.ImageOps", "pillow").fit(image, (size, size))
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         x = pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
         return (x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -83,19 +82,17 @@ def find_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted; hidden files and folders are left out, links followed.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images in it, or if some cannot be found: a folder cannot be
-            read, a link leads nowhere, or what has the name of an image is not a file.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no images, or if some cannot be found: a folder cannot be read, a
+            link leads nowhere, or what has the name of an image is not a file.
     """
     require_type("folder", folder, Path, "a pathlib.Path")
     if not folder.is_dir():
-        raise FileNotFoundError(f"images is {str(folder)!r}, but there is no such folder")
+        raise FileNotFoundError(f"`images` is {str(folder)!r}, but there is no such folder")
     found = sorted(walk_images(folder))
     if not found:
-        raise ValueError(
-            f"images is {str(folder)!r}, which holds no images; looked for "
-            f"{', '.join(sorted(SUFFIXES))} in all of its folders"
-        )
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"`images` is {str(folder)!r}, which holds no images; use {kinds} files")
     return found
 
 
@@ -105,23 +102,25 @@ def walk_images(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: As :func:`find_images`, but an empty folder is not an error.
     """
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        if not _is_new(Path(place), folder, folders):
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        place = Path(name)
+        # A link may lead back to where the walk came from.
+        above = {(folder / part).resolve() for part in place.relative_to(folder).parents}
+        if place.resolve() in above:
+            folders.clear()
             continue
-        for name in names:
-            path = Path(place, name)
-            if not name.startswith(".") and _is_image(path):
-                yield path
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (place / name for name in files if name[0] != "." and _is_image(place / name))
 
 
 def _is_image(path: Path) -> bool:
     named = path.suffix.lower() in SUFFIXES
+    # A link without the name of an image may have led to a folder of them.
     if not named and not path.is_symlink():
         return False
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        # Of a link without the name of an image, too: it may have led to a folder of them.
         kind = "link" if path.is_symlink() else "file"
         raise ValueError(
             f"`images` must hold files that can be read, got the {kind} {str(path)!r} "
@@ -140,16 +139,6 @@ def _refuse_folder(error: OSError) -> NoReturn:
         f"`images` must hold folders that can be read, got {str(error.filename)!r} "
         f"({error.strerror}); change its permissions, or move it away"
     ) from error
-
-
-def _is_new(place: Path, root: Path, folders: list[str]) -> bool:
-    """Leaves hidden folders out of a walk, and links that lead back to where it came from."""
-    above = {(root / part).resolve() for part in place.relative_to(root).parents}
-    if place.resolve() in above:
-        folders.clear()
-        return False
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    return True
 
 
 def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
@@ -174,7 +163,9 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.convert(_open(path))
 
 
-def check_images(paths: Sequence[Path], *, progress: Callable[[int], object] | None = None) -> None:
+def check_images(
+    paths: Sequence[Path], *, progress: Callable[[int], object] = lambda images: None
+) -> None:
     """Reads images to their ends, so that broken ones are refused before any work is done.
 
     Args:
@@ -187,11 +178,10 @@ def check_images(paths: Sequence[Path], *, progress: Callable[[int], object] | N
     pil = require("PIL.Image", "pillow")
     for path in paths:
         with _refusing(path), pil.open(path) as file:
-            # Checksums, which decoding passes over. It reads no pixels, which may end too early.
+            # Checksums, which decoding skips. It reads no pixels, which may end too early.
             file.verify()
         _open(path)
-        if progress is not None:
-            progress(1)
+        progress(1)
 
 
 def _open(path: Path) -> Any:
@@ -199,12 +189,11 @@ def _open(path: Path) -> Any:
     pil, operations = (require(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
     with _refusing(path), pil.open(path) as file:
         upright = operations.exif_transpose(file)
-        deep = upright.mode[0] in "IF"
         image = upright.convert("RGB")
-    if deep:
+    if upright.mode[0] in "IF":
         raise ValueError(
-            f"{path} has more than 8 bits per pixel (mode {upright.mode}), of which a conversion "
-            "would cut the larger values off; convert it to 8 bits"
+            f"{path} has more than 8 bits per pixel (mode {upright.mode}), and a conversion would "
+            "cut off the larger values; convert it to 8 bits"
         )
     return image
 
@@ -213,15 +202,14 @@ def _open(path: Path) -> Any:
 def _refusing(path: Path) -> Iterator[None]:
     """Turns what pillow raises for a broken file into one message.
 
-    Truncated files are broken also where somebody has told pillow to fill them with grey.
+    Truncated files are refused also where somebody has set pillow to fill them with grey.
     """
     files = require("PIL.ImageFile", "pillow")
-    filling = files.LOAD_TRUNCATED_IMAGES
-    files.LOAD_TRUNCATED_IMAGES = False
+    filling, files.LOAD_TRUNCATED_IMAGES = files.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
     except Exception as error:
-        # Not only OSError: struct.error, SyntaxError, IndexError and others, as the file is broken.
+        # OSError, struct.error, SyntaxError, IndexError, ...: it depends on the damage.
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     finally:
         files.LOAD_TRUNCATED_IMAGES = filling
@@ -242,14 +230,11 @@ def read_batches(
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
         images = [read_image(path, preprocessing) for path in some]
-        for path, image in zip(some, images, strict=True):
-            if image.shape != images[0].shape:
+        sizes = [" x ".join(map(str, image.shape[-2:])) for image in images]
+        for path, size in zip(some, sizes, strict=True):
+            if size != sizes[0]:
                 raise ValueError(
-                    f"images have different sizes: {some[0]} is {_size(images[0])} and {path} is "
-                    f"{_size(image)}; use --size to cut all to one, or --batch-size 1"
+                    f"images have different sizes: {some[0]} is {sizes[0]} and {path} is {size}; "
+                    "use --size to crop all to one, or --batch-size 1"
                 )
         yield torch.stack(images)
-
-
-def _size(image: Tensor) -> str:
-    return " x ".join(map(str, image.shape[-2:]))

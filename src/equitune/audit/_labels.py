@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,27 +15,97 @@ from torch import Tensor
 
 from equitune.audit._images import walk_images
 
-__all__ = ["Labels", "class_folders", "labels_from_csv", "labels_from_folders", "read_csv"]
+__all__ = ["Labels", "class_folders", "labels_from_csv", "labels_from_folders"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Labels:
-    """The right classes of some images.
+    """The labels of some images as they are written, which is all that is known without a model.
 
     Attributes:
-        indices: (N,) int64.
-        class_names: The names of all classes, where they are known.
+        written: The label of each image, by the image's name.
+        folders: The names of all class folders, sorted; None for labels from a CSV file.
     """
 
-    indices: Tensor
-    class_names: tuple[str, ...] | None
+    written: Mapping[str, str]
+    folders: tuple[str, ...] | None = None
+
+    def of_classes(
+        self, classes: int, class_names: tuple[str, ...] | None
+    ) -> tuple[Tensor, tuple[str, ...] | None]:
+        """The labels as the model numbers its classes.
+
+        Folders are found by name among the model's classes. Where the model knows none of these
+        names, and there are as many folders as classes, they stand for the classes in sorted order,
+        as for torchvision's ``ImageFolder``. A label in a CSV file is a name or an index.
+
+        Args:
+            classes: The number of the model's outputs.
+            class_names: The names that the model has for them, if any.
+
+        Returns:
+            (N,) int64, and the names of all classes, where they are known.
+
+        Raises:
+            ValueError: If a label is not a class, if the folders are not the classes, if the model
+                knows only some of them by name, or if they are numbers whose order as words is
+                another one.
+        """
+        if self.folders is not None and not set(self.folders) & set(class_names or ()):
+            self._require_as_many(classes, class_names)
+            class_names = self.folders
+        elif self.folders is not None:
+            self._require_known(class_names or ())
+        places = [
+            _class_of(label, image, classes, class_names) for image, label in self.written.items()
+        ]
+        return torch.tensor(places), class_names
+
+    def _require_as_many(self, classes: int, class_names: tuple[str, ...] | None) -> None:
+        folders = self.folders or ()
+        if len(folders) != classes:
+            unknown = "" if class_names is None else ", and none of them is the name of one"
+            raise ValueError(
+                f"`labels` has {len(folders)} folders, but the model has {classes} classes"
+                f"{unknown}; use a CSV file with the columns image,label"
+            )
+        numbers = [int(name) for name in folders if name.isdecimal()]
+        if len(numbers) == len(folders) and numbers != sorted(numbers):
+            raise ValueError(
+                f"`labels` has the folders {_first(folders)}, which sort as words in another order "
+                "than as numbers; use leading zeros, or a CSV file"
+            )
+
+    def _require_known(self, class_names: tuple[str, ...]) -> None:
+        folders = self.folders or ()
+        for folder in folders:
+            if folder not in class_names:
+                known = _first(name for name in folders if name in class_names)
+                near = difflib.get_close_matches(folder, class_names, n=3, cutoff=0.3)
+                raise ValueError(
+                    f"`labels` has folders for the model's classes {known}, but {folder!r} is not "
+                    f"one of them; rename the folder (near it: {near}), or use a CSV file"
+                )
+
+
+def labels_from_folders(root: Path, paths: Sequence[Path]) -> Labels:
+    """Takes the folders in ``root`` for classes.
+
+    Args:
+        root: The folder of folders.
+        paths: The images, below ``root``.
+
+    Raises:
+        ValueError: As :func:`class_folders`.
+    """
+    folders = class_folders(root, paths)
+    names = [path.relative_to(root) for path in paths]
+    return Labels({name.as_posix(): name.parts[0] for name in names}, tuple(folders))
 
 
 def class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
     """The names of the folders in ``root`` that stand for classes, sorted.
-
-    It needs no model, so that faults are found before one is loaded.
 
     Args:
         root: The folder of folders; each may be a link.
@@ -45,99 +115,45 @@ def class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
         ValueError: If an image lies in no folder, a folder has no image, or it has a linked folder
             inside, whose images may belong to another class or be counted twice.
     """
-    loose = [path for path in paths if len(path.relative_to(root).parts) < 2]
+    loose = [str(path) for path in paths if len(path.relative_to(root).parts) < 2]
     if loose:
         raise ValueError(
-            f"labels without a file takes folders for classes, but {_first(map(str, loose))} "
-            f"directly in {root}; put the images in one folder per class, or give a CSV file"
+            f"`labels` must have one folder per class, got {_first(loose)} directly in {root}; "
+            "move the images, or use a CSV file"
         )
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-    for name in folders:
-        linked = _linked_folder(root / name)
-        if linked is not None:
-            raise ValueError(
-                f"labels without a file takes folders for classes, but {str(linked)!r} inside of "
-                f"{name!r} is a link to {str(linked.resolve())!r}, whose images may belong to "
-                "another class; copy the images, or give a CSV file"
-            )
-    empty = [name for name in folders if next(walk_images(root / name), None) is None]
+    for folder in folders:
+        for place, inner, _ in os.walk(root / folder):
+            inner[:] = sorted(name for name in inner if name[0] != ".")
+            for linked in filter(Path.is_symlink, (Path(place, name) for name in inner)):
+                raise ValueError(
+                    f"`labels` must have one folder per class, but {str(linked)!r} inside of "
+                    f"{folder!r} is a link to {str(linked.resolve())!r}, whose images may belong "
+                    "to another class; copy the images, or use a CSV file"
+                )
+    empty = [folder for folder in folders if next(walk_images(root / folder), None) is None]
     if empty:
         raise ValueError(
-            f"labels: the folders {_first(empty)} hold no images, so that they may be no classes; "
-            "take them away, or give a CSV file"
+            f"`labels` must have one folder per class, but the folders {_first(empty)} hold no "
+            "images; remove them, or use a CSV file"
         )
     return folders
 
 
-def _linked_folder(folder: Path) -> Path | None:
-    """The first link to a folder inside of another one."""
-    for place, folders, _ in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        linked = [Path(place, name) for name in folders if Path(place, name).is_symlink()]
-        if linked:
-            return linked[0]
-    return None
-
-
-def labels_from_folders(
-    root: Path, paths: Sequence[Path], classes: int, class_names: tuple[str, ...] | None
-) -> Labels:
-    """Takes the folders in ``root`` for classes, as torchvision's ``ImageFolder`` does.
-
-    They are found by name among the model's classes. Where the model knows none of these names, and
-    there are as many folders as classes, they stand for the classes in sorted order.
+def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
+    """Reads a CSV file with the columns ``image`` and ``label``.
 
     Args:
-        root: The folder of folders.
-        paths: The images, below ``root``.
-        classes: The number of the model's outputs.
-        class_names: The names that the model has for them, if any.
-
-    Raises:
-        ValueError: As :func:`class_folders`, and if the folders are not the classes: other ones,
-            only some of them known by name, or numbers whose order as words is another one.
-    """
-    folders = class_folders(root, paths)
-    known = [name for name in folders if name in (class_names or ())]
-    if class_names is not None and len(known) == len(folders):
-        index = {name: _index_of(name, class_names) for name in folders}
-    elif known and class_names is not None:
-        other = next(name for name in folders if name not in known)
-        near = difflib.get_close_matches(other, class_names, n=3, cutoff=0.3)
-        raise ValueError(
-            f"labels: the model knows the classes {_first(known)}, but not {other!r}; near it: "
-            f"{near}; rename the folder, or give a CSV file"
-        )
-    elif len(folders) == classes:
-        _refuse_numbers(folders)
-        index = {name: i for i, name in enumerate(folders)}
-        class_names = tuple(folders)
-    else:
-        none = "" if class_names is None else ", and none of them is the name of one"
-        raise ValueError(
-            f"labels: {root} has {len(folders)} folders, but the model has {classes} classes"
-            f"{none}; use a CSV file with the columns image,label"
-        )
-    first = [path.relative_to(root).parts[0] for path in paths]
-    return Labels(torch.tensor([index[name] for name in first]), class_names)
-
-
-def read_csv(file: Path, root: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """The labels in a CSV file, as they are written there, by the names of the images.
-
-    It needs no model, so that faults are found before one is loaded.
-
-    Args:
-        file: As for :func:`labels_from_csv`.
+        file: Each row has an image, relative to ``root``, and the name of a class or its index.
         root: The folder of the images.
-        paths: The images; rows of others are passed over.
+        paths: The images; rows of others are ignored.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If a column is missing, or an image has no label or two.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"labels is {str(file)!r}, but there is no such file")
+        raise FileNotFoundError(f"`labels` is {str(file)!r}, but there is no such file")
     # A byte-order mark is what spreadsheets put first.
     with file.open(newline="", encoding="utf-8-sig") as text:
         try:
@@ -151,32 +167,7 @@ def read_csv(file: Path, root: Path, paths: Sequence[Path]) -> dict[str, str]:
     missing = [name for name in names if name not in given]
     if missing:
         raise ValueError(f"{file} has no label for {len(missing)} images: {_first(missing)}")
-    return {name: given[name] for name in names}
-
-
-def labels_from_csv(
-    file: Path,
-    root: Path,
-    paths: Sequence[Path],
-    classes: int,
-    class_names: tuple[str, ...] | None,
-) -> Labels:
-    """Reads a CSV file with the columns ``image`` and ``label``.
-
-    Args:
-        file: Each row has an image, relative to ``root``, and the name of a class or its index.
-        root: The folder of the images.
-        paths: The images; rows of others are passed over.
-        classes: The number of the model's outputs.
-        class_names: The names that the model has for them, if any.
-
-    Raises:
-        FileNotFoundError: As :func:`read_csv`.
-        ValueError: As :func:`read_csv`, and if a label is not a class.
-    """
-    given = read_csv(file, root, paths)
-    indices = [_class_of(label, name, classes, class_names) for name, label in given.items()]
-    return Labels(torch.tensor(indices), class_names)
+    return Labels({name: given[name].strip() for name in names})
 
 
 def _read_rows(reader: csv.DictReader[str], file: Path) -> list[tuple[str, str]]:
@@ -197,37 +188,22 @@ def _read_rows(reader: csv.DictReader[str], file: Path) -> list[tuple[str, str]]
     return rows
 
 
-def _refuse_numbers(folders: Sequence[str]) -> None:
-    """Refuses numbers that stand in another order as words: 10 before 2."""
-    numbers = [int(name) for name in folders if name.isdecimal()]
-    if len(numbers) == len(folders) and numbers != sorted(numbers):
-        raise ValueError(
-            f"labels: the folders {_first(folders)} are numbers, and sorted as words, as "
-            "torchvision's ImageFolder does, they would not be the classes that they name; use "
-            "them leading zeros, or give a CSV file"
-        )
-
-
 def _class_of(label: str, image: str, classes: int, class_names: tuple[str, ...] | None) -> int:
-    label = label.strip()
-    if class_names is not None and label in class_names:
-        return _index_of(label, class_names)
+    names = class_names or ()
+    # ImageNet has two cranes, a bird and a machine.
+    if names.count(label) > 1:
+        raise ValueError(
+            f"`labels` has the class {label!r}, a name that the model has for "
+            f"{names.count(label)} classes; use a CSV file with its index"
+        )
+    if label in names:
+        return names.index(label)
     if label.isdecimal() and int(label) < classes:
         return int(label)
     known = "" if class_names is None else " or the name of a class"
     raise ValueError(
         f"the label of {image} is {label!r}; use an index from 0 to {classes - 1}{known}"
     )
-
-
-def _index_of(name: str, class_names: tuple[str, ...]) -> int:
-    # ImageNet has two cranes, a bird and a machine.
-    if class_names.count(name) > 1:
-        raise ValueError(
-            f"labels has the class {name!r}, a name that the model has for "
-            f"{class_names.count(name)} classes; use a CSV file with its index"
-        )
-    return class_names.index(name)
 
 
 def _first(names: Iterable[str], most: int = 3) -> str:

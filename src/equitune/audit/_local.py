@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
+
+from equitune._checks import described
 
 __all__ = ["call_for_module"]
 
@@ -27,30 +27,30 @@ def call_for_module(spec: str, argument: str) -> nn.Module:
         The module that it returned.
 
     Raises:
-        ValueError: If the specification has no colon, or names nothing.
-        TypeError: If it names nothing callable, or that returns no ``torch.nn.Module``.
+        ValueError: If the specification has no colon, or what it names does not exist.
+        TypeError: If it cannot be called, or does not return a ``torch.nn.Module``.
     """
     place, _, name = spec.rpartition(":")
+    is_file = place.endswith(".py")
     if not place or not name:
         raise ValueError(
-            f"{argument} is {spec!r}; use package.module:callable or path/to/file.py:callable"
+            f"`{argument}` must be package.module:callable or path/to/file.py:callable, got "
+            f"{spec!r}"
         )
-    path = Path(place) if place.endswith(".py") else None
-    with _importable([Path.cwd(), *([path.resolve().parent] if path else [])]):
-        namespace = _import_file(path, argument) if path else _import_name(place, argument)
+    before = list(sys.path)
+    sys.path[:0] = [str(Path.cwd()), *([str(Path(place).resolve().parent)] if is_file else [])]
+    try:
+        namespace = (_import_file if is_file else _import_name)(place, argument)
         if not hasattr(namespace, name):
-            raise ValueError(f"{argument} is {spec!r}, but {place} has no {name!r}")
+            raise ValueError(f"`{argument}` is {spec!r}, but {place} has no {name!r}")
         made = getattr(namespace, name)
-        if not callable(made):
-            raise TypeError(
-                f"{argument} is {spec!r}, which is a {type(made).__name__}; name a function or "
-                "class that returns a torch.nn.Module"
-            )
-        module = made()
+        module = made() if callable(made) else made
+    finally:
+        sys.path[:] = before
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"{argument} is {spec!r}, which returned a {type(module).__name__}; it must return a "
-            "torch.nn.Module"
+            f"`{argument}` must name a function or class that returns a torch.nn.Module, got "
+            f"{described(module)} from {spec!r}"
         )
     return module
 
@@ -59,35 +59,24 @@ def _import_name(name: str, argument: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # One that is missing inside of it is its own affair.
+        # The error is another module's where that one cannot be imported by this one.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"{argument} names the module {name!r}, but there is none; run the command in the "
-            "folder that it can be imported from, or give path/to/file.py:callable"
+            f"`{argument}` names the module {name!r}, but there is none; run the command in the "
+            "folder that it can be imported from, or use path/to/file.py:callable"
         ) from error
 
 
-def _import_file(path: Path, argument: str) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument} names the file {str(path)!r}, but there is none")
-    # A name of its own, so that it takes the place of no installed package.
+def _import_file(place: str, argument: str) -> ModuleType:
+    path = Path(place)
+    # A name of its own, so that it does not replace an installed package.
     name = f"equitune_audit_of_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{argument} names {str(path)!r}, which Python cannot import")
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"`{argument}` names the file {place!r}, but there is none")
     namespace = importlib.util.module_from_spec(spec)
     # Dataclasses and pickle look modules up by name.
     sys.modules[name] = namespace
     spec.loader.exec_module(namespace)
     return namespace
-
-
-@contextmanager
-def _importable(folders: list[Path]) -> Iterator[None]:
-    before = list(sys.path)
-    sys.path[:0] = map(str, folders)
-    try:
-        yield
-    finally:
-        sys.path[:] = before

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import (
+    described,
     require_function,
     require_module,
     require_strings,
     require_tensor,
     require_type,
 )
+from equitune._modes import evaluating
 from equitune.actions import Action
 
 __all__ = ["Audit", "ModelAudit", "audit", "count_classes"]
@@ -151,12 +152,12 @@ def audit(
         >>> from equitune.audit import audit, wrap
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> action, images = ImageAction(c4()), torch.rand(100, 1, 8, 8)
-        >>> told = audit(model, images.split(50), action, wrappers=wrap(model, action))
-        >>> [told.elements[told.plain.worst_element] != "e", told.models[1].changed]
+        >>> found = audit(model, images.split(50), action, wrappers=wrap(model, action))
+        >>> [found.elements[found.plain.worst_element] != "e", found.models[1].changed]
         [True, 0.0]
     """
     if isinstance(batches, Tensor):
-        raise TypeError("batches is a tensor; use batches of images, such as images.split(64)")
+        raise TypeError("`batches` must be batches of images, got one tensor; use images.split(64)")
     require_type("batches", batches, Iterable, "batches of images, such as images.split(64)")
     require_module("model", model)
     require_type("action", action, Action, "the action on images")
@@ -168,42 +169,40 @@ def audit(
         names = require_strings("names", names, "one name per image")
     if progress is not None:
         require_function("progress", progress, "one that takes a number of images, or None")
-    if wrappers is not None and "plain" in wrappers:
-        raise ValueError("wrappers has a model 'plain', the name of the model itself; rename it")
+    if "plain" in (wrappers or {}):
+        raise ValueError("`wrappers` has a model 'plain', the name of the model itself; rename it")
     models = {"plain": model, **(wrappers or {})}
     passes: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in models}
     seen = 0
-    with _evaluating(list(models.values())):
+    # Not inference mode: what a model caches in it could not be used in training.
+    with evaluating(*models.values()), torch.no_grad():
         for batch in batches:
             require_tensor("batches", batch, "(B, C, H, W)", dims=1)
             for name, module in models.items():
                 logits = []
-                for g in action.group.elements:
+                for g, element in enumerate(action.group.names):
                     # A copy, because a model may work in place on what it gets.
                     moved = action.transform(batch, g).clone(memory_format=torch.contiguous_format)
                     logits.append(_logits(module, moved, name).cpu().double())
-                    _check_finite(logits[-1], seen, names, f"{action.group.names[g]} ({name})")
+                    _check_finite(logits[-1], seen, names, f"{element} ({name})")
                     if progress is not None:
                         progress(len(batch))
                 stack = torch.stack(logits)
                 passes[name].append((stack.argmax(-1), (stack - stack[0]).abs().mean(-1)))
             seen += len(batch)
     if not seen:
-        raise ValueError("batches holds no images; use at least one")
+        raise ValueError("`batches` must have at least one image, got none")
     if names is not None and len(names) != seen:
-        raise ValueError(f"names has {len(names)} entries for {seen} images")
+        raise ValueError(f"`names` has {len(names)} entries for {seen} images; use one each")
     if labels is not None and labels.shape != (seen,):
-        raise ValueError(f"labels has shape {tuple(labels.shape)} for {seen} images; use (N,)")
+        raise ValueError(f"`labels` has shape {tuple(labels.shape)} for {seen} images; use (N,)")
+    found = {
+        name: [torch.cat(parts, dim=1) for parts in zip(*batches, strict=True)]
+        for name, batches in passes.items()
+    }
     return Audit(
         action,
-        tuple(
-            ModelAudit(
-                name,
-                torch.cat([predictions for predictions, _ in parts], dim=1),
-                torch.cat([changes for _, changes in parts], dim=1),
-            )
-            for name, parts in passes.items()
-        ),
+        tuple(ModelAudit(name, *figures) for name, figures in found.items()),
         tuple(names) if names is not None else tuple(map(str, range(seen))),
         None if labels is None else labels.cpu(),
     )
@@ -216,7 +215,7 @@ def count_classes(model: nn.Module, batch: Tensor) -> int:
         TypeError: If the model returns no tensor.
         ValueError: If it returns no logits (B, C) of at least two classes.
     """
-    with _evaluating([model]):
+    with evaluating(model), torch.no_grad():
         return _logits(model, batch.clone(), "plain").shape[1]
 
 
@@ -224,13 +223,13 @@ def _logits(model: nn.Module, batch: Tensor, name: str) -> Tensor:
     logits = model(batch)
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"the model ({name}) returned a {type(logits).__name__}; it must return one tensor of "
-            "logits (B, C): wrap it in a module that picks them"
+            f"the model ({name}) must return one tensor of logits (B, C), got "
+            f"{described(logits)}; wrap it in a module that selects them"
         )
     if logits.dim() != 2 or logits.shape[0] != batch.shape[0] or logits.shape[1] < 2:
         raise ValueError(
-            f"the model ({name}) returned shape {tuple(logits.shape)} for a batch of "
-            f"{batch.shape[0]}; it must return logits (B, C) of at least two classes"
+            f"the model ({name}) must return logits (B, C) of at least two classes, got shape "
+            f"{tuple(logits.shape)} for a batch of {len(batch)}"
         )
     return logits
 
@@ -244,21 +243,6 @@ def _check_finite(logits: Tensor, seen: int, names: Sequence[str] | None, elemen
             f"the model's logits are not finite for image {name} under {element}; check the "
             "weights and the preprocessing"
         )
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Eval mode and no gradients; every module has its own flag back afterwards."""
-    flags = {module: module.training for model in models for module in model.modules()}
-    try:
-        for model in models:
-            model.eval()
-        # Not inference mode: what a model caches in it could not be used in training.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def _share(true: Tensor) -> float:

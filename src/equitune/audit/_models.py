@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class Request:
 
     Attributes:
         name: The model, without the name of its family.
-        weights: ``DEFAULT``, what else the family has names for, a file, or None.
+        weights: ``DEFAULT``, another name that the family knows, a file, or None.
         classes: The number of classes of a model that is built for a file.
         size: Instead of the height and width that the model's preprocessing makes.
         mean: Instead of the mean that it subtracts.
@@ -36,11 +38,40 @@ class Request:
     """
 
     name: str
-    weights: str | None = None
-    classes: int | None = None
-    size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    weights: str | None
+    classes: int | None
+    size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @property
+    def file(self) -> str | None:
+        """The weights, if they are a file."""
+        return self.weights if is_checkpoint(self.weights) else None
+
+    def require_named(self, *known: str | None) -> str | None:
+        """The name of weights; refuses an unknown one, and a number of classes."""
+        self.refuse_classes()
+        if self.weights not in known:
+            names = ", ".join(name for name in known if name)
+            why = "" if None in known else "; random weights have nothing to audit"
+            raise ValueError(
+                f"`weights` must be {names} or a .safetensors, .pt or .pth file, got "
+                f"{self.weights!r}{why}"
+            )
+        return self.weights
+
+    def refuse_classes(self) -> None:
+        """Refuses a number of classes where the model is not built for one."""
+        if self.classes is not None:
+            raise ValueError(
+                f"`classes` must be left out, got {self.classes}: only models of torchvision and "
+                "timm with a file of weights are built for a number of classes"
+            )
+
+    def normalisation(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+        """What is asked for, or else the model's own."""
+        return {"mean": self.mean or tuple(mean), "std": self.std or tuple(std)}
 
 
 @final
@@ -95,32 +126,34 @@ def load_classifier(
     family, colon, name = spec.partition(":")
     if not colon or not name:
         raise ValueError(
-            f"spec is {spec!r}; use torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, "
-            "package.module:callable or path/to/file.py:callable"
+            f"`spec` must name a family and a model, got {spec!r}; use torchvision:NAME, "
+            "timm:NAME, transformers:NAME_OR_FOLDER, package.module:callable or "
+            "path/to/file.py:callable"
         )
-    load = FAMILIES.get(family)
-    request = Request(
-        name if load else spec,
-        weights,
-        classes,
-        size,
-        _per_channel(mean, "mean"),
-        _per_channel(std, "std"),
-    )
-    found = _load_local(request) if load is None else _load_library(family, load, request)
+    normalisation = _per_channel(mean, "mean"), _per_channel(std, "std")
+    if family not in FAMILIES:
+        found = _load_local(Request(spec, weights, classes, size, *normalisation))
+    else:
+        found = _load_library(family, Request(name, weights, classes, size, *normalisation))
     found.module.eval()
-    return found
+    return (
+        dataclasses.replace(found, weights=Path(weights).name) if is_checkpoint(weights) else found
+    )
 
 
-def _load_library(
-    family: str, load: Callable[[Request], Classifier], request: Request
-) -> Classifier:
+def _load_library(family: str, request: Request) -> Classifier:
     """A model of a library, whose own errors are of broken or unfit files."""
     try:
-        return load(request)
-    except (ValueError, TypeError, OSError, ImportError):
-        raise
+        return FAMILIES[family](request)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                "`model` must be one that transformers itself has code for, because code that "
+                f"comes with weights is not run, got {request.name!r}; load it in a file of your "
+                "own, and use path/to/file.py:callable"
+            ) from error
+        if isinstance(error, ValueError | TypeError | OSError | ImportError):
+            raise
         raise ValueError(
             f"{family} cannot load {request.name!r}: {type(error).__name__}: {error}"
         ) from error
@@ -133,140 +166,93 @@ def _load_torchvision(request: Request) -> Classifier:
         near = difflib.get_close_matches(request.name, known, n=4, cutoff=0.3)
         raise ValueError(f"torchvision has no classifier {request.name!r}; near it: {near}")
     entries = models.get_model_weights(request.name).__members__
-    if is_checkpoint(request.weights):
+    build = functools.partial(models.get_model, request.name)
+    if request.file:
         entry = entries["DEFAULT"]
-        module = build_fitting(
-            lambda **options: models.get_model(request.name, weights=None, **options),
-            request.weights,
-            request.classes,
-        )
-        weights = Path(request.weights).name
+        module = build_fitting(build, request.file, request.classes)
     else:
-        _refuse_classes(request)
-        if request.weights not in entries:
-            raise ValueError(
-                f"weights is {request.weights!r}; use one of {', '.join(entries)}, or a "
-                f"{_FILES} file: random weights have nothing to audit"
-            )
-        entry = entries[request.weights]
-        module = models.get_model(request.name, weights=entry)
-        weights = str(entry)
+        entry = entries[request.require_named(*entries)]
+        module = build(weights=entry)
     preset = entry.transforms()
-    changed: dict[str, Any] = {
-        "mean": request.mean or tuple(preset.mean),
-        "std": request.std or tuple(preset.std),
-    }
+    normalisation = request.normalisation(preset.mean, preset.std)
+    changed = {**normalisation}
     if request.size is not None:
         # As much is cut off at the border as before.
         resize = round(request.size * preset.resize_size[0] / preset.crop_size[0])
         changed.update(crop_size=request.size, resize_size=resize)
-    preprocessing = Preprocessing(entry.transforms(**changed), changed["mean"], changed["std"])
-    return Classifier(module, preprocessing, tuple(entry.meta["categories"]), weights)
+    preprocessing = Preprocessing(entry.transforms(**changed), **normalisation)
+    return Classifier(module, preprocessing, tuple(entry.meta["categories"]), str(entry))
 
 
 def _load_timm(request: Request) -> Classifier:
     timm, data = require("timm", "timm"), require("timm.data", "timm")
-    try:
-        if is_checkpoint(request.weights):
-            module = build_fitting(
-                lambda **options: timm.create_model(request.name, pretrained=False, **options),
-                request.weights,
-                request.classes,
-            )
-        else:
-            _refuse_classes(request)
-            if request.weights != "DEFAULT":
-                raise ValueError(
-                    f"weights is {request.weights!r}; use DEFAULT or a {_FILES} file: random "
-                    "weights have nothing to audit (timm has variants as names of models, such "
-                    "as timm:resnet50.a1_in1k)"
-                )
-            module = timm.create_model(request.name, pretrained=True)
-    except RuntimeError as error:
-        # An unknown name, or one without weights.
-        raise ValueError(f"timm cannot make {request.name!r}: {error}") from error
+    build = functools.partial(timm.create_model, request.name)
+    if request.file:
+        module = build_fitting(build, request.file, request.classes)
+    else:
+        request.require_named("DEFAULT")
+        module = build(pretrained=True)
     config = data.resolve_model_data_config(module)
-    config["mean"] = request.mean or tuple(config["mean"])
-    config["std"] = request.std or tuple(config["std"])
+    changed = request.normalisation(config["mean"], config["std"])
     if request.size is not None:
         config["input_size"] = (config["input_size"][0], request.size, request.size)
-    convert = data.create_transform(**config, is_training=False)
-    weights = request.weights if request.weights == "DEFAULT" else Path(request.weights).name
-    return Classifier(module, Preprocessing(convert, config["mean"], config["std"]), None, weights)
+    convert = data.create_transform(**{**config, **changed}, is_training=False)
+    return Classifier(module, Preprocessing(convert, **changed), None, "DEFAULT")
 
 
 def _load_transformers(request: Request) -> Classifier:
-    try:
-        return _load_auto_model(request)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            "`model` must be one that transformers itself has code for, because code that comes "
-            f"with weights is not run, got {request.name!r}; load it in a file of your own, and "
-            "use path/to/file.py:callable"
-        ) from error
-
-
-def _load_auto_model(request: Request) -> Classifier:
     transformers = require("transformers", "transformers")
-    _refuse_classes(request)
     kind = transformers.AutoModelForImageClassification
-    if is_checkpoint(request.weights):
-        config = transformers.AutoConfig.from_pretrained(request.name, **_OWN_CODE)
-        inner = kind.from_config(config, **_OWN_CODE)
-        load_checkpoint(inner, request.weights)
-        weights = Path(request.weights).name
-    else:
-        _require_own(request)
-        # Images are in float32, whatever the checkpoint was stored in.
-        inner, loading = kind.from_pretrained(
-            request.name, output_loading_info=True, dtype=torch.float32, **_OWN_CODE
+    # Without it, transformers asks on the terminal, and a pipe may answer.
+    own: dict[str, Any] = {"trust_remote_code": False}
+    if request.file:
+        request.refuse_classes()
+        inner = kind.from_config(
+            transformers.AutoConfig.from_pretrained(request.name, **own), **own
         )
+        load_checkpoint(inner, request.file)
+    else:
+        request.require_named("DEFAULT", None)
+        # Images are in float32, whatever the checkpoint was stored in.
+        own_and_more = {**own, "output_loading_info": True, "dtype": torch.float32}
+        inner, loading = kind.from_pretrained(request.name, **own_and_more)
         if loading["missing_keys"]:
             raise ValueError(
-                f"{request.name} has no weights for {', '.join(sorted(loading['missing_keys']))}: "
-                "it is no trained classifier"
+                f"{request.name} has no weights for {', '.join(sorted(loading['missing_keys']))}; "
+                "use a trained classifier"
             )
-        weights = "DEFAULT"
-    processor = transformers.AutoImageProcessor.from_pretrained(request.name, **_OWN_CODE)
-    mean = request.mean or tuple(processor.image_mean or (0.0,) * 3)
-    std = request.std or tuple(processor.image_std or (1.0,) * 3)
+    processor = transformers.AutoImageProcessor.from_pretrained(request.name, **own)
+    normalisation = request.normalisation(
+        processor.image_mean or (0.0,) * 3, processor.image_std or (1.0,) * 3
+    )
     changed: dict[str, Any] = {}
     if request.mean or request.std:
-        changed.update(do_normalize=True, image_mean=list(mean), image_std=list(std))
+        changed = {f"image_{name}": list(values) for name, values in normalisation.items()}
+        changed["do_normalize"] = True
     elif not getattr(processor, "do_normalize", True):
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    if request.size is not None:
-        for name in ("size", "crop_size"):
-            sides = getattr(processor, name, None)
-            if sides:
-                changed[name] = dict.fromkeys(dict(sides), request.size)
+        normalisation = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    for name in ("size", "crop_size"):
+        sides = getattr(processor, name, None)
+        if request.size is not None and sides:
+            changed[name] = dict.fromkeys(dict(sides), request.size)
 
     def convert(image: Any) -> Tensor:
         pixels: Tensor = processor(image, return_tensors="pt", **changed)["pixel_values"][0]
         return pixels
 
-    names = inner.config.id2label
-    return Classifier(
-        _Logits(inner),
-        Preprocessing(convert, mean, std),
-        tuple(str(names[i]) for i in sorted(names)),
-        weights,
-    )
+    names = tuple(str(name) for _, name in sorted(inner.config.id2label.items()))
+    return Classifier(_Logits(inner), Preprocessing(convert, **normalisation), names, "DEFAULT")
 
 
 def _load_local(request: Request) -> Classifier:
-    _refuse_classes(request)
-    if not is_checkpoint(request.weights):
-        _require_own(request)
+    request.refuse_classes()
+    if not request.file:
+        request.require_named("DEFAULT", None)
     module = call_for_module(request.name, "model")
-    weights = "those that it was made with"
-    if is_checkpoint(request.weights):
-        load_checkpoint(module, request.weights)
-        weights = Path(request.weights).name
+    if request.file:
+        load_checkpoint(module, request.file)
     preprocessing = plain_preprocessing(request.size, request.mean, request.std)
-    return Classifier(module, preprocessing, None, weights)
+    return Classifier(module, preprocessing, None, "those that it was made with")
 
 
 FAMILIES: Mapping[str, Callable[[Request], Classifier]] = {
@@ -275,11 +261,6 @@ FAMILIES: Mapping[str, Callable[[Request], Classifier]] = {
     "transformers": _load_transformers,
 }
 """What stands before the colon of a model, and how it is loaded; all else is the user's code."""
-
-_FILES = ".safetensors, .pt or .pth"
-
-# Without it, transformers asks on the terminal, and a pipe may answer.
-_OWN_CODE = {"trust_remote_code": False}
 
 
 @final
@@ -298,32 +279,15 @@ class _Logits(nn.Module):
 def _per_channel(values: Sequence[float] | None, argument: str) -> tuple[float, ...] | None:
     if values is None:
         return None
-    kind = "positive numbers" if argument == "std" else "numbers"
+    kind, least = ("positive numbers", 0.0) if argument == "std" else ("numbers", -math.inf)
     try:
         # As the images are: what float32 makes 0 or infinite is that for the model.
         given = torch.tensor([float(value) for value in values])
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{argument}` must be three {kind}, got {values!r}") from error
-    least = 0.0 if argument == "std" else -math.inf
     if given.shape != (3,) or not (given.isfinite() & (given > least)).all():
         raise ValueError(
             f"`{argument}` must be three {kind}, for red, green and blue, finite in float32, got "
             f"{tuple(values)}"
         )
     return tuple(map(float, values))
-
-
-def _refuse_classes(request: Request) -> None:
-    if request.classes is not None:
-        raise ValueError(
-            f"classes is {request.classes}, but only models of torchvision and timm with a file "
-            "of weights are built for a number of classes; leave it out"
-        )
-
-
-def _require_own(request: Request) -> None:
-    if request.weights not in (None, "DEFAULT"):
-        raise ValueError(
-            f"weights is {request.weights!r}; use a {_FILES} file, or DEFAULT for what the model "
-            "comes with"
-        )

@@ -1,4 +1,4 @@
-"""How far a command has come: bars for people who wait, words for those who interrupt it."""
+"""How far a command is: a bar while it runs, words after an interrupt."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Progress:
             A context with a function that is called with the number of steps just done.
         """
         self.doing, self.done, self.total = doing, 0, total
-        # On terminals only: in a log, a bar is a heap of lines.
+        # On terminals only: in a log, a bar takes many lines.
         tqdm = require("tqdm", "tqdm").tqdm
         with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
 
@@ -67,7 +67,7 @@ class Progress:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Makes SIGTERM a :class:`TerminatedError`, so that files are closed and people are told."""
+    """Makes SIGTERM a :class:`TerminatedError`, so that files are closed and a message appears."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise TerminatedError

@@ -6,52 +6,35 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from equitune._checks import require
 
-def check_closure(table: Sequence[Sequence[int]]) -> None:
-    """Refuses a table that is not square, or has an entry that is no element."""
-    if not table:
-        raise ValueError("cayley_table is empty; the smallest group has the table [[0]]")
+CayleyTable = Sequence[Sequence[int]]
+FIRST = "elements in an order with the identity first"
+
+
+def check_axioms(table: CayleyTable) -> tuple[int, ...]:
+    """Refuses a table that is not that of a group whose identity is 0; returns generators."""
+    name, elements = "cayley_table", range(len(table))
+    require(len(table) > 0, name, "have a row per element", "none, which is empty", "[[0]]")
     for g, row in enumerate(table):
-        if len(row) != len(table):
-            raise ValueError(
-                f"cayley_table is not square: row {g} has {len(row)} entries, "
-                f"the table {len(table)} rows"
-            )
-        for h, product in enumerate(row):
-            if not 0 <= product < len(table):
-                raise ValueError(
-                    f"closure fails: the product of {g} and {h} is {product}, "
-                    f"but the elements are 0 to {len(table) - 1}"
-                )
-
-
-def check_identity(table: Sequence[Sequence[int]]) -> None:
-    """Refuses a table whose element 0 is not the identity."""
-    for g in range(len(table)):
-        if table[0][g] != g or table[g][0] != g:
-            raise ValueError(
-                f"element 0 is not the identity: 0*{g} is {table[0][g]} and {g}*0 is "
-                f"{table[g][0]}; order the elements so that the identity comes first"
-            )
-
-
-def check_inverses(table: Sequence[Sequence[int]]) -> None:
-    """Refuses a table with an element without inverse."""
+        got = f"row {g} with {len(row)} entries"
+        require(len(row) == len(table), name, "be square", got, f"{len(table)} entries in each row")
+    for g, h in itertools.product(elements, repeat=2):
+        got = f"{table[g][h]} as the product of {g} and {h}"
+        require(table[g][h] in elements, name, "be closed", got, f"elements below {len(table)}")
+    for g in elements:
+        got = f"{table[0][g]} for 0*{g} and {table[g][0]} for {g}*0"
+        require(table[0][g] == g == table[g][0], name, "have the identity 0", got, FIRST)
     for g, row in enumerate(table):
-        if not any(row[h] == 0 and table[h][g] == 0 for h in range(len(table))):
-            raise ValueError(f"element {g} has no inverse: no h has {g}*h = h*{g} = 0")
-
-
-def check_associativity(table: Sequence[Sequence[int]], generators: Sequence[int]) -> None:
-    """Refuses a table that is not associative."""
+        inverse = any(row[h] == 0 == table[h][g] for h in elements)
+        require(inverse, name, "have inverses", f"none for element {g}", "the table of a group")
+    generators = find_generators(table)
     # Light's test: (xg)y = x(gy) for g in a generating set is enough.
-    for g in generators:
-        for x, y in itertools.product(range(len(table)), repeat=2):
-            left, right = table[table[x][g]][y], table[x][table[g][y]]
-            if left != right:
-                raise ValueError(
-                    f"associativity fails: ({x}*{g})*{y} is {left}, but {x}*({g}*{y}) is {right}"
-                )
+    for g, x, y in itertools.product(generators, elements, elements):
+        left, right = table[table[x][g]][y], table[x][table[g][y]]
+        got = f"{left} for ({x}*{g})*{y} and {right} for {x}*({g}*{y})"
+        require(left == right, name, "be associative", got, "the table of a group")
+    return generators
 
 
 def different(one: object, other: object) -> str:
@@ -79,19 +62,16 @@ def check_homomorphism(
         differ: What is wrong if the first of two images stands for the second; empty for nothing.
         use: What to give.
     """
-    if found := differ(images[0], identity):
-        raise ValueError(f"`{name}[0]` must be the identity, got {found}; use it for element 0")
+    wrong = differ(images[0], identity)
+    require(not wrong, f"{name}[0]", "be the identity", wrong, "the identity for element 0")
     # Products with generators decide: every element is a product of them.
     for g, h in itertools.product(group.generators, group.elements):
-        found = differ(multiply(images[g], images[h]), images[group.cayley_table[g][h]])
-        if found:
-            raise ValueError(
-                f"`{name}` must multiply as the group does, got {found} for element {g} after "
-                f"element {h}, whose product is {group.cayley_table[g][h]}; use {use}"
-            )
+        wrong = differ(multiply(images[g], images[h]), images[group.cayley_table[g][h]])
+        got = f"{wrong} for element {g} after element {h}"
+        require(not wrong, name, "multiply as the group does", got, use)
 
 
-def find_generators(table: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def find_generators(table: CayleyTable) -> tuple[int, ...]:
     """A short list of elements that generate the group, found greedily."""
     found: list[int] = []
     reached = {0}
@@ -102,14 +82,12 @@ def find_generators(table: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def generated(table: Sequence[Sequence[int]], generators: Sequence[int]) -> set[int]:
+def generated(table: CayleyTable, generators: Sequence[int]) -> set[int]:
     """The elements that are products of the generators."""
     reached = {0, *generators}
     queue = list(reached)
-    for x in queue:
-        for g in generators:
-            for product in (table[x][g], table[g][x]):
-                if product not in reached:
-                    reached.add(product)
-                    queue.append(product)
+    for x, g in ((x, g) for x in queue for g in generators):
+        for product in {table[x][g], table[g][x]} - reached:
+            reached.add(product)
+            queue.append(product)
     return reached

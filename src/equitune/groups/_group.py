@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import final
+from typing import Any, final
+
+import torch
 
 from equitune._checks import (
-    naming,
+    require,
     require_entries,
     require_int,
     require_ints,
     require_strings,
     require_type,
-)
-from equitune.groups._axioms import (
-    check_associativity,
-    check_closure,
-    check_homomorphism,
-    check_identity,
-    check_inverses,
-    find_generators,
-    generated,
-)
-from equitune.groups._permutations import (
-    Permutation,
-    as_permutation,
-    generate_permutations,
-    multiply,
-)
+)  # fmt: skip
+from equitune.groups._axioms import FIRST, check_axioms, check_homomorphism, generated
+from equitune.groups._matrices import beyond, identity_of, require_matrices
+from equitune.groups._permutations import as_permutations, multiply, words
 
 
 @final
@@ -72,24 +63,15 @@ class FiniteGroup:
             require_ints(f"cayley_table[{g}]", row, "the products of one element")
             for g, row in enumerate(rows)
         )
-        labels = tuple(map(str, range(len(table))))
-        if names is not None:
-            labels = require_strings("names", names, "one string per element")
-        with naming("cayley_table"):
-            check_closure(table)
-            check_identity(table)
-            check_inverses(table)
-            generators = find_generators(table)
-            check_associativity(table, generators)
-        if len(labels) != len(table):
-            raise ValueError(
-                f"names has {len(labels)} entries for a group of order {len(table)}; "
-                "use one name per element"
-            )
-        object.__setattr__(self, "cayley_table", table)
-        object.__setattr__(self, "names", labels)
-        object.__setattr__(self, "inverses", tuple(row.index(0) for row in table))
-        object.__setattr__(self, "generators", generators)
+        generators = check_axioms(table)
+        given = map(str, range(len(table))) if names is None else names
+        labels = require_strings("names", given, "one string per element")
+        got = f"{len(labels)} entries"
+        require(len(labels) == len(table), "names", f"have {len(table)} entries", got, "one each")
+        inverses = tuple(row.index(0) for row in table)
+        vars(self).update(
+            cayley_table=table, names=labels, inverses=inverses, generators=generators
+        )
 
     @classmethod
     def from_permutations(
@@ -111,54 +93,79 @@ class FiniteGroup:
             >>> FiniteGroup.from_permutations([(0, 1, 2), (1, 2, 0), (2, 0, 1)]) == cyclic(3)
             True
         """
-        entries = require_entries("permutations", permutations, "[(0, 1, 2), (1, 2, 0), ...]")
-        perms = [as_permutation(p, f"permutations[{g}]") for g, p in enumerate(entries)]
-        if not perms:
-            raise ValueError("permutations is empty; use at least the identity")
-        if perms[0] != tuple(range(len(perms[0]))):
-            raise ValueError(
-                f"permutations[0] is {perms[0]}, which is not the identity; put the identity first"
-            )
-        index: dict[Permutation, int] = {}
-        for g, permutation in enumerate(perms):
-            if len(permutation) != len(perms[0]):
-                raise ValueError(
-                    f"permutations[{g}] moves {len(permutation)} indices and permutations[0] "
-                    f"moves {len(perms[0])}; all must move the same indices"
-                )
-            if permutation in index:
-                raise ValueError(
-                    f"permutations[{index[permutation]}] and permutations[{g}] are the same; "
-                    "list each element of the group once"
-                )
-            index[permutation] = g
-        table = []
-        for g, left in enumerate(perms):
-            row = []
-            for h, right in enumerate(perms):
-                product = multiply(left, right)
-                if product not in index:
-                    raise ValueError(
-                        f"permutations is not closed: the product of element {g} and element {h} "
-                        f"is {product}, which is not in the list; "
-                        "generate_permutations(...) completes a list"
-                    )
-                row.append(index[product])
-            table.append(row)
-        return cls(table, names)
+        perms = as_permutations("permutations", permutations)
+        found = perms[0]
+        right = found == tuple(range(len(found)))
+        require(right, "permutations[0]", "be the identity", found, FIRST)
+        index = {perms[g]: g for g in reversed(range(len(perms)))}
+        products = [[index.get(multiply(a, b), -1) for b in perms] for a in perms]
+        return cls(_closed("permutations", products, "generate_permutations(...)"), names)
 
     @classmethod
-    def from_generators(cls, generators: Iterable[Sequence[int]]) -> FiniteGroup:
+    def from_generators(
+        cls, generators: Iterable[Sequence[int]], names: Iterable[str] | None = None
+    ) -> FiniteGroup:
         """The group generated by some permutations.
 
         Its elements are ordered as :func:`generate_permutations` lists them.
 
+        Args:
+            generators: Permutations of the same indices; ``p[i]`` is where index ``i`` is sent.
+            names: One name per generator. Each element is then called by a shortest word in them,
+                of which the last letter acts first, and the identity ``"e"``. Default: numbers.
+
+        Raises:
+            ValueError: If an entry is not a permutation, they move different numbers of indices,
+                or two elements would have one name.
+
         Example:
             >>> from equitune import FiniteGroup
-            >>> FiniteGroup.from_generators([(1, 2, 3, 0), (0, 3, 2, 1)]).order
-            8
+            >>> group = FiniteGroup.from_generators([(1, 2, 3, 0), (0, 3, 2, 1)], names=["r", "s"])
+            >>> group.order, group.names[:5]
+            (8, ('e', 'r', 's', 'r^2', 's r'))
         """
-        return cls.from_permutations(generate_permutations(generators))
+        given = [*generators]
+        products = words(given)
+        if names is None:
+            return cls.from_permutations(products)
+        letters = require_strings("names", names, "one string per generator")
+        got = f"{len(letters)} entries"
+        require(len(letters) == len(given), "names", f"have {len(given)} entries", got, "one each")
+        spelled = [_spelled([letters[k] for k in word]) for word in products.values()]
+        twice = sorted({name for name in spelled if spelled.count(name) > 1})
+        require(not twice, "names", "tell elements apart", f"two called {twice[:1]}", "other ones")
+        return cls.from_permutations(products, spelled)
+
+    @classmethod
+    def from_matrices(cls, matrices: Any, names: Iterable[str] | None = None) -> FiniteGroup:
+        """The group formed by a complete list of matrices, in the order of the list.
+
+        Args:
+            matrices: (|G|, n, n) real numbers, the identity first. Products have to be in the list
+                up to the rounding of their entries: that of float64, or of float32 where they were
+                given so. Integers are exact.
+            names: One name per element.
+
+        Raises:
+            ValueError: If a matrix stands twice, the first is not the identity, or the list is not
+                closed; the message names the entries.
+
+        Example:
+            >>> from equitune import FiniteGroup, cyclic
+            >>> FiniteGroup.from_matrices([[[1, 0], [0, 1]], [[0, -1], [1, 0]],
+            ...                            [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]]) == cyclic(4)
+            True
+        """
+        table, _, tolerance, _ = require_matrices(matrices, "|G|")
+        wrong = beyond((table[0] - identity_of(table)).abs(), tolerance)
+        require(not wrong, "matrices[0]", "be the identity", wrong, FIRST)
+        # In units of what an entry may be off.
+        unit = tolerance.clamp(min=torch.finfo(torch.float64).tiny)
+        known, products = (table / unit).flatten(1), []
+        for matrix in table:
+            gap, index = torch.cdist(((matrix @ table) / unit).flatten(1), known, math.inf).min(1)
+            products.append(index.masked_fill(gap > 1, -1).tolist())
+        return cls(_closed("matrices", products, "a list with all products"), names)
 
     def __repr__(self) -> str:
         return f"FiniteGroup(order={self.order}, names={self.names})"
@@ -244,18 +251,14 @@ class FiniteGroup:
 
     def left_cosets(self, embedding: Embedding) -> tuple[tuple[int, ...], ...]:
         """The left cosets ``gH`` of a subgroup H, each sorted, in the order of their minima."""
-        members = self._members(embedding)
-        cosets = {tuple(sorted(self.cayley_table[g][h] for h in members)) for g in self.elements}
-        return tuple(sorted(cosets))
+        return self._cosets(embedding, lambda g, h: self.cayley_table[g][h])
 
     def right_cosets(self, embedding: Embedding) -> tuple[tuple[int, ...], ...]:
         """The right cosets ``Hg`` of a subgroup H, each sorted, in the order of their minima.
 
         If a model M respects H, ``g^-1 M(gx)`` is constant on each of them.
         """
-        members = self._members(embedding)
-        cosets = {tuple(sorted(self.cayley_table[h][g] for h in members)) for g in self.elements}
-        return tuple(sorted(cosets))
+        return self._cosets(embedding, lambda g, h: self.cayley_table[h][g])
 
     def right_transversal(self, embedding: Embedding) -> tuple[int, ...]:
         """One element of each right coset ``Hg``, the smallest.
@@ -284,14 +287,12 @@ class FiniteGroup:
         names = [f"({self.names[g]}, {other.names[h]})" for g, h in pairs]
         return FiniteGroup(table, names)
 
-    def _members(self, embedding: Embedding) -> tuple[int, ...]:
-        require_type("embedding", embedding, Embedding, "group.subgroup([1])")
-        if embedding.group != self:
-            raise ValueError(
-                f"the embedding is one into a group of order {embedding.group.order}, not into "
-                f"this one of order {self.order}; make it with this group's subgroup(...)"
-            )
-        return embedding.elements
+    def _cosets(
+        self, embedding: Embedding, product: Callable[[int, int], int]
+    ) -> tuple[tuple[int, ...], ...]:
+        members = require_into(self, embedding).elements
+        found = {tuple(sorted([product(g, h) for h in members])) for g in self.elements}
+        return tuple(sorted(found))
 
 
 @final
@@ -315,16 +316,40 @@ class Embedding:
     def __init__(self, subgroup: FiniteGroup, group: FiniteGroup, elements: Iterable[int]) -> None:
         require_type("subgroup", subgroup, FiniteGroup, "a group, such as cyclic(2)")
         require_type("group", group, FiniteGroup, "a group, such as c4()")
-        given = require_entries("elements", elements, "the image of each element of the subgroup")
+        use = "the image of each element of the subgroup"
+        given = require_entries("elements", elements, use)
         images = tuple(group.check_element(g, f"elements[{h}]") for h, g in enumerate(given))
-        if len(images) != subgroup.order:
-            raise ValueError(
-                f"elements has {len(images)} entries for a subgroup of order {subgroup.order}; "
-                "use the image of each element"
-            )
-        if len(set(images)) != len(images):
-            raise ValueError(f"elements is {images}, which names an element twice")
+        right = len(images) == subgroup.order == len(set(images))
+        require(right, "elements", f"be {subgroup.order} different ones", f"{images}", use)
         check_homomorphism("elements", subgroup, images, 0, group.compose)
-        object.__setattr__(self, "subgroup", subgroup)
-        object.__setattr__(self, "group", group)
-        object.__setattr__(self, "elements", images)
+        vars(self).update(subgroup=subgroup, group=group, elements=images)
+
+
+def require_into(group: FiniteGroup, embedding: Embedding) -> Embedding:
+    """The embedding itself; refuses anything else, and one into another group."""
+    require_type("embedding", embedding, Embedding, "group.subgroup([1])")
+    right, got = embedding.group == group, f"one into a group of order {embedding.group.order}"
+    must = f"be one into the group of order {group.order}"
+    require(right, "embedding", must, got, "subgroup(...) of that group")
+    return embedding
+
+
+def _closed(name: str, products: list[list[int]], use: str) -> list[list[int]]:
+    """The Cayley table of a list of elements; refuses one that is not closed."""
+    for g, h in itertools.product(range(len(products)), repeat=2):
+        require(
+            products[g][h] >= 0,
+            name,
+            "be closed",
+            f"no product of element {g} and element {h}",
+            use,
+        )
+    for g, found in enumerate(products[0]):
+        require(found == g, f"{name}[{g}]", "be new", f"{name}[{found}] again", "each one once")
+    return products
+
+
+def _spelled(word: Sequence[str]) -> str:
+    """A word with powers, such as r^2 s."""
+    runs = [(letter, len(list(run))) for letter, run in itertools.groupby(word)]
+    return " ".join(letter if n == 1 else f"{letter}^{n}" for letter, n in runs) or "e"

@@ -4,58 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from equitune._checks import require_entries, require_ints
-
-__all__ = ["Permutation", "as_permutation", "generate_permutations", "multiply"]
+from equitune._checks import require, require_entries, require_int, require_ints
 
 Permutation = tuple[int, ...]
 """Where each index is sent."""
 
 
-def generate_permutations(generators: Iterable[Sequence[int]]) -> tuple[Permutation, ...]:
+def generate_permutations(
+    generators: Iterable[Sequence[int]], largest: int | None = None
+) -> tuple[Permutation, ...]:
     """All products of some permutations, the identity first, in breadth-first order.
 
     Args:
         generators: Permutations of the same indices; ``p[i]`` is where index ``i`` is sent.
+        largest: The most permutations there may be; None for any number.
 
     Returns:
         The permutations of the generated group, ready for ``PermutationAction`` and
         ``FiniteGroup.from_permutations``.
+
+    Raises:
+        ValueError: If there is none, one is not a permutation, they move different numbers of
+            indices, or generate more than ``largest``.
 
     Example:
         >>> from equitune import generate_permutations
         >>> generate_permutations([(1, 2, 0)])
         ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     """
-    given = require_entries("generators", generators, "permutations, such as [(1, 2, 0)]")
-    perms = [as_permutation(p, f"generators[{k}]") for k, p in enumerate(given)]
-    if not perms:
-        raise ValueError("generators is empty; use at least one permutation")
-    if len({len(p) for p in perms}) > 1:
-        raise ValueError(
-            f"generators move {[len(p) for p in perms]} indices; all must move the same number"
-        )
-    found = {tuple(range(len(perms[0]))): None}
+    return tuple(words(generators, largest))
+
+
+def words(
+    generators: Iterable[Sequence[int]], largest: int | None = None
+) -> dict[Permutation, tuple[int, ...]]:
+    """Each product with the numbers of its factors, of which the last one acts first."""
+    perms = as_permutations("generators", generators)
+    if largest is not None:
+        largest = require_int("largest", largest, "the most elements, or None", least=1)
+    found: dict[Permutation, tuple[int, ...]] = {tuple(range(len(perms[0]))): ()}
     queue = list(found)
     for current in queue:
-        for generator in perms:
+        for k, generator in enumerate(perms):
             product = multiply(generator, current)
             if product not in found:
-                found[product] = None
+                found[product] = (k, *found[current])
                 queue.append(product)
-    return tuple(found)
+        many = largest is not None and len(queue) > largest
+        require(not many, "generators", f"generate at most {largest} elements", "more", "others")
+    return found
 
 
-def as_permutation(values: Sequence[int], name: str) -> Permutation:
-    """The values as a tuple; refuses what is no permutation."""
-    permutation = require_ints(name, values, "where each index is sent, such as (1, 2, 0)")
-    if sorted(permutation) != list(range(len(permutation))):
-        raise ValueError(
-            f"{name} is {permutation}, which is no permutation of 0 to {len(permutation) - 1}"
-        )
-    return permutation
+def as_permutations(name: str, values: Iterable[Sequence[int]]) -> list[Permutation]:
+    """Some permutations of the same indices; refuses anything else."""
+    use = "permutations, such as [(0, 1, 2), (1, 2, 0)]"
+    perms = [require_ints(f"{name}[{k}]", p, use)
+             for k, p in enumerate(require_entries(name, values, use, least=1))]  # fmt: skip
+    for k, p in enumerate(perms):
+        count = len(perms[0])
+        require(len(p) == count, f"{name}[{k}]", f"move {count} indices", f"{len(p)}", use)
+        right = sorted(p) == list(range(count))
+        require(right, f"{name}[{k}]", f"be a permutation of 0 to {count - 1}", p, use)
+    return perms
 
 
 def multiply(left: Permutation, right: Permutation) -> Permutation:
     """The product: first ``right``, then ``left``."""
-    return tuple(left[image] for image in right)
+    return tuple([left[image] for image in right])

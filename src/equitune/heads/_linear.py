@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from equitune._checks import require_counts, require_flag, require_tensor
 from equitune.actions import Action, TrivialAction
-from equitune.actions._base import require_embedding
 from equitune.groups import Embedding
+from equitune.groups._group import require_into
 from equitune.heads._points import Points, orbits_of
-from equitune.heads._ties import Dense, Held, Ties
+from equitune.heads._ties import Ties
 
 __all__ = ["EquivariantLinear", "InvariantHead"]
 
@@ -43,7 +43,7 @@ class EquivariantLinear(nn.Module):
         with two, (|G|, n), for regular features of n points.
 
     Raises:
-        TypeError: If an action is none that permutes points.
+        TypeError: If an action does not permute points.
         ValueError: If the actions are of different groups, act on another dim, or a number of
             channels is below 1. Calls raise it for inputs of another shape.
 
@@ -77,8 +77,8 @@ class EquivariantLinear(nn.Module):
         sources, targets = Points.of(in_action, "in_action"), Points.of(out_action, "out_action")
         if in_action.group != out_action.group:
             raise ValueError(
-                f"in_action is one of a group of order {in_action.group.order}, out_action one of "
-                f"a group of order {out_action.group.order}; use two actions of one group"
+                "`in_action` and `out_action` must be actions of one group, got groups of order "
+                f"{in_action.group.order} and {out_action.group.order}"
             )
         require_counts(in_channels=in_channels, out_channels=out_channels)
         require_flag("bias", bias)
@@ -94,11 +94,7 @@ class EquivariantLinear(nn.Module):
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, self.bias_ties.count))
-        self._held: Held | None = None
         self.reset_parameters()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_held": None}
 
     @property
     def in_points(self) -> int:
@@ -118,51 +114,30 @@ class EquivariantLinear(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    def dense(self) -> Dense:
+    def dense(self) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of the same map as one ``nn.Linear`` on flattened points.
 
-        Its output is (B, out_channels, m), flattened: the channels come first.
+        Its output is (B, out_channels, m), flattened: the channels come first. Each call of the
+        layer makes them anew, so that they are never stale; keep them yourself to run a trained
+        layer on many small batches.
 
         Returns:
             The weight, (out_channels m, n in_channels), and the bias, (out_channels m,), if any.
         """
-        rows = self.out_channels * self.out_points
-        weight = self.weight_ties.spread(self.weight).reshape(
-            rows, self.in_points * self.in_channels
-        )
+        spread = self.weight_ties.spread(self.weight)
+        weight = spread.reshape(-1, self.in_points * self.in_channels)
         if self.bias is None:
             return weight, None
         return weight, self.bias_ties.spread(self.bias.unsqueeze(-1)).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        own = (*self.in_shape, self.in_channels)
-        require_tensor("x", x, f"(B, {', '.join(map(str, own))})", floating=True)
-        if x.shape[1:] != own:
-            raise ValueError(f"x has shape {tuple(x.shape)}; use (B, {', '.join(map(str, own))})")
-        y = F.linear(x.flatten(1), *self._held_dense())
+        shape = "".join(f", {size}" for size in (*self.in_shape, self.in_channels))
+        require_tensor("x", x, f"(B{shape})", floating=True)
+        if x.shape[1:] != (*self.in_shape, self.in_channels):
+            raise ValueError(f"`x` must be of shape (B{shape}), got {tuple(x.shape)}")
+        y = F.linear(x.flatten(1), *self.dense())
         channels: Tensor = y.unflatten(1, (self.out_channels, *self.out_shape))
         return channels.movedim(1, -1)
-
-    def _held_dense(self) -> Dense:
-        """The dense weight and bias; in eval mode on the CPU made once, as long as they hold.
-
-        They are compared by value with what they were made of, which is |G| times smaller: an
-        optimizer, a checkpoint or an average of weights may change parameters without a trace.
-        Elsewhere the comparison would be a synchronisation.
-        """
-        weight = self.weight
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if (
-            self.training
-            or learns
-            or weight.device.type != "cpu"
-            or type(weight) is not nn.Parameter
-            or torch.compiler.is_compiling()
-        ):
-            return self.dense()
-        if self._held is None or not self._held.made_of(self.parameters()):
-            self._held = Held.of(self.dense, self.parameters())
-        return self._held.dense
 
     def restrict(self, embedding: Embedding) -> EquivariantLinear:
         """The same map as a layer that has to respect a subgroup only, with more parameters.
@@ -170,7 +145,7 @@ class EquivariantLinear(nn.Module):
         Args:
             embedding: That of the subgroup, such as ``group.subgroup([1])``.
         """
-        require_embedding(self.in_action, embedding)
+        require_into(self.in_action.group, embedding)
         layer = EquivariantLinear(
             self.in_action.restrict(embedding),
             self.out_action.restrict(embedding),
@@ -210,8 +185,8 @@ class InvariantHead(nn.Sequential):
         (B, n, in_channels) to (B, out_channels).
 
     Raises:
-        TypeError: As :class:`EquivariantLinear`.
-        ValueError: As :class:`EquivariantLinear`.
+        TypeError: If the action does not permute points.
+        ValueError: If it acts on another dim, or a number of channels is below 1.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from equitune._checks import described
 from equitune.actions import Action
 
 __all__ = ["Points", "orbits_of"]
@@ -35,16 +36,15 @@ class Points:
         sizes = action.extent if isinstance(action, Action) and action.permutes else {0: None}
         if None in sizes.values():
             raise TypeError(
-                f"{name} is a {type(action).__name__}; use an action that permutes points: "
-                "PermutationAction, RegularAction, RegularFeatureAction of one of these or of a "
-                "TrivialAction(group), or TrivialAction"
+                f"`{name}` must permute points, got {described(action)}; use PermutationAction, "
+                "RegularAction, TrivialAction, or RegularFeatureAction of one of these"
             )
         # (B, *shape, channels): every dimension but the first and the last.
         places = {dim % (len(sizes) + 2): size for dim, size in sizes.items()}
         if sorted(places) != [*range(1, len(sizes) + 1)]:
             raise ValueError(
-                f"{name} acts on the dims {[*sizes]}; use dim=1, the points of (B, points, "
-                "channels)"
+                f"`{name}` must act on the points of (B, points, channels), got dims {[*sizes]}; "
+                "use dim=1"
             )
         shape = tuple(size or 0 for _, size in sorted(places.items()))
         numbers = torch.arange(math.prod(shape), device="cpu").view(1, *shape, 1)

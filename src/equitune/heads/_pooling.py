@@ -17,7 +17,7 @@ __all__ = ["GroupMaxPool", "GroupMeanPool", "GroupPool"]
 
 
 class GroupPool(nn.Module, ABC):
-    """Pools points over the orbits of a group: what comes out is invariant.
+    """Pools points over the orbits of a group; the result is invariant.
 
     Args:
         action: How the group permutes the points, as for :class:`EquivariantLinear`.
@@ -26,8 +26,9 @@ class GroupPool(nn.Module, ABC):
         (B, n, channels) to (B, number of orbits, channels); one orbit for regular features.
 
     Raises:
-        TypeError: As :class:`EquivariantLinear`, and in calls for features of another dtype.
-        ValueError: As :class:`EquivariantLinear`.
+        TypeError: If the action does not permute points. Calls raise it for features that are not
+            floating-point.
+        ValueError: If the action acts on another dim. Calls raise it for another shape.
     """
 
     def __init__(self, action: Action) -> None:
@@ -40,12 +41,10 @@ class GroupPool(nn.Module, ABC):
         self._orbits = Table(orbits)
 
     def forward(self, x: Tensor) -> Tensor:
-        require_tensor("x", x, "(B, points, channels)")
+        shape = f"(B, {''.join(f'{n}, ' for n in self.shape)}channels)"
+        require_tensor("x", x, shape, floating=True)
         if x.dim() != 2 + len(self.shape) or x.shape[1:-1] != self.shape:
-            dims = "".join(f"{n}, " for n in self.shape)
-            raise ValueError(f"x has shape {tuple(x.shape)}; use (B, {dims}channels)")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; pools need floating-point features")
+            raise ValueError(f"`x` must be of shape {shape}, got {tuple(x.shape)}")
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         places = self._orbits.on(x.device).view(1, -1, 1).expand_as(x)
         # Sums of half precision overflow early.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -12,32 +10,10 @@ from torch import Tensor
 
 from equitune.actions._table import Table
 
-__all__ = ["Held", "Ties"]
+__all__ = ["Ties"]
 
 SHORT_BLOCK = 16
 MOST_PLACES = 2**21
-
-Dense = tuple[Tensor, Tensor | None]
-
-
-@final
-@dataclass(frozen=True)
-class Held:
-    """A dense weight and bias, with the parameters that they were made of."""
-
-    dense: Dense
-    parameters: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, make: Callable[[], Dense], parameters: Iterable[Tensor]) -> Held:
-        """Makes them, usable with autograd later, also if this is inference mode."""
-        with torch.inference_mode(False), torch.no_grad():
-            return cls(make(), tuple(p.detach().clone() for p in parameters))
-
-    def made_of(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether the parameters have the values that these were made of."""
-        pairs = zip(self.parameters, parameters, strict=True)
-        return all(held.dtype == p.dtype and torch.equal(held, p) for held, p in pairs)
 
 
 @final
@@ -74,4 +50,4 @@ class Ties:
         """The entries of all points."""
         if self._places is None:
             return entries.index_select(1, self._orbits.on(entries.device))
-        return entries.flatten().gather(0, self._places.on(entries.device)).view(self._shape)
+        return entries.flatten().index_select(0, self._places.on(entries.device)).view(self._shape)

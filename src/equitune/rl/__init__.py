@@ -2,8 +2,7 @@
 
 from equitune.rl._algorithms import SymmetricA2C, SymmetricDQN, SymmetricPPO, symmetrize
 from equitune.rl._checking import check_symmetry
-from equitune.rl._gridworld import CoordinateGridworld, Gridworld, PixelGridworld
-from equitune.rl._networks import VectorSymmetrizer, equizero, lambda_equitune
+from equitune.rl._networks import equizero, lambda_equitune
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._states import set_state
@@ -15,16 +14,11 @@ from equitune.rl._symmetries import (
     cartpole_mirror,
     continuous_symmetry,
     discrete_symmetry,
-    gridworld_pixel_rotations,
-    gridworld_rotations,
 )
 
 __all__ = [
-    "CoordinateGridworld",
-    "Gridworld",
     "Mismatch",
     "Move",
-    "PixelGridworld",
     "SymmetricA2C",
     "SymmetricActorCriticPolicy",
     "SymmetricDQN",
@@ -33,15 +27,12 @@ __all__ = [
     "SymmetricPPO",
     "Symmetry",
     "SymmetryReport",
-    "VectorSymmetrizer",
     "acrobot_mirror",
     "cartpole_mirror",
     "check_symmetry",
     "continuous_symmetry",
     "discrete_symmetry",
     "equizero",
-    "gridworld_pixel_rotations",
-    "gridworld_rotations",
     "lambda_equitune",
     "set_state",
     "symmetrize",

@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any, final
 
-from equitune._extras import require
+from equitune._checks import described
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
 from equitune.rl._pictures import for_network, is_picture
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
-from equitune.rl._statistics import Normaliser, normalisers, with_own_statistics
+from equitune.rl._statistics import (
+    normalising_layers,
+    symmetric_statistics,
+    with_own_statistics,
+)
 from equitune.rl._symmetries import Symmetry
 from equitune.wrappers import EquiTune
 
-EXTRA = '"equitune[rl]"'
-algorithms: Any = require("stable_baselines3", EXTRA)
-base: Any = require("stable_baselines3.common.base_class", EXTRA)
-buffers: Any = require("stable_baselines3.common.buffers", EXTRA)
-common: Any = require("stable_baselines3.common.policies", EXTRA)
-dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = ["SymmetricA2C", "SymmetricDQN", "SymmetricPPO", "symmetrize"]
-
 POLICIES: dict[type, type] = {
-    dqn.DQNPolicy: SymmetricDQNPolicy,
-    dqn.CnnPolicy: SymmetricDQNPolicy,
-    common.ActorCriticPolicy: SymmetricActorCriticPolicy,
-    common.ActorCriticCnnPolicy: SymmetricActorCriticPolicy,
+    sb3.dqn.policies.DQNPolicy: SymmetricDQNPolicy,
+    sb3.dqn.policies.CnnPolicy: SymmetricDQNPolicy,
+    sb3.common.policies.ActorCriticPolicy: SymmetricActorCriticPolicy,
+    sb3.common.policies.ActorCriticCnnPolicy: SymmetricActorCriticPolicy,
 }
 """What takes the place of a policy of Stable-Baselines3."""
 
 
-CHOSEN = [getattr(buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
+CHOSEN = [getattr(sb3.common.buffers, name, None) for name in ("ReplayBuffer", "NStepReplayBuffer")]
 """The replay buffers that Stable-Baselines3 chooses by itself."""
 
 
-class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
-    """What trains symmetric policies: it knows the environment, which a policy does not.
+class SymmetricAlgorithm(sb3.common.base_class.BaseAlgorithm):  # type: ignore[misc]
+    """What trains symmetric policies: unlike a policy, it knows the environment.
 
     Abstract; it comes before an algorithm of Stable-Baselines3 among the bases of a class. A
     symmetry says how the group acts on what the environment shows, also where Stable-Baselines3
-    then puts the channels of pictures first. Running statistics by which an environment
-    normalises observations are replaced by ones that the group keeps, in every environment that is
-    set.
+    puts the channels of pictures first. In every environment that is set, running statistics that
+    normalise observations are replaced by ones that the group keeps.
     """
 
     policy_kwargs: dict[str, Any]
     in_network_layout = False
-    """Whether the symmetry of the policy is already one of what networks are given."""
+    """Whether the symmetry of the policy already acts on what networks see."""
 
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, SymmetricPolicy):
             raise TypeError(
                 f"`policy` must be a SymmetricDQNPolicy or a SymmetricActorCriticPolicy, got "
-                f"{self.policy_class.__name__}; use symmetrize(model, symmetry) to make a model "
+                f"{described(self.policy_class)}; use symmetrize(model, symmetry) to make a model "
                 "with another policy symmetric"
             )
         symmetry = self.policy_kwargs.get("symmetry")
-        # What is no symmetry is refused by the policy, which also compares the spaces.
+        # The policy refuses anything else, and compares the spaces.
         if isinstance(symmetry, Symmetry):
             symmetry = self._as_networks_see(symmetry)
             self.policy_kwargs = {**self.policy_kwargs, "symmetry": symmetry}
@@ -69,8 +62,12 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
         self._normalise_symmetrically()
 
     def _normalise_symmetrically(self) -> None:
-        if self.env is not None:
-            _replace(normalisers(self.env, self.policy_kwargs["symmetry"]))
+        symmetry = self.policy_kwargs["symmetry"]
+        found = [] if self.env is None else normalising_layers(self.env, symmetry)
+        # All of them are made before the first is replaced.
+        wanted = [symmetric_statistics(layer, symmetry) for layer in found]
+        for layer, statistics in zip(found, wanted, strict=True):
+            layer.obs_rms = statistics
 
     def _as_networks_see(self, symmetry: Symmetry) -> Symmetry:
         if self.in_network_layout:
@@ -96,14 +93,12 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
             ValueError: If it does not fit the model, or normalises observations in a way that
                 cannot be made symmetric.
         """
-        vectors = self._wrap_env(env, self.verbose)
-        found: list[Normaliser] = []
+        vectors, symmetry = self._wrap_env(env, self.verbose), self.policy_kwargs["symmetry"]
         if vectors.observation_space.shape == self.observation_space.shape:
-            found = normalisers(vectors, self.policy_kwargs["symmetry"])
-            for normaliser in found:
-                normaliser.symmetrized()
+            for layer in normalising_layers(vectors, symmetry):
+                symmetric_statistics(layer, symmetry)
         super().set_env(vectors, force_reset)
-        _replace(found)
+        self._normalise_symmetrically()
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> Any:
         # Statistics may have been replaced since the environment was set.
@@ -112,13 +107,13 @@ class SymmetricAlgorithm(base.BaseAlgorithm):  # type: ignore[misc]
 
 
 @final
-class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
+class SymmetricDQN(SymmetricAlgorithm, sb3.DQN):  # type: ignore[misc]
     """DQN of a :class:`SymmetricDQNPolicy`; :func:`symmetrize` makes it of a trained DQN.
 
-    It takes, does and returns what Stable-Baselines3's ``DQN`` does. It also heeds the environment:
-    a symmetry acts on what the environment shows, pictures (H, W, C) included, and where
-    observations are normalised by running statistics (``VecNormalize``, ``NormalizeObservation``)
-    these become a :class:`SymmetricMeanStd`.
+    It takes, does and returns what Stable-Baselines3's ``DQN`` does, but also looks at the
+    environment: a symmetry acts on what the environment shows, pictures (H, W, C) included, and
+    running statistics that normalise observations (``VecNormalize``, ``NormalizeObservation``)
+    become a :class:`SymmetricMeanStd`.
 
     Raises:
         TypeError: If the policy is another one.
@@ -139,12 +134,11 @@ class SymmetricDQN(SymmetricAlgorithm, algorithms.DQN):  # type: ignore[misc]
 
 
 @final
-class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
-    """PPO of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+class SymmetricPPO(SymmetricAlgorithm, sb3.PPO):  # type: ignore[misc]
+    """PPO of a :class:`SymmetricActorCriticPolicy`; :func:`symmetrize` makes it of a trained PPO.
 
-    Raises:
-        TypeError: As :class:`SymmetricDQN`.
-        ValueError: As :class:`SymmetricDQN`.
+    It takes, does and returns what Stable-Baselines3's ``PPO`` does, and treats the environment as
+    :class:`SymmetricDQN` does.
 
     Example:
         >>> from equitune.rl import SymmetricPPO, SymmetricActorCriticPolicy, cartpole_mirror
@@ -160,12 +154,11 @@ class SymmetricPPO(SymmetricAlgorithm, algorithms.PPO):  # type: ignore[misc]
 
 
 @final
-class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
-    """A2C of a :class:`SymmetricActorCriticPolicy`; else as :class:`SymmetricDQN`.
+class SymmetricA2C(SymmetricAlgorithm, sb3.A2C):  # type: ignore[misc]
+    """A2C of a :class:`SymmetricActorCriticPolicy`; :func:`symmetrize` makes it of a trained A2C.
 
-    Raises:
-        TypeError: As :class:`SymmetricDQN`.
-        ValueError: As :class:`SymmetricDQN`.
+    It takes, does and returns what Stable-Baselines3's ``A2C`` does, and treats the environment as
+    :class:`SymmetricDQN` does.
 
     Example:
         >>> from equitune.rl import SymmetricA2C, SymmetricActorCriticPolicy, cartpole_mirror
@@ -181,15 +174,15 @@ class SymmetricA2C(SymmetricAlgorithm, algorithms.A2C):  # type: ignore[misc]
 
 
 SYMMETRIC: dict[type, type] = {
-    algorithms.DQN: SymmetricDQN,
-    algorithms.PPO: SymmetricPPO,
-    algorithms.A2C: SymmetricA2C,
+    sb3.DQN: SymmetricDQN,
+    sb3.PPO: SymmetricPPO,
+    sb3.A2C: SymmetricA2C,
 }
 """What takes the place of an algorithm of Stable-Baselines3."""
 
 
 def _symmetric_class(algorithm: type) -> type:
-    """A subclass of the algorithm that heeds environments; one's own algorithms have one too."""
+    """A subclass of the algorithm that looks at environments; made for a user's own algorithm."""
     known = SYMMETRIC.get(algorithm)
     return known or type(f"Symmetric{algorithm.__name__}", (SymmetricAlgorithm, algorithm), {})
 
@@ -197,10 +190,10 @@ def _symmetric_class(algorithm: type) -> type:
 def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any:
     """A trained DQN, PPO or A2C of Stable-Baselines3 with equivariant networks.
 
-    The model that is returned predicts, is evaluated, learns on, and is saved and loaded as any
-    other. It has weights, a state of the optimizer and an empty replay buffer of its own, as if it
-    had been saved and loaded. The given model stays as it is, but both have one environment, so
-    that only one of them should learn; ``set_env`` gives the other one its own.
+    The model that is returned predicts, learns on, and is evaluated, saved and loaded as any other.
+    It has weights, a state of the optimizer and an empty replay buffer of its own, as if it had
+    been saved and loaded. The given model stays as it is, but both share one environment, so only
+    one of them should learn; ``set_env`` sets another one.
 
     Where the environment normalises observations by ``VecNormalize``, the model that is returned
     has statistics of its own too, a :class:`SymmetricMeanStd` of those so far; its
@@ -213,8 +206,8 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
             :func:`check_symmetry` compares them. Pictures may be (H, W, C), which
             Stable-Baselines3 transposes, or (C, H, W).
         method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
-            function ``method(network, observation_action, action_action)`` that returns such a
-            wrapper; it is called for each network. See :class:`SymmetricActorCriticPolicy` for what
+            function ``method(network, on_observations, on_actions)`` that returns such a
+            wrapper; it is called for each network. :class:`SymmetricActorCriticPolicy` says what
             becomes of the parts of PPO.
 
     Returns:
@@ -226,8 +219,8 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
             symmetry acts on.
         ValueError: If the symmetry does not fit the spaces, a model of pictures has no
             environment, or the environment normalises observations by statistics that cannot be
-            made symmetric, or that belong to the environment itself, as those of gymnasium's
-            ``NormalizeObservation`` do.
+            made symmetric, or that belong to the environment itself, such as those of gymnasium's
+            ``NormalizeObservation``.
 
     Example:
         >>> from stable_baselines3 import DQN
@@ -244,13 +237,13 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
     if type(plain) not in POLICIES:
         known = ", ".join(sorted({policy.__name__ for policy in POLICIES}))
         raise TypeError(
-            f"model is a {type(model).__name__} with a policy of the class "
-            f"{type(plain).__name__}; use a DQN, PPO or A2C with one of {known}"
+            f"`model` must be a DQN, PPO or A2C with a policy of the class {known}, got "
+            f"{described(model)} with {described(plain)} as its policy"
         )
     symmetric = _twin(model)
     if symmetric.env is not None:
         symmetric.env = with_own_statistics(model.env)
-        symmetric._vec_normalize_env = vec_env.unwrap_vec_normalize(symmetric.env)
+        symmetric._vec_normalize_env = sb3.common.vec_env.unwrap_vec_normalize(symmetric.env)
         _check_shared(symmetric.env, symmetry)
     symmetric.policy_class = POLICIES[type(plain)]
     symmetric.policy_kwargs = {**_arguments(plain), "symmetry": symmetry, "method": method}
@@ -270,25 +263,25 @@ def _twin(model: Any) -> Any:
     for name, value in vars(model).items():
         if name not in shared:
             setattr(twin, name, copy.deepcopy(value))
-    # What the environment has shown last is to be shown anew.
+    # The twin begins with a new observation.
     twin._last_obs = twin._last_episode_starts = None
     if hasattr(model, "replay_buffer"):
         twin.replay_buffer = None
-        # These are chosen anew; one that is named would be taken for the user's own.
+        # These are chosen again; one that is named would be taken for the user's own.
         if twin.replay_buffer_class in CHOSEN:
             twin.replay_buffer_class = None
     return twin
 
 
 def _arguments(policy: Any) -> dict[str, Any]:
-    """What a policy was made with, but for what its algorithm gives to it."""
+    """What a policy was made with, without what its algorithm adds."""
     given = policy._get_constructor_parameters()
     for name in ("observation_space", "action_space", "lr_schedule", "use_sde"):
         given.pop(name, None)
     shared = getattr(policy, "share_features_extractor", None)
     if shared is not None:
         given["share_features_extractor"] = shared
-    # Arguments of noise that there is none of.
+    # Arguments of noise are None where the policy has none.
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -302,24 +295,15 @@ def _take_over(symmetric: Any, plain: Any) -> None:
                 symmetric.optimizer.state[new] = copy.deepcopy(known)
 
 
-def _replace(found: Iterable[Normaliser]) -> None:
-    """Puts statistics that the group keeps in the place of others."""
-    wanted = [(known.layer, known.symmetrized()) for known in found if not known.kept]
-    # All or none.
-    for layer, statistics in wanted:
-        layer.obs_rms = statistics
-
-
 def _check_shared(env: Any, symmetry: Any) -> None:
     """Refuses statistics that the plain model would go on with."""
     if not isinstance(symmetry, Symmetry):
         return
-    for found in normalisers(env, for_network(symmetry, env)):
-        if found.shared and not found.kept:
-            name = type(found.layer).__name__
+    for layer in normalising_layers(env, for_network(symmetry, env)):
+        if isinstance(layer, gymnasium.Wrapper):
             raise ValueError(
-                f"the environment of `model` normalises observations by {name}, whose statistics "
-                "the given model would share with the symmetric one; load the model without an "
-                "environment, symmetrize it, and use set_env(...) with a new one, or train with "
-                "VecNormalize"
+                "the environment of `model` normalises observations by "
+                f"{type(layer).__name__}, whose statistics the given model would share with the "
+                "symmetric one; load the model without an environment, symmetrize it, and use "
+                "set_env(...) with a new one, or train with VecNormalize"
             )

@@ -5,39 +5,29 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from equitune._checks import (
+    described,
     require_counts,
     require_function,
     require_int,
     require_number,
-    require_strings,
     require_type,
 )
-from equitune._extras import require
 from equitune.actions import Action
-from equitune.rl._comparing import errors
-from equitune.rl._report import Mismatch, SymmetryReport, shown
+from equitune.rl._libraries import gymnasium
+from equitune.rl._pictures import layers
+from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._spaces import is_discrete
-from equitune.rl._states import SetState, loose_setter, state_setter
-from equitune.rl._steps import (
-    Taken,
-    chosen,
-    entries,
-    steps_from,
-    steps_from_anywhere,
-    steps_of_episodes,
-    take,
-)
+from equitune.rl._states import SetState, put_closely, states_are_known
+from equitune.rl._states import set_state as put_exactly
+from equitune.rl._steps import Stepper, Taken, chosen, entries, errors
 from equitune.rl._symmetries import Symmetry
-
-gymnasium: Any = require("gymnasium", '"equitune[rl]"')
-
-__all__ = ["check_symmetry"]
 
 STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 """Wrappers by which a step depends on all steps before."""
@@ -45,14 +35,11 @@ STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.Normaliz
 TOLERANCE = 1e-4
 """How far a step may be off, relative to how much an entry varies: float32 environments."""
 
-OWN_TOLERANCE = 10
-"""A set state is that of an observation in float32, which is this much further off."""
-
 
 def check_symmetry(
     env: Any,
-    observation_action: Action | Symmetry,
-    action_action: Action | None = None,
+    on_observations: Action | Symmetry,
+    on_actions: Action | None = None,
     *,
     set_state: SetState | None = None,
     states: Any = None,
@@ -66,22 +53,22 @@ def check_symmetry(
     Half of the states come from episodes of random actions, which do not get everywhere. The others
     are drawn from the whole space of observations, if ``set_state`` can put the environment there.
     From each state s it steps with an action a, and from gs with ga, for every element g: the
-    observation has to be the moved one, and the reward and the end of the episode the same. How
-    episodes begin, and what cuts them off, is not compared. What no step has shown is not compared
-    either: the report lists it, and a UserWarning says so where no episode ended. The environment
-    is reset many times, and its generators are seeded.
+    observation must be the moved one, and the reward and the end of the episode the same. How
+    episodes begin and what cuts them off is not compared. Neither is what no step has shown: the
+    report lists it, and a UserWarning says so where no episode ended. The environment is reset many
+    times, and its generators are seeded.
 
     Args:
         env: One environment of gymnasium, with a ``Box`` of observations and ``Discrete`` or
             ``Box`` actions, in which a step depends on the observed state and the action alone.
-        observation_action: How the group acts on batches of observations; or a
-            :class:`Symmetry`, which says the rest too.
-        action_action: How it acts on actions: for discrete ones a ``PermutationAction`` of their
-            scores, for continuous ones a ``MatrixAction``, or another that is no permutation.
+        on_observations: How the group acts on batches of observations; or a :class:`Symmetry`,
+            which says the rest too.
+        on_actions: How it acts on actions: for discrete ones a ``PermutationAction`` of their
+            scores, for continuous ones a ``MatrixAction``, or another that does not permute.
         set_state: Puts the environment into the state of an observation, ``set_state(env,
-            observation)``; a ValueError of it says that there is no such state. It is also tried
-            on what is drawn from the space, which need be no state. Default for the environments
-            that :func:`set_state` knows.
+            observation)``, and raises ValueError if the observation shows no state. It is also
+            called with what is drawn from the space. Default for the environments that
+            :func:`set_state` knows.
         states: Observations (N, ...) to step from, in place of all these: such as those that a
             trained agent has seen.
         samples: How many states are compared, at most.
@@ -93,8 +80,8 @@ def check_symmetry(
         The report; ``print`` it, or ask for ``passed``.
 
     Raises:
-        TypeError: If the environment is vectorised or none, or its spaces are of a kind that the
-            actions do not act on.
+        TypeError: If the environment is vectorised or not an environment, or the actions do not act
+            on spaces of its kind.
         ValueError: If the actions or the states do not fit the spaces, the environment is random
             or normalises by running statistics, or ``set_state`` is not known or does not put it
             into the state.
@@ -106,26 +93,25 @@ def check_symmetry(
         >>> check_symmetry(env, cartpole_mirror()).passed
         True
     """
-    symmetry = _symmetry(observation_action, action_action, names)
+    symmetry = _symmetry(on_observations, on_actions, names)
     _check_environment(env)
     symmetry.check_spaces(env.observation_space, env.action_space)
     _check_settings(env, symmetry, samples, tolerance)
     require_int("seed", seed, "a number of 0 or more", least=0)
     if set_state is not None:
         require_function("set_state", set_state, "set_state(env, observation), or None")
-    put = set_state or _known_setter(env)
+    stepper = Stepper(env, set_state or _known_setter(env), samples, seed, tolerance)
     drawn: list[Taken] = []
     if states is None:
-        seen = steps_of_episodes(env, samples, seed)
-        loose = set_state or loose_setter(env) or put
-        drawn = chosen(steps_from_anywhere(env, loose, seen, samples, seed), samples // 2, seed)
-        drawn = _reproduced(env, put, drawn, tolerance)
+        seen = stepper.of_episodes()
+        anywhere = stepper.from_anywhere(set_state or put_closely, seen)
+        drawn = stepper.reproduced(chosen(anywhere, samples // 2, seed))
         taken = chosen(seen, samples - len(drawn), seed)
     else:
-        taken = steps_from(env, put, states, samples, seed)
-    _check_states(env, put, taken, tolerance)
+        taken = stepper.from_states(states)
+    stepper.check(taken)
     taken = [*taken, *drawn]
-    found = [_mismatch(env, put, symmetry, g, taken, tolerance) for g in symmetry.group.elements]
+    found = [_mismatch(stepper, symmetry, g, taken) for g in symmetry.group.elements]
     env.reset()
     report = SymmetryReport(
         environment=type(env.unwrapped).__name__,
@@ -138,9 +124,9 @@ def check_symmetry(
     )
     if report.passed and not report.ends:
         warnings.warn(
-            f"none of the {report.steps} steps ended an episode, so that check_symmetry has not "
-            "compared how episodes end; pass `states` from which some do, unless the environment "
-            "has no end",
+            f"none of the {report.steps} steps ended an episode, so check_symmetry has not "
+            "compared how episodes end; use `states` from which some do, unless the environment "
+            "never ends",
             stacklevel=2,
         )
     return report
@@ -156,187 +142,117 @@ def _unseen(taken: Sequence[Taken], near: bool) -> tuple[str, ...]:
 
 
 def _symmetry(
-    observation: Action | Symmetry, action: Action | None, names: Sequence[str] | None
+    given: Action | Symmetry, on_actions: Action | None, names: Sequence[str] | None
 ) -> Symmetry:
-    if names is not None:
-        names = require_strings("names", names, "one name for each entry of an observation")
-    if not isinstance(observation, Symmetry):
-        if action is None:
-            raise TypeError("action_action is missing; say how the group acts on actions too")
-        require_type("observation_action", observation, Action, "symmetry.observation")
-        require_type("action_action", action, Action, "symmetry.action")
-        return Symmetry(observation, action, names)
-    if action is not None:
-        raise TypeError("a Symmetry says how the group acts on actions; leave action_action out")
-    if names is None:
-        return observation
-    return Symmetry(observation.observation, observation.action, names)
+    if not isinstance(given, Symmetry):
+        if on_actions is None:
+            raise TypeError(
+                "`on_actions` must be an Action, got None; use how the group acts on actions"
+            )
+        given = Symmetry(given, on_actions)
+    elif on_actions is not None:
+        raise TypeError(
+            f"`on_actions` must be None after a Symmetry, got {described(on_actions)}; leave "
+            "on_actions out"
+        )
+    return given if names is None else replace(given, names=names)
 
 
 def _check_environment(env: Any) -> None:
+    one = "a single environment, such as gymnasium.make(...)"
     if hasattr(env, "num_envs"):
         raise TypeError(
-            f"env is a {type(env).__name__}, which steps {env.num_envs} environments at once; use "
-            "a single one, such as gymnasium.make(...)"
+            f"`env` must be an environment, got {described(env)}, which steps {env.num_envs} "
+            f"environments at once; use {one}"
         )
-    if not isinstance(env, gymnasium.Env):
-        raise TypeError(f"env is a {type(env).__name__}; use one such as gymnasium.make(...)")
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
+    require_type("env", env, gymnasium.Env, one)
+    for layer in layers(env):
         if isinstance(layer, STATEFUL):
             raise ValueError(
-                f"`env` must give the same step from the same state, got a "
-                f"{type(layer).__name__}, whose running statistics change with each step; use the "
-                f"environment that it wraps, {type(layer.env).__name__}"
+                f"`env` must make the same step from the same state, got {described(layer)}, whose "
+                "running statistics change with each step; use the environment inside, "
+                f"{described(layer.env)}"
             )
-        layer = layer.env
 
 
 def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
     require_counts(samples=samples)
-    require_number("tolerance", tolerance)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; use a number above 0")
+    if not require_number("tolerance", tolerance) > 0:
+        raise ValueError(f"`tolerance` must be above 0, got {tolerance}; use {TOLERANCE:g}")
     shape = env.observation_space.shape
     if symmetry.names is not None and shape != (len(symmetry.names),):
         raise ValueError(
-            f"names has {len(symmetry.names)} names for observations of shape {shape}; use one "
-            "for each entry"
+            f"`names` must have one name for each entry of an observation, got "
+            f"{len(symmetry.names)} for observations of shape {shape}"
         )
 
 
 def _known_setter(env: Any) -> SetState:
-    put = state_setter(env)
     inner = env.unwrapped
-    if put is None:
+    use = "use set_state=, a function of the environment and an observation"
+    if not states_are_known(env):
         raise ValueError(
-            f"how {type(inner).__name__} is put into a state is not known; use set_state, a "
-            "function of the environment and an observation"
+            f"`set_state` must be set for {described(inner)}, whose states are not known; {use}"
         )
     if env.observation_space != inner.observation_space:
         raise ValueError(
-            f"a wrapper changes the observations of {type(inner).__name__} from "
-            f"{inner.observation_space} to {env.observation_space}; use set_state, a function of "
-            "the environment and such an observation, or check the environment without it"
+            f"`set_state` must be set where a wrapper changes the observations of "
+            f"{described(inner)}, from {inner.observation_space} to {env.observation_space}; {use}"
         )
-    return put
-
-
-def _repeated(env: Any, put: SetState, step: Taken) -> Taken:
-    """The same step once more, from the state that it shows."""
-    # So that no step is beyond a time limit or the end of an episode.
-    env.reset()
-    put(env, step.state.copy())
-    return take(env, step.state, step.action)[0]
-
-
-def _reproduced(env: Any, put: SetState, drawn: Sequence[Taken], tolerance: float) -> list[Taken]:
-    """Those of drawn steps that can be done once more: others start from no state."""
-    kept, outcomes = [], []
-    for step in drawn:
-        try:
-            outcomes.append(_repeated(env, put, step).outcome)
-        except ValueError:
-            continue
-        kept.append(step)
-    if not kept:
-        return []
-    expected = np.stack([step.outcome for step in kept])
-    off_by = errors(np.stack(outcomes), expected, _precision(kept)).max(axis=1)
-    allowed = OWN_TOLERANCE * tolerance
-    return [step for step, error in zip(kept, off_by, strict=True) if error <= allowed]
-
-
-def _precision(taken: Sequence[Taken]) -> float:
-    return max(step.precision for step in taken)
-
-
-def _check_states(env: Any, put: SetState, taken: Sequence[Taken], tolerance: float) -> None:
-    """Refuses what a comparison would blame the symmetry for."""
-    first, second = (
-        np.stack([_repeated(env, put, step).outcome for step in taken]) for _ in range(2)
-    )
-    seen = np.stack([step.outcome for step in taken])
-    for found, expected, allowed, message in (
-        (
-            second,
-            first,
-            tolerance,
-            "two steps from one state with one action differ: env is random, or reset changes "
-            "more than set_state puts back; switch the noise off",
-        ),
-        (
-            first,
-            seen,
-            OWN_TOLERANCE * tolerance,
-            "a step from a state that set_state has put env into differs from the same step of an "
-            "episode: set_state does not put it there, or observations do not show all of a state",
-        ),
-    ):
-        off_by = errors(found, expected, _precision(taken)).max(axis=1)
-        worst = int(off_by.argmax())
-        if off_by[worst] > allowed:
-            raise ValueError(
-                f"{message}; observation {shown(taken[worst].state)}, action "
-                f"{shown(taken[worst].action)}"
-            )
+    return put_exactly
 
 
 def _mismatch(
-    env: Any, put: SetState, symmetry: Symmetry, g: int, taken: Sequence[Taken], tolerance: float
+    stepper: Stepper, symmetry: Symmetry, g: int, taken: Sequence[Taken]
 ) -> Mismatch | None:
-    """Where an element is no symmetry, if anywhere."""
-    states = _moved(symmetry.observation, [step.state for step in taken], g)
-    afters = _moved(symmetry.observation, [step.observation for step in taken], g)
-    actions = _moved_actions(env.action_space, symmetry.action, taken, g)
-    reached, outcomes, refusals = [], [], []
+    """Where an element is not a symmetry, if anywhere."""
+    states = _moved(symmetry.on_observations, [step.state for step in taken], g)
+    afters = _moved(symmetry.on_observations, [step.observation for step in taken], g)
+    actions = _moved_actions(stepper.env.action_space, symmetry.on_actions, taken, g)
+    reached: dict[int, Taken] = {}
+    refused: dict[int, str] = {}
     for i, (state, action) in enumerate(zip(states, actions, strict=True)):
-        env.reset()
+        stepper.env.reset()
         try:
-            put(env, state.copy())
+            stepper.put(stepper.env, state.copy())
         except ValueError as error:
-            refusals.append((i, str(error)))
-            continue
-        reached.append(i)
-        outcomes.append(take(env, state, action)[0].outcome)
-    about: dict[str, Any] = {}
+            refused[i] = str(error)
+        else:
+            reached[i] = stepper.take(state, action)
+
+    def at(step: int, what: str, **about: Any) -> Mismatch:
+        return Mismatch(
+            element=symmetry.group.names[g],
+            what=what,
+            observation=taken[step].state,
+            action=taken[step].action,
+            moved_observation=states[step],
+            moved_action=actions[step],
+            **about,
+        )
+
     if reached:
-        found = np.stack(outcomes)
         expected = np.stack([entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
-        off_by = errors(found, expected, _precision(taken))
-        off = off_by > tolerance
+        off_by = errors([*reached.values()], taken, expected)
+        off = off_by > stepper.tolerance
         if off.any():
             place, others = _worst_places(off_by, off)
             row = int(off_by[:, place].argmax())
-            worst, shape = reached[row], states.shape[1:]
-            about = {
-                "what": _name(symmetry, shape, place),
-                "steps": int(off.any(axis=1).sum()),
-                "error": float(off_by[row, place]),
-                "expected": float(expected[row, place]),
-                "found": float(found[row, place]),
-                "others": tuple(_name(symmetry, shape, other) for other in others),
-            }
-    if refusals and not about:
-        worst, words = refusals[0]
-        about = {
-            "what": "the state",
-            "steps": len(refusals),
-            "error": math.inf,
-            "expected": math.nan,
-            "found": math.nan,
-            "refusal": words,
-        }
-    if not about:
-        return None
-    return Mismatch(
-        element=symmetry.group.names[g],
-        observation=taken[worst].state,
-        action=taken[worst].action,
-        moved_observation=states[worst],
-        moved_action=actions[worst],
-        **about,
-    )
+            worst, shape = [*reached][row], states.shape[1:]
+            return at(
+                worst,
+                _name(symmetry, shape, place),
+                steps=int(off.any(axis=1).sum()),
+                error=float(off_by[row, place]),
+                expected=float(expected[row, place]),
+                found=float(reached[worst].outcome[place]),
+                others=tuple(_name(symmetry, shape, other) for other in others),
+            )
+    if refused:
+        step, refusal = next(iter(refused.items()))
+        about = {"error": math.inf, "expected": math.nan, "found": math.nan, "refusal": refusal}
+        return at(step, "the state", steps=len(refused), **about)
+    return None
 
 
 def _worst_places(off_by: Any, off: Any) -> tuple[int, list[int]]:

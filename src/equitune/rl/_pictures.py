@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, final
 
 from torch import Tensor
 
-from equitune._extras import require
+from equitune._checks import described, require_type
 from equitune.actions import Action
 from equitune.groups import Embedding
+from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._symmetries import Symmetry
-
-EXTRA = '"equitune[rl]"'
-preprocessing: Any = require("stable_baselines3.common.preprocessing", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = ["ChannelsFirst", "check_channels", "for_network", "is_picture", "transposes"]
 
 
 @final
@@ -28,7 +25,7 @@ class ChannelsFirst(Action):
         channels_last: The action on (B, H, W, C).
 
     Raises:
-        TypeError: If it is no action.
+        TypeError: If it is not an action.
 
     Example:
         >>> import torch
@@ -41,11 +38,8 @@ class ChannelsFirst(Action):
     """
 
     def __init__(self, channels_last: Action) -> None:
-        if not isinstance(channels_last, Action):
-            raise TypeError(
-                f"`channels_last` must be an action, got a {type(channels_last).__name__}; use one "
-                "such as ImageAction(c4(), dims=(-3, -2))"
-            )
+        use = "one such as ImageAction(c4(), dims=(-3, -2))"
+        require_type("channels_last", channels_last, Action, use)
         self.group = channels_last.group
         self.channels_last = channels_last
         self.promise_as(channels_last)
@@ -69,12 +63,19 @@ class ChannelsFirst(Action):
 
 def is_picture(space: Any) -> bool:
     """Whether Stable-Baselines3 takes a space for one of pictures."""
-    return bool(preprocessing.is_image_space(space))
+    return bool(sb3.common.preprocessing.is_image_space(space))
 
 
-def transposes(layer: Any) -> bool:
-    """Whether a layer around vectorised environments puts the channels of pictures first."""
-    return isinstance(layer, vec_env.VecTransposeImage) and not getattr(layer, "skip", False)
+def layers(env: Any) -> Iterator[Any]:
+    """Each wrapper around an environment, from the outside to the inside; vectorised ones first."""
+    while isinstance(env, sb3.common.vec_env.VecEnvWrapper):
+        yield env
+        env = env.venv
+    for single in getattr(env, "envs", (env,)):
+        layer = single
+        while isinstance(layer, gymnasium.Wrapper):
+            yield layer
+            layer = layer.env
 
 
 def for_network(symmetry: Symmetry, env: Any) -> Symmetry:
@@ -87,12 +88,12 @@ def for_network(symmetry: Symmetry, env: Any) -> Symmetry:
     Raises:
         ValueError: If an action on pictures moves their channels.
     """
-    layer = env
-    while isinstance(layer, vec_env.VecEnvWrapper):
-        if transposes(layer):
-            check_channels(symmetry.observation, layer.venv.observation_space.shape, 2)
-            return Symmetry(ChannelsFirst(symmetry.observation), symmetry.action, symmetry.names)
-        layer = layer.venv
+    for layer in layers(env):
+        if isinstance(layer, sb3.common.vec_env.VecTransposeImage) and not getattr(
+            layer, "skip", False
+        ):
+            check_channels(symmetry.on_observations, layer.venv.observation_space.shape, 2)
+            return replace(symmetry, on_observations=ChannelsFirst(symmetry.on_observations))
     return symmetry
 
 
@@ -113,8 +114,8 @@ def check_channels(action: Action, shape: tuple[int, ...], channels: int) -> Non
         return
     height, width = (place - len(shape) for place in range(len(shape)) if place != channels)
     raise ValueError(
-        f"`symmetry` must move height and width of pictures, got an {type(action).__name__} on the "
-        f"dims {dims} for observations of shape {shape}, whose channels are at dim "
+        f"`symmetry` must move height and width of pictures, got {described(action)} on the dims "
+        f"{dims} for observations of shape {shape}, whose channels are at dim "
         f"{channels - len(shape)}; use dims=({height}, {width}), which act on what the environment "
         "shows"
     )

@@ -9,35 +9,25 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from equitune._extras import require
-from equitune.actions import Action
-from equitune.losses import negative_max_probability
-from equitune.rl._linear import matrices
-from equitune.rl._networks import Method, VectorSymmetrizer
+from equitune._checks import require_function, require_type
+from equitune.actions import Action, TrivialAction
+from equitune.functional import matrices
+from equitune.losses import negative_log_max_probability
+from equitune.rl._libraries import gymnasium, sb3
+from equitune.rl._networks import Method
 from equitune.rl._pictures import check_channels, is_picture
 from equitune.rl._symmetries import Symmetry
+from equitune.runners import Batches, MatrixProducts
 from equitune.wrappers import EquiTune, Symmetrized
 
-EXTRA = '"equitune[rl]"'
-spaces: Any = require("gymnasium.spaces", EXTRA)
-distributions: Any = require("stable_baselines3.common.distributions", EXTRA)
-layers: Any = require("stable_baselines3.common.torch_layers", EXTRA)
-common: Any = require("stable_baselines3.common.policies", EXTRA)
-dqn: Any = require("stable_baselines3.dqn.policies", EXTRA)
-
-__all__ = [
-    "SymmetricActorCriticPolicy",
-    "SymmetricDQNPolicy",
-    "SymmetricPolicy",
-    "SymmetricQNetwork",
-]
-
+common: Any = sb3.common
+policies: Any = common.policies
 Pairs = Iterator[tuple[nn.Module, nn.Module]]
 
 
 @final
-class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
-    """The Q-network of :class:`SymmetricDQNPolicy`: Stable-Baselines3's own, inside a wrapper.
+class SymmetricQNetwork(sb3.dqn.policies.QNetwork):  # type: ignore[misc]
+    """The Q-network of :class:`SymmetricDQNPolicy`: that of Stable-Baselines3, inside a wrapper.
 
     Args:
         symmetry: How the group acts.
@@ -50,24 +40,23 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
     def __init__(self, *, symmetry: Symmetry, method: Method, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._takes_vectors = _takes_vectors(self, self.features_extractor)
-        wrapper = method(self.whole(self), symmetry.observation, symmetry.action)
-        self.q_net = _fast(wrapper, self.observation_space, int(self.action_space.n))
+        acting = symmetry.on_observations, symmetry.on_actions
+        self.q_net = _wrapped(method, self.whole(self), *acting, self.observation_space)
         if not self._takes_vectors:
             self.features_extractor = nn.Identity()
 
     @staticmethod
     def whole(network: Any) -> nn.Module:
-        """All of a plain Q-network that is behind the preparation of observations."""
-        return _behind(network, network.features_extractor, network.q_net)
+        """All of a plain Q-network that comes after the preparation of observations."""
+        return _after(network, network.features_extractor, network.q_net)
 
-    def forward(self, obs: Any) -> Tensor:
+    def forward(self, obs: Any) -> Any:
         """The values (B, A) of all actions."""
-        # What prepares observations would cost as much as the copies do, and leaves vectors alone.
+        # Preparing observations would cost as much as the copies do, and does not change vectors.
         if self._takes_vectors:
             q_net: Any = self._modules["q_net"]
-            values: Tensor = q_net(obs.float())
-            return values
-        return super().forward(obs)  # type: ignore[no-any-return]
+            return q_net(obs.float())
+        return super().forward(obs)
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the mode, which each prediction asks for."""
@@ -75,14 +64,14 @@ class SymmetricQNetwork(dqn.QNetwork):  # type: ignore[misc]
             super().set_training_mode(mode)
 
 
-class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
+class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
     """What symmetric policies share: they are made with a symmetry and a method.
 
     Abstract; it comes before a policy of Stable-Baselines3 among the bases of a class.
     """
 
     environment_known = False
-    """Whether an algorithm has looked at the environment, which a policy is not given."""
+    """Whether an algorithm has looked at the environment, which a policy does not see."""
 
     def __init__(
         self,
@@ -103,7 +92,7 @@ class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
         if mode and not self.environment_known:
             self.environment_known = True
             warnings.warn(
-                f"a {type(self).__name__} is trained by an algorithm that does not see whether the "
+                f"the algorithm that trains a {type(self).__name__} does not see whether the "
                 "environment normalises observations or shows pictures as (H, W, C); use "
                 "SymmetricDQN, SymmetricPPO or SymmetricA2C, also to load it",
                 stacklevel=3,
@@ -116,7 +105,7 @@ class SymmetricPolicy(common.BasePolicy):  # type: ignore[misc]
 
 
 @final
-class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
+class SymmetricDQNPolicy(SymmetricPolicy, sb3.dqn.policies.DQNPolicy):  # type: ignore[misc]
     """A policy of DQN whose Q-networks are equivariant (second paper, section 4.1).
 
     Args:
@@ -124,11 +113,11 @@ class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
         action_space: As for Stable-Baselines3's ``DQNPolicy``.
         lr_schedule: As for Stable-Baselines3's ``DQNPolicy``.
         symmetry: How the group acts on observations and actions. A policy that stands alone, or in
-            an algorithm other than :class:`SymmetricDQN`, is given what networks see: of pictures
-            (H, W, C) that is (C, H, W), as Stable-Baselines3 transposes them.
+            an algorithm other than :class:`SymmetricDQN`, takes a symmetry of what networks see:
+            Stable-Baselines3 transposes pictures (H, W, C) to (C, H, W).
         method: ``EquiTune``, ``equitune.rl.equizero``, ``equitune.rl.lambda_equitune``, or a
-            function ``method(network, observation_action, action_action)`` that returns such a
-            wrapper. It is called for each network, and makes what it adds anew each time.
+            function ``method(network, on_observations, on_actions)`` that returns such a
+            wrapper. It is called for each network, and makes new modules each time.
         **arguments: What else ``DQNPolicy`` takes, such as ``net_arch``.
 
     Raises:
@@ -161,25 +150,28 @@ class SymmetricDQNPolicy(SymmetricPolicy, dqn.DQNPolicy):  # type: ignore[misc]
 
 
 @final
-class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # type: ignore[misc]
+class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  # type: ignore[misc]
     """A policy of PPO or A2C that is equivariant, with a value that is invariant.
 
-    The scores of discrete actions, or the means of continuous ones, are put together by
-    ``method``. The value is the mean over the group. So are the variances of continuous actions,
-    which belong to no state, and the whole distribution is equivariant.
+    ``method`` combines the scores of discrete actions, or the means of continuous ones. The value
+    is the mean over the group. So are the variances of continuous actions, which do not depend on
+    the state, and the whole distribution is equivariant.
 
     Args:
         observation_space: As for Stable-Baselines3's ``ActorCriticPolicy``.
         action_space: As for Stable-Baselines3's ``ActorCriticPolicy``; ``Discrete`` or ``Box``.
         lr_schedule: As for Stable-Baselines3's ``ActorCriticPolicy``.
-        symmetry: As for :class:`SymmetricDQNPolicy`.
-        method: As for :class:`SymmetricDQNPolicy`; ``equizero`` is for discrete actions.
+        symmetry: How the group acts on observations and actions, as for
+            :class:`SymmetricDQNPolicy`.
+        method: What wraps the network of the actions, as for :class:`SymmetricDQNPolicy`;
+            ``equizero`` is for discrete actions.
         **arguments: What else ``ActorCriticPolicy`` takes, such as ``net_arch``.
 
     Raises:
-        TypeError: As :class:`SymmetricDQNPolicy`.
-        ValueError: As :class:`SymmetricDQNPolicy`, for ``equizero`` with continuous actions, and
-            for ``use_sde``, whose noise is made from features that no group acts on.
+        TypeError: If a space is of another kind than what the symmetry acts on.
+        ValueError: If the symmetry does not fit the spaces, for ``equizero`` with continuous
+            actions, and for ``use_sde``, whose noise is made from features on which the group does
+            not act.
     """
 
     pi_features_extractor: Any
@@ -187,28 +179,28 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
     def _build(self, lr_schedule: Any) -> None:
         if self.use_sde:
             raise ValueError(
-                "use_sde is True, but state-dependent noise is made from features that no group "
-                "acts on; use use_sde=False"
+                "`use_sde` must be False, got True: the group does not act on the features that "
+                "state-dependent noise is made from"
             )
         super()._build(lr_schedule)
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        width = int(self.action_space.n) if discrete else int(self.action_space.shape[0])
-        moved, space = self.symmetry.observation, self.observation_space
-        actor = self.method(self.actor(self), moved, self.symmetry.action)
-        if not discrete and getattr(actor, "proxy_loss", None) is negative_max_probability:
+        discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
+        moved, on_actions = self.symmetry.on_observations, self.symmetry.on_actions
+        space, invariant = self.observation_space, TrivialAction(self.symmetry.group)
+        actor = _wrapped(self.method, self.actor(self), moved, on_actions, space)
+        critic = _wrapped(EquiTune, self.critic(self), moved, invariant, space)
+        if not discrete and getattr(actor.weighting, "loss", None) is negative_log_max_probability:
             raise ValueError(
-                "method is equizero, which compares the scores of discrete actions, but actions "
-                "are continuous; use EquiTune, or lambda_equitune"
+                "`method` must take continuous actions, got equizero, which compares the scores of "
+                "discrete ones; use EquiTune or lambda_equitune"
             )
-        critic = EquiTune(self.critic(self), moved)
         if not _takes_vectors(self, self.pi_features_extractor):
             nothing: Any = nn.Identity()
             self.features_extractor = nothing
             self.pi_features_extractor = self.vf_features_extractor = nothing
-        self.mlp_extractor = ActorAndCritic(_fast(actor, space, width), _fast(critic, space, 1))
+        self.mlp_extractor = ActorAndCritic(actor, critic)
         self.action_net = self.value_net = nn.Identity()
         if not discrete:
-            spread = _mean_of_variances(self.symmetry.action, width)
+            spread = _mean_of_variances(on_actions, int(self.action_space.shape[0]))
             self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
         self.optimizer = self.optimizer_class(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
@@ -218,13 +210,13 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
     def actor(policy: Any) -> nn.Module:
         """All of a plain policy that leads from prepared observations to actions."""
         last = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
-        return _behind(policy, policy.pi_features_extractor, last)
+        return _after(policy, policy.pi_features_extractor, last)
 
     @staticmethod
     def critic(policy: Any) -> nn.Module:
         """All of a plain policy that leads from prepared observations to values."""
         last = nn.Sequential(policy.mlp_extractor.value_net, policy.value_net)
-        return _behind(policy, policy.vf_features_extractor, last)
+        return _after(policy, policy.vf_features_extractor, last)
 
     def networks(self, plain: Any) -> Pairs:
         """The networks inside of the wrappers, and what else learns, each with its plain one."""
@@ -235,7 +227,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, common.ActorCriticPolicy):  # 
             yield nn.ParameterList([self.log_std]), nn.ParameterList([plain.log_std])
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
-        if not isinstance(self.action_dist, distributions.DiagGaussianDistribution):
+        if not isinstance(self.action_dist, common.distributions.DiagGaussianDistribution):
             return super()._get_action_dist_from_latent(latent_pi)
         spread: Any = self._spread
         log_std = (spread @ (2 * self.log_std).exp()).log() / 2
@@ -262,35 +254,27 @@ class ActorAndCritic(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         return self.actor(observations), self.critic(observations)
 
-    def forward_actor(self, observations: Tensor) -> Tensor:
+    def forward_actor(self, observations: Tensor) -> Any:
         """Scores or means of actions (B, A)."""
-        scores: Tensor = self.actor(observations)
-        return scores
+        return self.actor(observations)
 
-    def forward_critic(self, observations: Tensor) -> Tensor:
+    def forward_critic(self, observations: Tensor) -> Any:
         """Values (B, 1)."""
-        values: Tensor = self.critic(observations)
-        return values
+        return self.critic(observations)
 
 
-def _check(symmetry: object, method: object, observation_space: Any, action_space: Any) -> None:
-    if not isinstance(symmetry, Symmetry):
-        raise TypeError(
-            f"symmetry is a {type(symmetry).__name__}; use a Symmetry such as cartpole_mirror()"
-        )
-    if not callable(method):
-        raise TypeError(
-            f"method is a {type(method).__name__}; use EquiTune, equitune.rl.equizero, "
-            "equitune.rl.lambda_equitune, or a function that wraps a network"
-        )
+def _check(symmetry: Any, method: Any, observation_space: Any, action_space: Any) -> None:
+    require_type("symmetry", symmetry, Symmetry, "one such as cartpole_mirror()")
+    use = "EquiTune, equitune.rl.equizero, equitune.rl.lambda_equitune, or a function of your own"
+    require_function("method", method, use)
     symmetry.check_spaces(observation_space, action_space)
     shape = observation_space.shape
     if is_picture(observation_space) and shape[0] == min(shape):
-        check_channels(symmetry.observation, shape, 0)
+        check_channels(symmetry.on_observations, shape, 0)
     if len(action_space.shape) > 1:
         raise ValueError(
-            f"actions are of shape {action_space.shape}; use an environment whose actions are "
-            "vectors, such as with gymnasium.wrappers.TransformAction"
+            f"`action_space` must have vectors as actions, got some of shape {action_space.shape}; "
+            "use gymnasium.wrappers.TransformAction"
         )
 
 
@@ -302,9 +286,8 @@ def _mean_of_variances(action: Action, width: int) -> Tensor:
     diagonal = covariances.diagonal(dim1=1, dim2=2)
     if not torch.allclose(torch.diag_embed(diagonal), covariances, atol=1e-9):
         raise ValueError(
-            "symmetry turns continuous actions so that independent noise becomes dependent, which "
-            "this policy does not have; use a group that permutes and negates them, or one that "
-            "turns a plane by equal angles"
+            "`symmetry` must keep independent noise of continuous actions independent, got a group "
+            "that does not; use one that permutes and negates, or turns a plane by equal angles"
         )
     return diagonal.mT
 
@@ -312,25 +295,22 @@ def _mean_of_variances(action: Action, width: int) -> Tensor:
 def _takes_vectors(policy: Any, extractor: nn.Module) -> bool:
     """Whether observations are vectors that nothing has to be done to."""
     space = policy.observation_space
-    return len(space.shape) == 1 and type(extractor) is layers.FlattenExtractor
+    return len(space.shape) == 1 and type(extractor) is common.torch_layers.FlattenExtractor
 
 
-def _behind(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
+def _after(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
     """A network of prepared observations: with what extracts features, if that does anything."""
     return network if _takes_vectors(policy, extractor) else nn.Sequential(extractor, network)
 
 
-def _fast(wrapper: object, space: Any, width: int) -> Any:
-    """The wrapper, as :class:`VectorSymmetrizer` if observations are vectors."""
-    if not isinstance(wrapper, Symmetrized):
-        raise TypeError(
-            f"method returned a {type(wrapper).__name__}; it has to return a wrapper such as "
-            "EquiTune(network, observation_action, action_action)"
-        )
-    if len(space.shape) != 1:
-        return wrapper
-    try:
-        return VectorSymmetrizer(wrapper, space.shape[0], width)
-    except ValueError:
-        # An action of one's own need not be linear; spaces have been checked.
-        return wrapper
+def _wrapped(
+    method: Method, network: nn.Module, on_observations: Action, on_actions: Action, space: Any
+) -> Symmetrized:
+    """The network in a wrapper, with the runner of small networks if observations are vectors."""
+    use = "one such as EquiTune(network, on_observations, on_actions)"
+    wrapped = method(network, on_observations, on_actions)
+    wrapper: Symmetrized = require_type("method(...)", wrapped, Symmetrized, use)
+    runner = wrapper.runner
+    if len(space.shape) == 1 and isinstance(runner, Batches) and runner.chunk_size is None:
+        wrapper.runner = MatrixProducts()
+    return wrapper

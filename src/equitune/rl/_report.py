@@ -7,8 +7,6 @@ from typing import Any, final
 
 import numpy as np
 
-__all__ = ["Mismatch", "SymmetryReport", "shown"]
-
 SHOWN = 5
 """How many entries a report names beside the worst one."""
 
@@ -16,24 +14,24 @@ SHOWN = 5
 @final
 @dataclass(frozen=True)
 class Mismatch:
-    """The worst place where an element g is no symmetry.
+    """The worst place where an element g is not a symmetry.
 
-    Entries of observations come before the reward, and that before the end of the episode.
+    Entries of observations come before the reward, and the reward before the end of the episode.
 
     Attributes:
         element: The name of g.
         what: What differs most: an entry of the observation, the reward, the end of the episode,
-            or the state, if there is no state that gs shows.
+            or the state, if gs shows no state.
         steps: How many steps differ in anything.
         error: How far off it is, relative to how much the entry varies over the steps.
-        expected: What g says of the step from s with a.
+        expected: What g makes of the step from s with a.
         found: What the environment did from gs with ga.
         observation: The observation s.
         action: The action a.
         moved_observation: The observation gs.
         moved_action: The action ga.
         others: What else differs, in any step; most often first.
-        refusal: Why there is no such state, in the words of ``set_state``.
+        refusal: Why gs shows no state, in the words of ``set_state``.
     """
 
     element: str
@@ -50,23 +48,19 @@ class Mismatch:
     refusal: str = ""
 
     def __str__(self) -> str:
-        if self.refusal:
-            verdict = f"set_state refuses moved observations in {self.steps} steps: {self.refusal}"
-        else:
+        verdict = f"set_state refuses moved observations in {self.steps} steps: {self.refusal}"
+        if not self.refusal:
             verdict = (
                 f"{self.steps} steps differ, {self.what} most: it is {self.found:.6g} "
                 f"where the moved step has {self.expected:.6g}"
             )
-        lines = [
-            f"element {self.element}: {verdict}",
-            f"    from the observation {shown(self.observation)}, action {shown(self.action)}",
-            f"    moved to {shown(self.moved_observation)}, action {shown(self.moved_action)}",
-        ]
-        if self.others:
-            rest = len(self.others) - SHOWN
-            more = f" and {rest} more" if rest > 0 else ""
-            lines.append(f"    also: {', '.join(self.others[:SHOWN])}{more}")
-        return "\n".join(lines)
+        also = ", ".join(self.others[:SHOWN])
+        more = f" and {len(self.others) - SHOWN} more" if len(self.others) > SHOWN else ""
+        return (
+            f"element {self.element}: {verdict}\n"
+            f"    from the observation {shown(self.observation)}, action {shown(self.action)}\n"
+            f"    moved to {shown(self.moved_observation)}, action {shown(self.moved_action)}"
+        ) + (f"\n    also: {also}{more}" if also else "")
 
 
 @final
@@ -79,9 +73,9 @@ class SymmetryReport:
         elements: How many elements the group has.
         steps: How many steps were compared with their moved copies.
         ends: How many of them end an episode; without any, ends were not compared.
-        mismatches: One for each element that is no symmetry.
-        drawn: How many of them start from states that were drawn from the whole space.
-        unseen: What no step has shown, so that it was not compared.
+        mismatches: One for each element that is not a symmetry.
+        drawn: How many of the steps start from states that were drawn from the whole space.
+        unseen: What none of the steps has shown, so that it was not compared.
     """
 
     environment: str
@@ -98,15 +92,16 @@ class SymmetryReport:
         return not self.mismatches
 
     def __str__(self) -> str:
-        names = ", ".join(mismatch.element for mismatch in self.mismatches)
-        seen = "all are symmetries of what was seen" if self.ends else "no difference was seen"
-        verdict = f"no symmetry: {names}" if names else seen
+        verdict = "all are symmetries of what was seen" if self.ends else "no difference was seen"
+        lines = [f"not seen: {', '.join(self.unseen)}"] if self.unseen else []
+        if self.mismatches:
+            verdict = f"not symmetries: {', '.join(m.element for m in self.mismatches)}"
+            lines = [str(mismatch) for mismatch in self.mismatches]
         head = (
             f"{self.environment}, {self.elements} elements, {verdict} "
             f"({self.steps} steps, {self.ends} of which end an episode)"
         )
-        left_out = [f"not seen: {', '.join(self.unseen)}"] if self.unseen and not names else []
-        return "\n".join([head, *left_out, *map(str, self.mismatches)])
+        return "\n".join([head, *lines])
 
 
 def shown(value: Any) -> str:

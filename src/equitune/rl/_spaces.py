@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from equitune._extras import require
 from equitune.actions import Action
-from equitune.rl._linear import matrices
-
-spaces: Any = require("gymnasium.spaces", '"equitune[rl]"')
-
-__all__ = ["check_action_space", "check_observation_space", "is_discrete"]
+from equitune.functional import matrices
+from equitune.rl._libraries import gymnasium
 
 ENDLESS = 1e20
 """Bounds beyond are no bounds: environments also write the largest float32."""
@@ -29,7 +25,7 @@ def check_observation_space(space: Any, action: Action) -> None:
         TypeError: If it is no ``Box``, or of a dtype that the action does not act on.
         ValueError: If the shape does not fit, or an element moves it, or the bounds are not kept.
     """
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, gymnasium.spaces.Box):
         raise TypeError(
             f"observations are a {type(space).__name__}, but an action is one on arrays; wrap the "
             "environment so that they are a Box, such as with gymnasium.wrappers.FlattenObservation"
@@ -45,7 +41,7 @@ def check_action_space(space: Any, action: Action) -> None:
             on vectors, or continuous ones a permutation.
         ValueError: If the number of actions or the shape does not fit, or the bounds are not kept.
     """
-    if isinstance(space, spaces.Box):
+    if isinstance(space, gymnasium.spaces.Box):
         # Also where the sizes agree: scores of two actions are no two torques.
         if is_discrete(action):
             raise TypeError(
@@ -55,7 +51,7 @@ def check_action_space(space: Any, action: Action) -> None:
             )
         _check_box("action", space, action)
         return
-    if not isinstance(space, spaces.Discrete):
+    if not isinstance(space, gymnasium.spaces.Discrete):
         raise TypeError(
             f"actions are a {type(space).__name__}; symmetries are known for Discrete and Box "
             "actions, so flatten them to one of these"

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 
 from equitune._checks import described, require_type
-from equitune._extras import require
 from equitune.actions import Action
+from equitune.rl._libraries import gymnasium, sb3
+from equitune.rl._pictures import layers
 from equitune.rl._symmetries import Symmetry
-
-EXTRA = '"equitune[rl]"'
-gymnasium: Any = require("gymnasium", EXTRA)
-running: Any = require("stable_baselines3.common.running_mean_std", EXTRA)
-vec_env: Any = require("stable_baselines3.common.vec_env", EXTRA)
-
-__all__ = ["Normaliser", "SymmetricMeanStd", "normalisers", "with_own_statistics"]
 
 TOLERANCE = 1e-9
 """How far, relative to its size, a moved entry may be from one of the entries, in float64."""
 
 
 @final
-class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
+class SymmetricMeanStd(sb3.common.running_mean_std.RunningMeanStd):  # type: ignore[misc]
     """Means and variances of observations and of all their moved copies.
 
     With o drawn from what was seen and g from the group, each with equal chances::
@@ -35,7 +27,7 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
         mean = E[g o],    var = E[(g o)^2] - mean^2
 
     The group keeps both, so that the normalised g o is g of the normalised o. They are updated,
-    copied, saved and loaded as those of Stable-Baselines3, whose place they take in
+    copied, saved and loaded as the statistics of Stable-Baselines3 that they replace in
     ``VecNormalize`` and in ``gymnasium.wrappers.NormalizeObservation``.
 
     Args:
@@ -44,14 +36,15 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the action mixes entries, as most rotations of a plane do: what divides
-            each entry by its own deviation does not go along with it.
+        ValueError: If the action mixes entries, as most rotations of a plane do: each entry is
+            divided by its own deviation, which such an action does not keep.
 
     Example:
         >>> import numpy as np
         >>> from stable_baselines3.common.running_mean_std import RunningMeanStd
         >>> from equitune.rl import SymmetricMeanStd, cartpole_mirror
-        >>> statistics = SymmetricMeanStd(RunningMeanStd(shape=(4,)), cartpole_mirror().observation)
+        >>> plain = RunningMeanStd(shape=(4,))
+        >>> statistics = SymmetricMeanStd(plain, cartpole_mirror().on_observations)
         >>> statistics.update(np.ones((100, 4)))
         >>> statistics.mean.tolist(), statistics.var.round(3).tolist()
         ([0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0])
@@ -78,7 +71,7 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
         super().update_from_moments(*self._of_copies(batch_mean, batch_var), batch_count)
 
     def copy(self) -> SymmetricMeanStd:
-        """The same statistics, which go on by themselves."""
+        """The same statistics, updated on their own from now on."""
         return SymmetricMeanStd(self, self.action)
 
     def _of_copies(self, mean: Any, var: Any) -> tuple[Any, Any]:
@@ -87,67 +80,40 @@ class SymmetricMeanStd(running.RunningMeanStd):  # type: ignore[misc]
         return means.mean(axis=0), np.abs(variances).mean(axis=0) + means.var(axis=0)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Normaliser:
-    """A layer around an environment that shifts and scales observations by running statistics.
-
-    Attributes:
-        layer: It; ``obs_rms`` holds its statistics.
-        action: How the group acts on the observations that it normalises.
-        shared: Whether it belongs to the environment itself, and not to what vectorises it.
-    """
-
-    layer: Any
-    action: Action
-    shared: bool
-
-    @property
-    def kept(self) -> bool:
-        """Whether the group keeps the statistics, now and later."""
-        statistics = self.layer.obs_rms
-        return isinstance(statistics, SymmetricMeanStd) and statistics.action == self.action
-
-    def symmetrized(self) -> SymmetricMeanStd:
-        """The statistics that the group keeps."""
-        try:
-            return SymmetricMeanStd(self.layer.obs_rms, self.action)
-        except ValueError as error:
-            raise ValueError(
-                f"the environment normalises observations by {type(self.layer).__name__}: {error}"
-            ) from error
-
-
-def normalisers(env: Any, symmetry: Symmetry) -> list[Normaliser]:
-    """All that normalises observations by running statistics, from the outside to the inside.
+def normalising_layers(env: Any, symmetry: Symmetry) -> list[Any]:
+    """The wrappers that normalise observations by statistics that the group does not keep yet.
 
     Args:
         env: Vectorised environments, as Stable-Baselines3 has wrapped them.
         symmetry: How the group acts on the observations that networks are given.
 
+    Returns:
+        The wrappers, from the outside to the inside; ``obs_rms`` of each holds its statistics.
+
     Raises:
-        ValueError: If there is one that cannot be reached, or inside of what changes observations.
+        ValueError: If one of them cannot be reached, or a wrapper around it changes observations.
     """
-    found, shape, changed = [], env.observation_space.shape, ""
-    for layer, shared in _layers(env):
-        if not hasattr(vars(layer).get("obs_rms"), "mean") or not getattr(layer, "norm_obs", True):
-            if not _commutes(layer, symmetry.observation):
+    found, action, changed = [], symmetry.on_observations, ""
+    for layer in layers(env):
+        statistics = vars(layer).get("obs_rms")
+        if not hasattr(statistics, "mean") or not getattr(layer, "norm_obs", True):
+            if not _commutes(layer, action):
                 changed = f"{type(layer).__name__} around that changes observations"
             continue
-        given = layer.observation_space.shape
-        if given != shape:
-            changed = f"a wrapper around that changes their shape from {given} to {shape}"
+        inside, outside = layer.observation_space.shape, env.observation_space.shape
+        if inside != outside:
+            changed = f"a wrapper around that changes their shape from {inside} to {outside}"
         if changed:
             raise ValueError(
                 f"the environment normalises observations by {type(layer).__name__}, and {changed},"
-                " so that the group acts on its statistics in another way; use VecNormalize, "
-                "outside of all other wrappers"
+                " so the group acts on its statistics in another way; use VecNormalize, outside of "
+                "all other wrappers"
             )
-        found.append(Normaliser(layer, symmetry.observation, shared))
+        if not (isinstance(statistics, SymmetricMeanStd) and statistics.action == action):
+            found.append(layer)
     inner = env.unwrapped
-    if not hasattr(inner, "envs") and any(
-        inner.env_is_wrapped(gymnasium.wrappers.NormalizeObservation)
-    ):
+    single = gymnasium.wrappers.NormalizeObservation
+    if not hasattr(inner, "envs") and any(inner.env_is_wrapped(single)):
         raise ValueError(
             "the environment normalises observations by NormalizeObservation in other processes "
             f"({type(inner).__name__}), whose statistics cannot be made symmetric; use "
@@ -156,12 +122,22 @@ def normalisers(env: Any, symmetry: Symmetry) -> list[Normaliser]:
     return found
 
 
+def symmetric_statistics(layer: Any, symmetry: Symmetry) -> SymmetricMeanStd:
+    """The statistics of a wrapper, as ones that the group keeps."""
+    try:
+        return SymmetricMeanStd(layer.obs_rms, symmetry.on_observations)
+    except ValueError as error:
+        raise ValueError(
+            f"the environment normalises observations by {type(layer).__name__}: {error}"
+        ) from error
+
+
 def with_own_statistics(env: Any) -> Any:
     """The same environments, normalised by copies of the statistics of ``VecNormalize``."""
-    if not isinstance(env, vec_env.VecEnvWrapper):
+    if not isinstance(env, sb3.common.vec_env.VecEnvWrapper):
         return env
     inner = with_own_statistics(env.venv)
-    if isinstance(env, vec_env.VecNormalize):
+    if isinstance(env, sb3.common.vec_env.VecNormalize):
         own = copy.deepcopy(env)
         own.set_venv(inner)
         return own
@@ -173,27 +149,14 @@ def with_own_statistics(env: Any) -> Any:
     return own
 
 
-def _layers(env: Any) -> Iterator[tuple[Any, bool]]:
-    """Each layer around an environment, and whether it belongs to the environment itself."""
-    while isinstance(env, vec_env.VecEnvWrapper):
-        yield env, False
-        env = env.venv
-    for single in getattr(env, "envs", ()):
-        layer = single
-        while isinstance(layer, gymnasium.Wrapper):
-            yield layer, True
-            layer = layer.env
-
-
 def _commutes(layer: Any, action: Action) -> bool:
     """Whether it is the same to move what a layer is given and what it shows."""
-    if not isinstance(layer, gymnasium.ObservationWrapper):
+    # The caller compares shapes.
+    if not isinstance(layer, gymnasium.ObservationWrapper) or (
+        layer.env.observation_space.shape != layer.observation_space.shape
+    ):
         return True
-    shape = layer.env.observation_space.shape
-    if shape != layer.observation_space.shape:
-        # The caller compares shapes.
-        return True
-    probe = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    probe = np.random.default_rng(0).normal(size=layer.observation_space.shape).astype(np.float32)
     shown = _orbit(action, layer.observation(probe))
     moved = [layer.observation(copy.astype(np.float32)) for copy in _orbit(action, probe)]
     return bool(np.allclose(shown, moved, atol=TOLERANCE))
@@ -213,7 +176,7 @@ def _check_sizes(action: Action, shape: tuple[int, ...]) -> None:
     if np.abs(sizes - np.sort(probe, axis=None)).max() <= TOLERANCE and (moved == -opposite).all():
         return
     raise ValueError(
-        f"each entry is divided by its own deviation, which {action!r} does not keep, since it "
-        "does more than to exchange and negate entries; use an environment that does not "
-        "normalise observations, such as VecNormalize(env, norm_obs=False)"
+        f"`action` must only exchange and negate entries, got {action!r}: each entry is divided by "
+        "its own deviation; use an environment that does not normalise observations, such as "
+        "VecNormalize(env, norm_obs=False)"
     )

@@ -1,4 +1,4 @@
-"""Steps of an environment, for :func:`equitune.rl.check_symmetry` to compare."""
+"""Steps of an environment for :func:`equitune.rl.check_symmetry`, and how far they differ."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
+from equitune.rl._report import shown
+from equitune.rl._spaces import ENDLESS
 from equitune.rl._states import SetState
-
-__all__ = [
-    "Taken",
-    "chosen",
-    "entries",
-    "steps_from",
-    "steps_from_anywhere",
-    "steps_of_episodes",
-    "take",
-]
 
 EXPLORED = 10
 """Steps of the episodes, or states drawn, for each one that is compared."""
@@ -28,13 +20,19 @@ WIDE = 3
 """Steps from states all over the space for each one that is compared, so that some end episodes."""
 
 IN_VAIN = 50
-"""So many states of which an environment can be put into none are enough of them."""
+"""If an environment refuses so many states and accepts none, no more are drawn."""
 
-ENDLESS = 1e20
-"""Bounds beyond are no bounds: environments also write the largest float32."""
+OWN_TOLERANCE = 10
+"""A state that was set is one of float32 observations, and may be off by this much more."""
 
 HELD = 0.7
-"""The chance that an action is done once more, so that episodes get further."""
+"""The chance that an action is repeated, so that episodes get further."""
+
+STILL = 0.05
+"""An entry counts as varying by at least this part of its size: float32 has 7 digits."""
+
+ROUNDING = 16
+"""Differences of so many units in the last place do not count, at 1 or the largest number."""
 
 
 @final
@@ -48,6 +46,7 @@ class Taken:
         observation: The observation after it.
         outcome: The entries of that, the reward and whether the episode ended, in float64.
         precision: The rounding of numbers as precise as the reward, at 1.
+        cut: Whether the episode was cut off.
     """
 
     state: Any
@@ -55,6 +54,7 @@ class Taken:
     observation: Any
     outcome: Any
     precision: float
+    cut: bool
 
     @property
     def ended(self) -> bool:
@@ -62,64 +62,158 @@ class Taken:
         return bool(self.outcome[-1])
 
 
-def steps_of_episodes(env: Any, samples: int, seed: int) -> list[Taken]:
-    """Steps of random episodes, many more than samples."""
-    env.action_space.seed(seed)
-    chances = np.random.default_rng(seed)
-    found: list[Taken] = []
-    state, action = env.reset(seed=seed)[0], None
-    for _ in range(EXPLORED * samples):
-        if action is None or chances.random() > HELD:
-            action = env.action_space.sample()
-        step, cut = take(env, state, action)
-        state = step.observation
-        found.append(step)
-        if step.ended or cut:
-            state, action = env.reset()[0], None
-    return found
+@final
+@dataclass(frozen=True)
+class Stepper:
+    """An environment that can be put into states, to make steps from them.
 
-
-def steps_from_anywhere(
-    env: Any, put: SetState, seen: Sequence[Taken], samples: int, seed: int
-) -> list[Taken]:
-    """Steps from states all over the space of observations, where the environment has any.
-
-    What is drawn from the space need be no state, such as a cosine and a sine that belong to no
-    angle. So the environment is put there and makes one step; what it shows then is a state, from
-    which the step that is returned starts.
-
-    Args:
+    Attributes:
         env: The environment.
-        put: Puts it into the state of an observation, or close to it.
-        seen: Steps of episodes, which tell how far entries without bounds go.
-        samples: How many are compared; more are returned, but fewer, or none, if the environment
-            cannot be put into enough of the states.
-        seed: That of the states that are drawn.
+        put: Puts it into the state of an observation.
+        samples: How many steps are compared.
+        seed: That of all random choices.
+        tolerance: How far off an entry may be, relative to how much it varies.
     """
-    chances = np.random.default_rng(seed)
-    space = env.observation_space
-    low, high = _range(space, seen)
-    found: list[Taken] = []
-    for tried in range(EXPLORED * samples):
-        if len(found) == WIDE * samples or (tried == IN_VAIN and not found):
-            break
-        drawn = chances.uniform(low, high)
-        if np.issubdtype(space.dtype, np.integer):
-            drawn = drawn.round()
-        env.reset()
-        # What is no state may break an environment, or a set_state, in any way.
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                put(env, drawn.astype(space.dtype))
-                first, cut = take(env, drawn, env.action_space.sample())
-                state = first.observation
-                if first.ended or cut or not ((state >= space.low) & (state <= space.high)).all():
-                    continue
-                found.append(take(env, state, env.action_space.sample())[0])
-        except Exception:
-            continue
-    return found
+
+    env: Any
+    put: SetState
+    samples: int
+    seed: int
+    tolerance: float
+
+    def take(self, state: Any, action: Any = None) -> Taken:
+        """A step from the state that the environment is in; None for a random action.
+
+        Raises:
+            ValueError: If the environment returns infinite numbers or NaN.
+        """
+        if action is None:
+            action = self.env.action_space.sample()
+        # A copy, because some environments write the next observation into the same array.
+        before = np.array(state)
+        after, reward, ended, cut, _ = self.env.step(action)
+        kind = np.asarray(reward).dtype
+        precision = np.finfo(kind if np.issubdtype(kind, np.floating) else np.float64).eps
+        outcome = entries(after, reward, ended)
+        if not (np.isfinite(before).all() and np.isfinite(outcome).all()):
+            raise ValueError("`env` must return finite numbers, got some that are infinite or NaN")
+        return Taken(before, action, np.array(after), outcome, float(precision), bool(cut))
+
+    def step_from(self, state: Any, action: Any = None, put: SetState | None = None) -> Taken:
+        """A step from a state, as the first one of an episode: far from any time limit."""
+        self.env.reset()
+        (put or self.put)(self.env, state.copy())
+        return self.take(state, action)
+
+    def of_episodes(self) -> list[Taken]:
+        """Steps of random episodes, many more than samples."""
+        self.env.action_space.seed(self.seed)
+        chances = np.random.default_rng(self.seed)
+        found: list[Taken] = []
+        state, action = self.env.reset(seed=self.seed)[0], None
+        for _ in range(EXPLORED * self.samples):
+            found.append(step := self.take(state, action))
+            if step.ended or step.cut:
+                state, action = self.env.reset()[0], None
+            else:
+                state = step.observation
+                action = step.action if chances.random() <= HELD else None
+        return found
+
+    def from_anywhere(self, put: SetState, seen: Sequence[Taken]) -> list[Taken]:
+        """Steps from states all over the space of observations, where the environment has any.
+
+        What is drawn from the space may show no state, such as a cosine and a sine that belong to
+        no angle. So the environment is put there and makes one step; what it shows then is a state,
+        from which the step that is returned starts.
+
+        Args:
+            put: Puts the environment into the state of an observation, or close to it.
+            seen: Steps of episodes, which tell how far entries without bounds go.
+
+        Returns:
+            More than samples; fewer, or none, if the environment cannot be put into enough states.
+        """
+        chances = np.random.default_rng(self.seed)
+        space = self.env.observation_space
+        low, high = _range(space, seen)
+        found: list[Taken] = []
+        for tried in range(EXPLORED * self.samples):
+            if len(found) == WIDE * self.samples or (tried == IN_VAIN and not found):
+                break
+            drawn = chances.uniform(low, high)
+            if np.issubdtype(space.dtype, np.integer):
+                drawn = drawn.round()
+            # What is not a state may break an environment, or a set_state, in any way.
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    first = self.step_from(drawn.astype(space.dtype), put=put)
+                    state = first.observation
+                    inside = ((state >= space.low) & (state <= space.high)).all()
+                    if inside and not (first.ended or first.cut):
+                        found.append(self.take(state))
+            except Exception:
+                continue
+        return found
+
+    def from_states(self, states: Any) -> list[Taken]:
+        """One step from each of some states, or from ``samples`` of them at random.
+
+        Raises:
+            ValueError: If they are not observations of the environment.
+        """
+        given = np.asarray(states)
+        space = self.env.observation_space
+        if given.shape[1:] != space.shape or not given.size:
+            raise ValueError(
+                f"`states` must be of shape (N, {', '.join(map(str, space.shape))}), got "
+                f"{given.shape}; use observations from before the end of an episode"
+            )
+        self.env.action_space.seed(self.seed)
+        self.env.reset(seed=self.seed)
+        places = _drawn(len(given), self.samples, self.seed)
+        return [self.step_from(state) for state in given[places].astype(space.dtype)]
+
+    def reproduced(self, drawn: Sequence[Taken]) -> list[Taken]:
+        """Those of drawn steps that can be made once more: others do not start from a state."""
+        kept, again = [], []
+        for step in drawn:
+            try:
+                again.append(self.step_from(step.state, step.action))
+            except ValueError:
+                continue
+            kept.append(step)
+        off_by = errors(again, kept) if kept else np.zeros((0, 1))
+        right = off_by.max(axis=1) <= OWN_TOLERANCE * self.tolerance
+        return [step for step, same in zip(kept, right, strict=True) if same]
+
+    def check(self, taken: Sequence[Taken]) -> None:
+        """Refuses steps for whose differences a comparison would blame the symmetry."""
+        first, second = ([self.step_from(s.state, s.action) for s in taken] for _ in range(2))
+        self._check_same(
+            second,
+            first,
+            "`env` must make the same step from one state with one action, got two that differ: "
+            "env is random, or reset changes more than set_state puts back; switch the noise off",
+        )
+        self._check_same(
+            first,
+            taken,
+            "`set_state` must put env into the state of an observation, got another step from "
+            "there than in an episode: set_state does not put it there, or observations do not "
+            "show the whole state",
+            OWN_TOLERANCE,
+        )
+
+    def _check_same(
+        self, found: list[Taken], expected: Sequence[Taken], message: str, factor: float = 1
+    ) -> None:
+        off_by = errors(found, expected).max(axis=1)
+        step = expected[int(off_by.argmax())]
+        if off_by.max() > factor * self.tolerance:
+            at = f"observation {shown(step.state)}, action {shown(step.action)}"
+            raise ValueError(f"{message}; {at}")
 
 
 def chosen(steps: Sequence[Taken], count: int, seed: int) -> list[Taken]:
@@ -127,53 +221,50 @@ def chosen(steps: Sequence[Taken], count: int, seed: int) -> list[Taken]:
     ends = [step for step in steps if step.ended]
     others = [step for step in steps if not step.ended]
     ends = ends[: max(count // 4, count - len(others))]
-    wanted = min(count - len(ends), len(others))
-    places = np.random.default_rng(seed).choice(len(others), wanted, replace=False)
-    return ends + [others[place] for place in sorted(places.tolist())]
+    return ends + [others[place] for place in _drawn(len(others), count - len(ends), seed)]
 
 
-def steps_from(env: Any, put: SetState, states: Any, samples: int, seed: int) -> list[Taken]:
-    """One step from each of some states, or of ``samples`` of them by chance.
+def entries(observation: Any, reward: Any, ended: Any) -> Any:
+    """What a step has led to, as one vector in float64."""
+    return np.append(np.asarray(observation, dtype=np.float64), (float(reward), float(ended)))
 
-    Raises:
-        ValueError: If they are no observations of the environment.
+
+def errors(found: Sequence[Taken], steps: Sequence[Taken], expected: Any = None) -> Any:
+    """How far off each entry of each step is, relative to how much the entry varies as a rule.
+
+    Args:
+        found: N steps.
+        steps: The N steps that they are compared with.
+        expected: What they should have led to, (N, n + 2): the entries of an observation, the
+            reward and the end of the episode; None for what ``steps`` have led to.
+
+    Returns:
+        The errors, (N, n + 2); differences that rounding can make are 0.
     """
-    given = np.asarray(states)
-    space = env.observation_space
-    if given.shape[1:] != space.shape or not given.size:
-        raise ValueError(
-            f"states is of shape {given.shape}; use (N, {', '.join(map(str, space.shape))}), "
-            "observations from before the end of an episode"
-        )
-    env.action_space.seed(seed)
-    env.reset(seed=seed)
-    count = min(samples, len(given))
-    places = np.random.default_rng(seed).choice(len(given), count, replace=False)
-    found = []
-    for state in given[np.sort(places)].astype(space.dtype):
-        env.reset()
-        put(env, state.copy())
-        found.append(take(env, state, env.action_space.sample())[0])
-    return found
+    if expected is None:
+        expected = np.stack([step.outcome for step in steps])
+    precision = max(step.precision for step in steps)
+    sizes = np.abs(expected)
+    around = np.abs(expected - np.median(expected, axis=0))
+    scales = np.median(around, axis=0)
+    # Entries that stay the same as a rule, such as rewards, vary by what is left.
+    for spread in (np.median(sizes, axis=0), around.mean(axis=0)):
+        scales = np.where(scales > 0, scales, spread)
+    scales = np.maximum(scales, STILL * sizes).clip(min=np.finfo(np.float32).tiny)
+    # An end too many is never small.
+    scales[:, -1] = 1e-9
+    # What sums of numbers of these sizes, and of 1, are rounded by.
+    rounding = np.full(sizes.shape[1], ROUNDING * np.finfo(np.float64).eps * (1 + sizes.max()))
+    rounding[-2] += ROUNDING * precision * (1 + sizes[:, -2].max())
+    differences = np.abs(np.stack([step.outcome for step in found]) - expected)
+    differences[differences <= rounding] = 0
+    return np.nan_to_num(differences / scales, nan=np.inf)
 
 
-def take(env: Any, state: Any, action: Any) -> tuple[Taken, bool]:
-    """A step from the state that the environment is in, and whether it was cut off.
-
-    Raises:
-        ValueError: If what is shown does not compare.
-    """
-    # A copy, for some environments write the next observation into the same array.
-    before = np.array(state)
-    after, reward, ended, cut, _ = env.step(action)
-    kind = np.asarray(reward).dtype
-    precision = np.finfo(kind if np.issubdtype(kind, np.floating) else np.float64).eps
-    step = Taken(before, action, np.array(after), entries(after, reward, ended), float(precision))
-    if not (np.isfinite(before).all() and np.isfinite(step.outcome).all()):
-        raise ValueError(
-            "env gives observations or rewards that are infinite or NaN; these do not compare"
-        )
-    return step, bool(cut)
+def _drawn(size: int, count: int, seed: int) -> list[int]:
+    """So many of all places, or all of them, in order."""
+    chances = np.random.default_rng(seed)
+    return sorted(chances.choice(size, min(count, size), replace=False).tolist())
 
 
 def _range(space: Any, seen: Sequence[Taken]) -> tuple[Any, Any]:
@@ -187,8 +278,3 @@ def _range(space: Any, seen: Sequence[Taken]) -> tuple[Any, Any]:
     high = np.where(high < ENDLESS, high, most + (most - least))
     # A bound on one side may be far from the other one.
     return np.minimum(low, high), np.maximum(low, high)
-
-
-def entries(observation: Any, reward: Any, ended: Any) -> Any:
-    """What a step has led to, as one vector in float64."""
-    return np.append(np.asarray(observation, dtype=np.float64), (float(reward), float(ended)))

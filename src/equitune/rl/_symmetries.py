@@ -12,26 +12,13 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require_entries, require_strings, require_type
-from equitune.actions import Action, ImageAction, MatrixAction, PermutationAction
-from equitune.groups import Embedding, FiniteGroup, c4
+from equitune.actions import Action, MatrixAction, PermutationAction
+from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._permutations import Permutation, multiply
 from equitune.rl._spaces import check_action_space, check_observation_space
 
-__all__ = [
-    "Move",
-    "Symmetry",
-    "acrobot_mirror",
-    "cartpole_mirror",
-    "continuous_symmetry",
-    "discrete_symmetry",
-    "gridworld_pixel_rotations",
-    "gridworld_rotations",
-]
-
-MOVES = ("right", "up", "left", "down")
-
 LARGEST = 1000
-"""More elements than a network is ever symmetrised by: moves that make them have a slip."""
+"""Moves that generate more elements than this contain a mistake: no network has so many copies."""
 
 
 @final
@@ -40,41 +27,38 @@ class Symmetry:
     """One group that acts on the observations and on the actions of an environment.
 
     Attributes:
-        observation: How it acts on batches of observations, (B, ...).
-        action: How it acts on batches of actions, (B, A): a ``PermutationAction`` of the scores
+        on_observations: How it acts on batches of observations, (B, ...).
+        on_actions: How it acts on batches of actions, (B, A): a ``PermutationAction`` of the scores
             of A discrete actions, where g turns action a into ``permutations[g][a]``; for
-            continuous ones a ``MatrixAction``, or another that is no permutation.
+            continuous ones a ``MatrixAction``, or another that does not permute.
         names: What the entries of an observation vector are called in reports; None for numbers.
 
     Raises:
-        TypeError: If one of them is no action.
+        TypeError: If one of the first two is not an action.
         ValueError: If they are of different groups.
     """
 
-    observation: Action
-    action: Action
-    names: tuple[str, ...] | None = None
+    on_observations: Action
+    on_actions: Action
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("observation", "action"):
-            given = getattr(self, name)
-            if not isinstance(given, Action):
-                raise TypeError(
-                    f"{name} is a {type(given).__name__}; use an action such as MatrixAction"
-                )
+        for name in ("on_observations", "on_actions"):
+            require_type(name, getattr(self, name), Action, "one such as a MatrixAction")
         if self.names is not None:
-            require_strings("names", self.names, "what each entry of an observation is called")
-        if self.observation.group != self.action.group:
+            names = require_strings("names", self.names, "a name for each entry of an observation")
+            object.__setattr__(self, "names", names)
+        first, second = self.on_observations.group, self.on_actions.group
+        if first != second:
             raise ValueError(
-                f"observation is one of a group of order {self.observation.group.order}, action "
-                f"one of another group, of order {self.action.group.order}; use two actions of "
-                "one group"
+                f"`on_actions` must be of the group of on_observations, got one of order "
+                f"{second.order} beside one of order {first.order}; use two actions of one group"
             )
 
     @property
     def group(self) -> FiniteGroup:
         """The group that acts."""
-        return self.observation.group
+        return self.on_observations.group
 
     def check_spaces(self, observation_space: Any, action_space: Any) -> None:
         """Refuses spaces of gymnasium that the group does not act on.
@@ -89,22 +73,23 @@ class Symmetry:
             ValueError: If a shape or the number of actions does not fit, or an element does not
                 keep the bounds of a ``Box``.
         """
-        check_observation_space(observation_space, self.observation)
-        check_action_space(action_space, self.action)
+        check_observation_space(observation_space, self.on_observations)
+        check_action_space(action_space, self.on_actions)
 
     def restrict(self, embedding: Embedding) -> Symmetry:
         """The same symmetry, of a subgroup only.
 
         Example:
-            >>> from equitune.rl import gridworld_rotations
-            >>> symmetry = gridworld_rotations()
+            >>> from equitune.rl import Move, discrete_symmetry
+            >>> after = {"east": "north", "north": "west", "west": "south", "south": "east"}
+            >>> turn = Move({"x": "y", "y": "-x"}, after)
+            >>> symmetry = discrete_symmetry(["x", "y"], list(after), [turn])
             >>> half_turns = symmetry.restrict(symmetry.group.subgroup([2]))
-            >>> half_turns.action.permutations
+            >>> half_turns.on_actions.permutations
             ((0, 1, 2, 3), (2, 3, 0, 1))
         """
-        return Symmetry(
-            self.observation.restrict(embedding), self.action.restrict(embedding), self.names
-        )
+        first, second = self.on_observations, self.on_actions
+        return Symmetry(first.restrict(embedding), second.restrict(embedding), self.names)
 
 
 @final
@@ -122,7 +107,7 @@ class Move:
         name: What the element is called in reports.
 
     Raises:
-        TypeError: If something moves that is no name.
+        TypeError: If an argument is not what it should be, or something moves that is not a name.
     """
 
     observation: Mapping[str, str] = field(default_factory=dict)
@@ -132,15 +117,9 @@ class Move:
     def __post_init__(self) -> None:
         require_type("name", self.name, str, "what the element is called in reports")
         for kind in ("observation", "action"):
-            given = getattr(self, kind)
-            if not isinstance(given, Mapping):
-                raise TypeError(
-                    f"{kind} is a {type(given).__name__}; use a mapping of names to names, such "
-                    'as {"left": "right"}'
-                )
-            for name in itertools.chain.from_iterable(given.items()):
-                if not isinstance(name, str):
-                    raise TypeError(f"{kind} moves {name!r}; use the names of entries")
+            use = 'a mapping of names to names, such as {"left": "right"}'
+            moved = require_type(kind, getattr(self, kind), Mapping, use)
+            require_strings(kind, itertools.chain.from_iterable(moved.items()), use)
 
 
 def discrete_symmetry(
@@ -157,7 +136,7 @@ def discrete_symmetry(
         The symmetry; with one move, element k of the group is its k-th power.
 
     Raises:
-        TypeError: If a move is none.
+        TypeError: If an argument is not what it should be.
         ValueError: If a name is unknown or given twice, a move is not one-to-one, or it negates
             a discrete action.
 
@@ -173,25 +152,19 @@ def discrete_symmetry(
         ...         )
         ...     ],
         ... )
-        >>> symmetry.action.permutations
+        >>> symmetry.on_actions.permutations
         ((0, 1, 2), (2, 1, 0))
     """
     moves = _checked_moves(moves)
-    for move in moves:
-        for name, image in move.action.items():
-            if image.startswith("-"):
-                raise ValueError(
-                    f"a move sends the action {name!r} to {image!r}, but discrete actions cannot "
-                    "be negated; use the name of another action, or continuous_symmetry"
-                )
-    rows, group = _generated(observation, actions, moves)
-    count, size = len(actions), len(observation)
-    permutations = [[row[2 * size + i] - 2 * size for i in range(count)] for row in rows]
-    return Symmetry(
-        MatrixAction(group, _matrices(rows, 0, size)),
-        PermutationAction(group, permutations),
-        tuple(observation),
-    )
+    negated = [image for move in moves for image in move.action.values() if image.startswith("-")]
+    if negated:
+        raise ValueError(
+            f"`moves` must send discrete actions to actions, got {negated[0]!r}, which negates "
+            "one; use the name of another action, or continuous_symmetry"
+        )
+    group, entries, scores = _generated(observation, actions, moves)
+    permutations = PermutationAction(group, [row[: len(actions)] for row in scores])
+    return Symmetry(MatrixAction(group, _matrices(entries)), permutations, observation)
 
 
 def continuous_symmetry(
@@ -208,7 +181,7 @@ def continuous_symmetry(
         The symmetry; with one move, element k of the group is its k-th power.
 
     Raises:
-        TypeError: If a move is none.
+        TypeError: If an argument is not what it should be.
         ValueError: If a name is unknown or given twice, or a move is not one-to-one.
 
     Example:
@@ -225,13 +198,9 @@ def continuous_symmetry(
         >>> symmetry.group.order
         2
     """
-    rows, group = _generated(observation, actions, _checked_moves(moves))
-    size = len(observation)
-    return Symmetry(
-        MatrixAction(group, _matrices(rows, 0, size)),
-        MatrixAction(group, _matrices(rows, 2 * size, len(actions))),
-        tuple(observation),
-    )
+    group, entries, torques = _generated(observation, actions, _checked_moves(moves))
+    first, second = (MatrixAction(group, _matrices(rows)) for rows in (entries, torques))
+    return Symmetry(first, second, observation)
 
 
 def cartpole_mirror() -> Symmetry:
@@ -259,80 +228,57 @@ def acrobot_mirror() -> Symmetry:
     return discrete_symmetry(entries, torques, [Move(negated, {"torque -1": "torque 1"}, "mirror")])
 
 
-def gridworld_rotations() -> Symmetry:
-    """The rotations of the grid world, counter-clockwise, on its coordinates: c4.
-
-    Observations are those of :class:`equitune.rl.CoordinateGridworld`, (agent x, agent y, goal x,
-    goal y); actions are 0 (right), 1 (up), 2 (left) and 3 (down).
-    """
-    turned = {"agent x": "agent y", "agent y": "-agent x", "goal x": "goal y", "goal y": "-goal x"}
-    after = dict(zip(MOVES, MOVES[1:] + MOVES[:1], strict=True))
-    return discrete_symmetry(list(turned), MOVES, [Move(turned, after, "r")])
-
-
-def gridworld_pixel_rotations() -> Symmetry:
-    """The rotations of the grid world, counter-clockwise, on its pictures: c4.
-
-    Observations are those of :class:`equitune.rl.PixelGridworld`, pictures (3, H, W); actions are
-    0 (right), 1 (up), 2 (left) and 3 (down).
-    """
-    return Symmetry(ImageAction(c4()), gridworld_rotations().action)
-
-
 def _checked_moves(moves: Iterable[Move]) -> list[Move]:
-    found = require_entries("moves", moves, "a list of Moves")
-    for move in found:
-        if not isinstance(move, Move):
-            raise TypeError(
-                f"moves has a {type(move).__name__}; use Move(observation={{...}}, action={{...}})"
-            )
-    if not found:
-        raise ValueError("moves is empty; use at least one Move")
-    return found
+    use = "a list of Moves, such as [Move(observation={...}, action={...})]"
+    found = require_entries("moves", moves, use, least=1)
+    return [require_type(f"moves[{i}]", move, Move, use) for i, move in enumerate(found)]
 
 
 def _generated(
     observation: Sequence[str], actions: Sequence[str], moves: Sequence[Move]
-) -> tuple[tuple[Permutation, ...], FiniteGroup]:
-    """The permutations of all signed entries, observations first, and their group."""
+) -> tuple[FiniteGroup, list[Permutation], list[Permutation]]:
+    """The group, and how its elements permute the signed entries of observations and actions."""
     for kind, names in (("observation", observation), ("actions", actions)):
         _check_names(kind, names)
-    observed, acted = list(observation), list(actions)
-    generators: list[tuple[str, Permutation]] = []
+    size = 2 * len(observation)
+    generators: dict[str, Permutation] = {}
     for k, move in enumerate(moves):
-        first = _signed(observed, move.observation, "observation")
-        second = _signed(acted, move.action, "action")
-        permutation = (*first, *(len(first) + image for image in second))
+        first = _signed(observation, move.observation, "observation")
+        second = _signed(actions, move.action, "action")
+        permutation = (*first, *(size + image for image in second))
         name = move.name or (f"m{k + 1}" if len(moves) > 1 else "m")
         if permutation == tuple(range(len(permutation))):
-            raise ValueError(f"move {name} leaves everything where it is; leave it out")
-        if name in dict(generators):
-            raise ValueError(f"two moves have the name {name!r}; names tell elements apart")
-        generators.append((name, permutation))
+            raise ValueError(f"`moves` must move something, but {name} does not; leave it out")
+        if name in generators:
+            raise ValueError(f"`moves` must have different names, got {name!r} twice")
+        generators[name] = permutation
     words = _words(generators)
     names = [_spelled(word) for word in words.values()]
     (name, count), *_ = Counter(names).most_common(1)
     if count > 1:
         raise ValueError(
-            f"two elements of the group would have the name {name!r}; use other names for the moves"
+            f"`moves` must name each element differently, got two elements {name!r}; use other "
+            "names for the moves"
         )
-    return tuple(words), FiniteGroup.from_permutations(words, names)
+    group = FiniteGroup.from_permutations(words, names)
+    return group, [w[:size] for w in words], [tuple(i - size for i in w[size:]) for w in words]
 
 
-def _words(generators: Sequence[tuple[str, Permutation]]) -> dict[Permutation, list[str]]:
+def _words(generators: Mapping[str, Permutation]) -> dict[Permutation, list[str]]:
     """All products, each with the names of its factors, the last one to act first."""
-    words: dict[Permutation, list[str]] = {tuple(range(len(generators[0][1]))): []}
+    identity = tuple(range(len(next(iter(generators.values())))))
+    words: dict[Permutation, list[str]] = {identity: []}
     queue = list(words)
     for current in queue:
-        for name, generator in generators:
+        for name, generator in generators.items():
             product = multiply(generator, current)
             if product not in words:
                 words[product] = [name, *words[current]]
                 queue.append(product)
         if len(queue) > LARGEST:
             raise ValueError(
-                f"the moves generate a group of more than {LARGEST} elements; check where they "
-                "send the entries"
+                f"`moves` must generate a small group, got one of more than {LARGEST} elements; "
+                "check where they send the entries"
             )
     return words
 
@@ -343,52 +289,46 @@ def _spelled(word: Sequence[str]) -> str:
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
-    if not isinstance(names, str):
-        names = require_entries(kind, names, "the names of its entries, in order")
-    if isinstance(names, str) or not names:
-        raise ValueError(f"{kind} is {names!r}; use the names of its entries, in order")
-    for name in names:
-        if not isinstance(name, str) or not name or name.startswith("-"):
-            raise ValueError(f"{kind} has the name {name!r}; use text that has no minus in front")
-        if list(names).count(name) > 1:
-            raise ValueError(f"{kind} has the name {name!r} twice; names tell entries apart")
+    use = "the names of its entries, in order"
+    checked = require_strings(kind, require_entries(kind, names, use, least=1), use)
+    for name in checked:
+        if not name or name.startswith("-"):
+            raise ValueError(f"`{kind}` must have names without a minus in front, got {name!r}")
+        if checked.count(name) > 1:
+            raise ValueError(f"`{kind}` must have different names, got {name!r} twice")
 
 
-def _signed(names: list[str], moved: Mapping[str, str], kind: str) -> list[int]:
+def _signed(names: Sequence[str], moved: Mapping[str, str], kind: str) -> list[int]:
     """Where 2n signed entries go: +i is number i, -i number n + i."""
     count, images = len(names), dict(moved)
     for name, image in moved.items():
-        for known in (name, image.removeprefix("-")):
+        plain = image.removeprefix("-")
+        for known in (name, plain):
             if known not in names:
                 raise ValueError(
-                    f"a move of the {kind} has the name {known!r}; there are {', '.join(names)}"
+                    f"`{kind}` of a move must have the names {', '.join(names)}, got {known!r}"
                 )
-    for name, image in moved.items():
-        plain = image.removeprefix("-")
         # An exchange that is written once.
         images.setdefault(plain, name if plain == image else f"-{name}")
     targets = list(range(count))
     for name, image in images.items():
         plain = image.removeprefix("-")
         targets[names.index(name)] = names.index(plain) + (count if plain != image else 0)
-    for target in range(count):
-        sources = [
-            name for name, taken in zip(names, targets, strict=True) if taken % count == target
-        ]
-        if len(sources) > 1:
-            unsaid = [name for name in sources if name not in moved]
+    for target, number in Counter(target % count for target in targets).items():
+        if number > 1:
+            sources = [names[i] for i in range(count) if targets[i] % count == target]
+            unsaid = [f", so say where {name!r} goes" for name in sources if name not in moved]
             raise ValueError(
-                f"a move of the {kind} sends {' and '.join(map(repr, sources))} to "
-                f"{names[target]!r}; it has to be one-to-one"
-                + (f", so say where {unsaid[0]!r} goes" if unsaid else "")
+                f"`{kind}` of a move must be one-to-one, got {' and '.join(map(repr, sources))} "
+                f"both sent to {names[target]!r}{unsaid[0] if unsaid else ''}"
             )
     return targets + [(target + count) % (2 * count) for target in targets]
 
 
-def _matrices(rows: Sequence[Sequence[int]], start: int, count: int) -> Tensor:
-    matrices = torch.zeros(len(rows), count, count, dtype=torch.float64, device="cpu")
-    for g, row in enumerate(rows):
-        for i in range(count):
-            image = row[start + i] - start
-            matrices[g, image % count, i] = 1 if image < count else -1
-    return matrices
+def _matrices(rows: Sequence[Permutation]) -> Tensor:
+    """Permutations of n signed entries as matrices, (|G|, n, n) in float64."""
+    count = len(rows[0]) // 2
+    images = torch.tensor(rows, device="cpu")[:, None, :count]
+    signs = (1 - 2 * (images // count)).double()
+    empty = signs.new_zeros(len(rows), count, count)
+    return empty.scatter_(1, images % count, signs)

@@ -5,5 +5,6 @@ from equitune.runners._batches import Batches
 from equitune.runners._call import Call, Ran
 from equitune.runners._loop import Loop
 from equitune.runners._orbit import Orbit, Part
+from equitune.runners._products import MatrixProducts
 
-__all__ = ["Batches", "Call", "Loop", "Mix", "Orbit", "Part", "Ran", "Runner"]
+__all__ = ["Batches", "Call", "Loop", "MatrixProducts", "Mix", "Orbit", "Part", "Ran", "Runner"]

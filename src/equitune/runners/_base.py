@@ -123,7 +123,13 @@ class Mixing:
         return self._tensors[0].new_full(shape, 1 / self._count, dtype=dtype)
 
     def _decide(self, copies: Copies) -> None:
-        self.weights, self.scores = self.weighting(copies)
+        self.weights, self.scores = weights, scores = self.weighting(copies)
+        if weights is not None and (weights.dim() < 2 or len(weights) != len(scores)):
+            raise ValueError(
+                f"`weighting` must return one weight per copy and sample, as many as scores, got "
+                f"weights of shape {tuple(weights.shape)} for scores of shape "
+                f"{tuple(scores.shape)}; check {type(self.weighting).__name__}.weigh"
+            )
         # A likelihood is asked again at each step.
         self._known = self.reads != "likelihood"
 

@@ -40,19 +40,18 @@ class Call:
 
     Attributes:
         backbone: The module M.
-        function: What a copy goes through: the backbone, or what runs it otherwise.
         args: The arguments by position.
         kwargs: Those by name.
         moved: The action of each argument that the group moves.
         leaves: Their tensors, with the action of each.
         group: The group.
-        output_action: How it acts on what the function returns.
+        output_action: How it acts on the output.
         tap: The submodule that the weighting reads; None for none.
         cut: The submodule up to which the function is symmetrised; None for all of it.
+        function: What runs the backbone; None for the backbone itself.
     """
 
     backbone: nn.Module
-    function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     moved: dict[Key, Action]
@@ -61,6 +60,7 @@ class Call:
     output_action: Action
     tap: Watch | None = None
     cut: Watch | None = None
+    function: Callable[..., Any] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -112,7 +112,8 @@ class Call:
             place[key] = action.unflatten(place[key], copies[start:stop])
             start = stop
         try:
-            return self.function(*args, **kwargs)
+            function = self.backbone if self.function is None else self.function
+            return function(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, _Reached):
                 error.add_note(

@@ -45,7 +45,7 @@ def mean_error_probability(decoded: Decoded) -> Tensor:
         >>> losses.argmin(dim=0)
         tensor([1])
     """
-    doubt = -torch.expm1(-_per_step(decoded, losses.negative_max_probability))
+    doubt = -torch.expm1(-_per_step(decoded, losses.negative_log_max_probability))
     return doubt.sum(dim=-1) / decoded.mask.sum(dim=-1)
 
 
@@ -70,7 +70,7 @@ def negative_log_probability(decoded: Decoded) -> Tensor:
     Returns:
         The losses, (|G|, B); 0 is certainty.
     """
-    return _per_step(decoded, losses.negative_max_probability).sum(dim=-1)
+    return _per_step(decoded, losses.negative_log_max_probability).sum(dim=-1)
 
 
 def negative_log_min_probability(decoded: Decoded) -> Tensor:
@@ -84,7 +84,7 @@ def negative_log_min_probability(decoded: Decoded) -> Tensor:
     Returns:
         The losses, (|G|, B); 0 is certainty.
     """
-    return _per_step(decoded, losses.negative_max_probability).amax(dim=-1)
+    return _per_step(decoded, losses.negative_log_max_probability).amax(dim=-1)
 
 
 def _per_step(decoded: Decoded, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from equitune.actions import Action
 from equitune.testing._batches import check_batch, one_element_each
@@ -87,9 +88,9 @@ def assert_action(action: Action, x: Any) -> None:
     """Asserts that an action is one on a given batch.
 
     Checks the identity, g(hx) = (gh)x for all pairs, each sample with its own g against whole
-    batches, the orbit and its inverse, and that dtype and device stay. equitune's own actions have
-    to be exact but for :class:`equitune.MatrixAction`, which is allowed rounding, as are actions
-    of your own.
+    batches, the orbit and its inverse, that dtype and device stay, and what the action says of
+    itself: ``exact`` (up to rounding if it does not say so), ``linear``, ``permutes``, ``trivial``,
+    ``keeps_shape``.
 
     Args:
         action: The action, of equitune or your own subclass of :class:`equitune.Action`.
@@ -103,6 +104,7 @@ def assert_action(action: Action, x: Any) -> None:
 
     Example:
         >>> import torch
+    from torch import Tensor
         >>> from equitune import ImageAction, d4
         >>> from equitune.testing import assert_action
         >>> assert_action(ImageAction(d4()), torch.randn(3, 1, 4, 6))
@@ -112,6 +114,8 @@ def assert_action(action: Action, x: Any) -> None:
             f"action is a {type(action).__name__}; use an action such as ImageAction(d4())"
         )
     check_batch(action, x)
+    for leaf_action, leaf in action.flatten(x):
+        _assert_promises(leaf_action, leaf)
     group = action.group
     copies = [action.transform(x, g) for g in group.elements]
     _assert_same(action, copies[0], x, "the identity, element 0, moves x")
@@ -143,6 +147,71 @@ def assert_action(action: Action, x: Any) -> None:
             _assert_same(action, entry, copies[g], f"the orbit differs from transform {where}")
             entry = _entry(action, back, i)
             _assert_same(action, entry, x, f"inverse_orbit does not undo orbit {where}")
+
+
+def _assert_promises(action: Action, x: Tensor) -> None:
+    """Asserts what an action on one tensor says of itself."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    other = torch.randint(-8, 9, x.shape, generator=generator, device="cpu").to(x)
+    has_signs = x.dtype.is_signed or x.is_complex()
+    for g in action.group.elements:
+        moved = action.transform(x, g)
+        if action.keeps_shape:
+            _require(moved.shape == x.shape, f"keeps_shape is True, but {g} changes the shape")
+        if action.trivial:
+            _require(torch.equal(moved, x), f"trivial is True, but element {g} moves x")
+        if action.linear and has_signs:
+            total, part = action.transform(x + 2 * other, g), action.transform(other, g)
+            _require(
+                close(total, moved + 2 * part),
+                f"linear is True, but element {g} moves a sum unlike its terms",
+            )
+        if action.exact and action.linear:
+            sizes, expected = (_sizes(y) for y in (moved, x))
+            _require(
+                torch.equal(sizes, expected),
+                f"exact is True, but element {g} does more than move and negate entries",
+            )
+        if action.permutes:
+            _require(
+                _only_permutes(action, x, g),
+                f"permutes is True, but element {g} does something else than a permutation along "
+                f"the dims of extent, {[*action.extent]}",
+            )
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """The sizes of the entries of each sample, in order."""
+    wide = x if x.is_floating_point() or x.is_complex() else x.double()
+    return wide.abs().flatten(1).sort(dim=1).values
+
+
+def _only_permutes(action: Action, x: Tensor, g: int) -> bool:
+    """Whether places along the acted dims are permuted, everywhere alike, and no other dim is."""
+    acted = {dim % x.dim() for dim in action.extent}
+    along = [_along(x.shape, dim, x.device) for dim in range(x.dim())]
+    # Every entry knows its place along each dim.
+    moved = [action.transform(places.expand(x.shape).contiguous(), g) for places in along]
+    kept = all(
+        torch.equal(moved[dim], _along(moved[dim].shape, dim, x.device).expand_as(moved[dim]))
+        for dim in range(x.dim())
+        if dim not in acted
+    )
+    number = torch.zeros_like(moved[0])
+    for dim in acted:
+        number = number * x.shape[dim] + moved[dim]
+    first = number
+    for dim in set(range(x.dim())) - acted:
+        first = first.narrow(dim, 0, 1)
+    count = torch.arange(first.numel(), device=x.device)
+    alike = torch.equal(number, first.expand_as(number))
+    return kept and alike and torch.equal(first.flatten().sort().values, count)
+
+
+def _along(shape: torch.Size, dim: int, device: torch.device) -> Tensor:
+    """The place of each entry along a dimension, of a shape that expands to ``shape``."""
+    return torch.arange(shape[dim], device=device).view([-1 if d == dim else 1
+                                                         for d in range(len(shape))])  # fmt: skip
 
 
 def _entry(action: Action, stack: Any, i: int) -> Any:

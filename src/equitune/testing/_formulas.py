@@ -165,11 +165,26 @@ class EquiZeroFormula(Formula):
         least, tolerance = min(losses), self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*dtypes)
-        rounding = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-        sizes = [abs(loss) for loss in losses if abs(loss) != float("inf")]
-        slack = max(tolerance * abs(least), min(64 * rounding, tolerance) * max(sizes, default=0.0))
-        ties = [loss == least or loss - least <= slack for loss in losses]
+        rounding = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
+        shaken = [self._shaken(output, min(1024 * rounding, tolerance)) for output in outputs]
+        moved = [float(self.proxy_loss(self._stack_of_one(output))) for output in shaken]
+        noise = [abs(a - b) if a - b == a - b else 0.0 for a, b in zip(losses, moved, strict=True)]
+        upper = min(loss + off for loss, off in zip(losses, noise, strict=True))
+        ties = [
+            loss == least or loss - least <= tolerance * abs(least) or loss - off <= upper
+            for loss, off in zip(losses, noise, strict=True)
+        ]
         return [tie / sum(ties) for tie in ties]
+
+    def _shaken(self, output: Any, rounding: float) -> Any:
+        """The output with its entries off by a rounding, one down and the next one up."""
+        leaves = []
+        for _, leaf in self.output_action.flatten(output):
+            signs = torch.ones(leaf.shape[1:], dtype=_widened(leaf).dtype).flatten()
+            signs[::2] = -1
+            off = _widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
+            leaves.append(off if leaf.is_floating_point() else leaf)
+        return self.output_action.unflatten(output, leaves)
 
     def _stack_of_one(self, output: Any) -> Any:
         leaves = [leaf[None] for _, leaf in self.output_action.flatten(output)]

@@ -60,7 +60,7 @@ def assert_matches_formula(
     Example:
         >>> import torch
         >>> from equitune import EquiZero, ImageAction, c4
-        >>> from equitune.losses import entropy, negative_max_probability
+        >>> from equitune.losses import entropy, negative_log_max_probability
         >>> from equitune.testing import EquiZeroFormula, assert_matches_formula
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
         >>> model = EquiZero(backbone, ImageAction(c4()), proxy_loss=entropy).eval()

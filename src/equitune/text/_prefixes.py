@@ -106,7 +106,7 @@ class Prefixes(Runner):
 
         def logits(tokens: Tensor, **options: Any) -> Any:
             with few_rows(tokens):
-                output = call.function(tokens, return_dict=True, **options)
+                output = call.backbone(tokens, return_dict=True, **options)
             if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
                 raise TypeError(unfilled(call.backbone))
             return output.logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -253,8 +252,8 @@ class ZeroShotClassifier(nn.Module):
                 "symmetrise it first: classifier.symmetrize(lambda encoder: EquiTune(encoder, "
                 "ImageAction(c4()))).explain(images)"
             )
-        told = self.encoder.explain(images)
-        return replace(told, output=self._logits(told.output, len(images)))
+        explanation = self.encoder.explain(images)
+        return Explanation(self._logits(explanation.output, len(images)), *explanation[1:])
 
     def extra_repr(self) -> str:
         bias = f", logit_bias={self.logit_bias:.6g}" if self.logit_bias else ""

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_int, require_type
-from equitune._submodules import Watch, find_submodule, read_submodule
+from equitune._checks import described, require_int, require_type
+from equitune._modes import evaluating
+from equitune._submodules import find_submodule
 from equitune.actions import Action
 from equitune.functional import weighted_mean
-from equitune.viz._canvas import (
-    as_picture,
-    check_image,
-    check_normalisation,
-    hide_ticks,
-    left_as_they_were,
-    new_figure,
-    picture_action,
-    require_wrapper,
-    show_picture,
-    transformed_copies,
-)
-from equitune.wrappers import Symmetrized
+from equitune.viz._canvas import new_figure, orbit_of, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +26,7 @@ def draw_feature_maps(
     model: nn.Module,
     image: Tensor,
     *,
-    module: str | None = None,
+    submodule: str | None = None,
     channel: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -52,7 +42,7 @@ def draw_feature_maps(
         model: A wrapper of one image, such as EquiTune.
         image: (C, H, W) as the model takes it, with 1 or 3 channels; floating-point or uint8, on
             its device. It need not be square.
-        module: The dotted name of a submodule of the backbone that returns maps (B, C', H', W');
+        submodule: The dotted name of a submodule of the backbone that returns maps (B, C', H', W');
             f combines its activations with the wrapper's weights. None for the output itself,
             which has to be maps that ``output_action`` moves.
         channel: Which of the channels.
@@ -64,10 +54,10 @@ def draw_feature_maps(
         A figure with the three rows, one column per element in the group's order.
 
     Raises:
-        TypeError: If ``model`` is no wrapper, or ``image`` no tensor.
-        ValueError: If the image is not (C, H, W) or out of range, there is no such submodule or
-            channel, what it returns are no maps or maps that do not turn with the image, or
-            ``mean`` or ``std`` are of the wrong length.
+        TypeError: If ``model`` is not a wrapper, or ``image`` not a tensor.
+        ValueError: If the image is not (C, H, W) or out of range, the submodule or channel does
+            not exist, the output is not maps or maps that do not turn with the image, or ``mean``
+            or ``std`` are of the wrong length.
         ImportError: If matplotlib is missing.
 
     Example:
@@ -79,95 +69,74 @@ def draw_feature_maps(
         >>> len(draw_feature_maps(model, torch.rand(3, 8, 8), channel=1).axes)
         12
     """
-    wrapper = require_wrapper(model)
-    if module is not None:
-        require_type("module", module, str, "the dotted name of a submodule, or None")
+    if submodule is not None:
+        require_type("submodule", submodule, str, "the dotted name of a submodule, or None")
     channel = require_int("channel", channel, "the number of a channel", least=0)
-    image = check_image(image)
-    check_normalisation(mean, std, len(image))
-    action = picture_action(wrapper)
-    copies = transformed_copies(action, image)
-    pictures = transformed_copies(action, as_picture(image, mean, std))
-    what = "the model" if module is None else f"the submodule {module!r}"
-    moved = wrapper.output_action if module is None else action
-    with left_as_they_were(wrapper):
-        before: Callable[[Tensor], Any] = wrapper.backbone
-        after: Callable[[Tensor], Any] = wrapper
-        if module is not None:
-            before = _activation(wrapper.backbone, module)
-            after = _symmetrised(before, wrapper, action, what)
-        plain, wrapped = (
-            [_checked(maps(copy), channel, what) for copy in copies] for maps in (before, after)
-        )
+    wrapper, action, copies, pictures = orbit_of(model, image, mean, std)
+    run: Callable[[Tensor], Any] = wrapper.backbone
+    what, moved, group = "the model", wrapper.output_action, action.group
+    if submodule is not None:
+        run = partial(_activation, wrapper.backbone, submodule)
+        what, moved = f"the submodule {submodule!r}", action
+    with evaluating(wrapper), torch.no_grad():
+        plain = [_checked(run(copy), channel, what) for copy in copies]
+        before = _errors(plain, moved, channel, what)
+        wrapped = []
+        for g, copy in enumerate(copies):
+            if submodule is None:
+                wrapped.append(wrapper(copy))
+                continue
+            # The copy h of the copy gx is hgx, whose map is there already.
+            pairs = ((plain[group.compose(h, g)], group.inverse(h)) for h in group.elements)
+            undone = torch.stack([action.transform(y, h) for y, h in pairs])
+            wrapped.append(weighted_mean(undone, wrapper.explain(copy).weights))
+        after = _errors(wrapped, moved, channel, what)
 
-    names = action.group.names
     figure = new_figure(max(1.4 * len(copies) + 0.3, 4), 5)
     rows = figure.subplots(3, len(copies), squeeze=False)
-    for axes, picture, name in zip(rows[0], pictures, names, strict=True):
-        show_picture(axes, picture)
+    for axes, picture, name in zip(rows[0], pictures, action.group.names, strict=True):
+        show(axes, picture[0].movedim(0, -1), cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=8)
-    for row, maps in zip(rows[1:], (plain, wrapped), strict=True):
-        shown = [y[0, channel].detach().cpu().double() for y in maps]
+    for row, maps, errors in zip(rows[1:], (plain, wrapped), (before, after), strict=True):
+        shown = [y[0, channel].double().cpu() for y in maps]
         # One scale for a row, so that equal colours are equal values.
-        low, high = (float(limit(torch.cat([y.flatten() for y in shown])))
-                     for limit in (torch.min, torch.max))  # fmt: skip
-        errors = _errors(maps, moved, channel, what)
+        low, high = min(float(y.min()) for y in shown), max(float(y.max()) for y in shown)
         for axes, y, error in zip(row, shown, errors, strict=True):
-            axes.imshow(y.numpy(), cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+            show(axes, y, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             axes.set_xlabel(f"error {error:.2g}", fontsize=8)
-            hide_ticks(axes)
     for axes, label in zip(rows[:, 0], ("image", "plain", type(wrapper).__name__), strict=True):
         axes.set_ylabel(label, fontsize=9)
     return figure
 
 
-def _activation(backbone: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
-    """A function that returns what a submodule returns within a pass of the backbone."""
-    find_submodule(backbone, name, "module", "None for the output, or ")
-    watch = Watch(name, "module")
+def _activation(backbone: nn.Module, name: str, x: Tensor) -> Any:
+    """What a submodule returns within a pass of the backbone."""
+    seen: list[Any] = []
 
-    def run(x: Tensor) -> Tensor:
-        watch.follow(backbone)
-        watch.belong_to(run)
-        return read_submodule(watch, lambda: backbone(x), "one that does")[1]
+    def keep(module: nn.Module, args: object, y: Any) -> None:
+        # A copy: what follows may work in place.
+        seen.append(y.clone() if isinstance(y, Tensor) else y)
 
-    return run
-
-
-def _symmetrised(
-    maps: Callable[[Tensor], Any], wrapper: Symmetrized, action: Action, what: str
-) -> Callable[[Tensor], Tensor]:
-    """The maps, combined over the orbit with the weights of the wrapper."""
-
-    def run(x: Tensor) -> Tensor:
-        rows: dict[int, Tensor] = {}
-        for elements in action.shape_classes(x):
-            y = _checked(maps(action.orbit(x, elements).flatten(0, 1)), None, what)
-            for g, row in zip(elements, y.split(1), strict=True):
-                rows[g] = action.transform(row, action.group.inverse(g))
-        undone = [rows[g] for g in action.group.elements]
-        shapes = list(dict.fromkeys(tuple(row.shape) for row in undone))
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{what} returns maps that have the shapes {shapes} when they are turned back, and "
-                "cannot be combined; use another module"
-            )
-        return weighted_mean(torch.stack(undone), wrapper.explain(x).weights)
-
-    return run
-
-
-def _checked(y: object, channel: int | None, what: str) -> Tensor:
-    """Refuses what are no maps, or maps without that channel."""
-    if not isinstance(y, Tensor) or y.dim() != 4:
-        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    target = find_submodule(backbone, name, "submodule", "None for the output, or ")
+    with target.register_forward_hook(keep):
+        backbone(x)
+    if len(seen) != 1:
         raise ValueError(
-            f"{what} returns {given}, but maps of shape (B, C, H, W) are shown; use the name of a "
-            "submodule that returns such maps, module='...'"
+            f"`submodule` must run once in one pass, but {name!r} ran {len(seen)} times"
         )
-    if channel is not None and not 0 <= channel < y.shape[1]:
+    return seen[0]
+
+
+def _checked(y: object, channel: int, what: str) -> Tensor:
+    """Refuses outputs that are not maps, or are maps without that channel."""
+    if not isinstance(y, Tensor) or y.dim() != 4:
         raise ValueError(
-            f"channel is {channel}, but {what} returns {y.shape[1]} channels; use 0 to "
+            f"{what} must return maps of shape (B, C, H, W), got {described(y)}; use "
+            "submodule='...', the name of one that does"
+        )
+    if channel >= y.shape[1]:
+        raise ValueError(
+            f"`channel` must be one of {y.shape[1]} channels, got {channel}; use 0 to "
             f"{y.shape[1] - 1}"
         )
     return y
@@ -181,9 +150,8 @@ def _errors(maps: list[Tensor], action: Action, channel: int, what: str) -> list
         expected = action.transform(maps[0], g)
         if expected.shape != y.shape:
             raise ValueError(
-                f"{what} returns maps of shape {tuple(y.shape)} for a copy whose map should have "
-                f"shape {tuple(expected.shape)}; use a module whose maps turn with the image, and "
-                "a wrapper whose output_action is the action of its output"
+                f"{what} must return maps that turn with the image, got {tuple(y.shape)} in place "
+                f"of {tuple(expected.shape)}; use another submodule, or the right output_action"
             )
         errors.append(float((expected - y)[:, channel].abs().max() / largest))
     return errors

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_strings
-from equitune.viz._canvas import (
-    as_picture,
-    check_image,
-    check_normalisation,
-    left_as_they_were,
-    new_figure,
-    picture_action,
-    require_wrapper,
-    show_picture,
-    transformed_copies,
-)
+from equitune._checks import described, require_module, require_strings
+from equitune._modes import evaluating
+from equitune.viz._canvas import new_figure, orbit_of, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +51,7 @@ def draw_orbit(
         A figure with one picture per element, in the group's order, and then the bars.
 
     Raises:
-        TypeError: If ``model`` is no wrapper, ``plain`` no module, or ``image`` no tensor.
+        TypeError: If ``model`` is not a wrapper, ``plain`` not a module, or ``image`` not a tensor.
         ValueError: If the image is not (C, H, W) or out of range, a model does not return class
             scores, or ``classes``, ``mean`` or ``std`` are of the wrong length.
         ImportError: If matplotlib is missing.
@@ -75,30 +66,15 @@ def draw_orbit(
         >>> len(figure.axes)
         5
     """
-    wrapper = require_wrapper(model)
+    wrapper, _, copies, pictures = orbit_of(model, image, mean, std)
     if classes is not None:
         classes = require_strings("classes", classes, "the names of the classes")
-    if plain is not None and not isinstance(plain, nn.Module):
-        raise TypeError(
-            f"plain is a {type(plain).__name__}; use a torch.nn.Module, such as model.backbone"
-        )
-    image = check_image(image)
-    check_normalisation(mean, std, len(image))
-    action = picture_action(wrapper)
-    copies = transformed_copies(action, image)
-    # The action on what is shown, and not what is shown of a copy: a group that exchanges colours
-    # mixes up their normalisation.
-    pictures = transformed_copies(action, as_picture(image, mean, std))
-    with left_as_they_were(wrapper, *([] if plain is None else [plain])):
-        told = wrapper.explain(image.unsqueeze(0))
-        answers = None if plain is None else [plain(copy) for copy in copies]
-    answer = _said(told.output, classes, "model")
+    models = [wrapper] if plain is None else [wrapper, require_module("plain", plain)]
+    with evaluating(*models), torch.no_grad():
+        explanation = wrapper.explain(image.unsqueeze(0))
+        answers = [] if plain is None else [_answer(plain(x), classes, "plain") for x in copies]
     names = wrapper.group.names
-    titles = list(names)
-    if answers is not None:
-        titles = [
-            f"{name}\n{_said(y, classes, 'plain')}" for name, y in zip(names, answers, strict=True)
-        ]
+    titles = ["\n".join(lines) for lines in zip(names, answers, strict=True)] if answers else names
 
     columns = min(len(copies), IN_A_ROW)
     rows = math.ceil(len(copies) / columns)
@@ -106,36 +82,33 @@ def draw_orbit(
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.5] * rows, 1])
     for k, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(grid[divmod(k, columns)])
-        show_picture(axes, picture)
+        show(axes, picture[0].movedim(0, -1), cmap="gray", vmin=0, vmax=1)
         axes.set_title(title, fontsize=8)
     # Without ticks on its left, so that each bar stands below its copy.
     axes = figure.add_subplot(grid[rows, :])
-    weights = told.weights[:, 0].double().tolist()
+    weights = explanation.weights[:, 0].double().tolist()
     bars = axes.bar(range(len(weights)), weights, width=0.6)
     axes.bar_label(bars, [f"{weight:.2f}" for weight in weights], fontsize=8)
     axes.set_xticks(range(len(weights)), names, fontsize=8)
-    axes.set_yticks([])
-    axes.set_xlim(-0.5, len(weights) - 0.5)
-    axes.set_ylim(0, 1.25)
+    axes.set(xlim=(-0.5, len(weights) - 0.5), ylim=(0, 1.25), yticks=[])
     axes.set_title("weights of the copies", fontsize=8)
+    answer = _answer(explanation.output, classes, "model")
     figure.suptitle(f"{type(wrapper).__name__} says {answer}", fontsize=10)
     return figure
 
 
-def _said(scores: object, classes: Sequence[str] | None, name: str) -> str:
+def _answer(scores: object, classes: Sequence[str] | None, name: str) -> str:
     """The class with the largest score, and its probability."""
     if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
-        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"{name} returned {given} for one image; use a model that returns class scores, "
-            "floating-point of shape (B, classes); for dense outputs use draw_feature_maps"
+            f"`{name}` must return class scores, floating-point of shape (B, classes), got "
+            f"{described(scores)}; use draw_feature_maps for dense outputs"
         )
     if classes is not None and len(classes) != scores.shape[1]:
         raise ValueError(
-            f"classes has {len(classes)} names, but {name} returns {scores.shape[1]} scores; "
-            "use one name per score"
+            f"`classes` must have one name per score, got {len(classes)} for the "
+            f"{scores.shape[1]} scores of `{name}`"
         )
-    probabilities = scores[0].to(torch.float64).softmax(0)
-    best = int(probabilities.argmax())
-    label = f"class {best}" if classes is None else classes[best]
-    return f"{label} {float(probabilities[best]):.0%}"
+    probability, best = scores[0].to(torch.float64).softmax(0).max(0)
+    label = f"class {int(best)}" if classes is None else classes[int(best)]
+    return f"{label} {float(probability):.0%}"

@@ -107,6 +107,7 @@ class Weighting(nn.Module, ABC):
         sparse: Whether most weights are 0. A weighting that is asked before the model runs then
             saves the passes of the copies that do not count.
         chooses: Whether the weights are a choice, which has no gradient.
+        equal: Whether all copies always count alike, so that a runner need not ask.
 
     Example:
         >>> import torch
@@ -129,6 +130,7 @@ class Weighting(nn.Module, ABC):
     reads: str | None = None
     sparse: bool = False
     chooses: bool = False
+    equal: bool = False
     # The names of the parameters that learn once it is unfrozen; None while it is not frozen.
     _learning: tuple[str, ...] | None = None
 
@@ -212,6 +214,8 @@ class Weighting(nn.Module, ABC):
 @final
 class Uniform(Weighting):
     """Equal weights, as in equi-tuning (first paper, equation 3)."""
+
+    equal = True
 
     def score(self, copies: Copies) -> Tensor | None:
         return None

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from equitune._checks import optional_tolerance, require_function, require_type
 from equitune._modes import evaluating
+from equitune.actions._tree import mapped
 from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
@@ -57,8 +58,9 @@ class Best(Weighting):
             that of the selected copy; None for no gradient.
         tie_tolerance: Losses closer than this to the minimum, relative to it, count as ties.
             Default by the dtype of the raw outputs: 1e-9 for float64, 1e-5 for float32, 5e-3 for
-            float16, 3e-2 for bfloat16. What rounding makes of the largest loss of a sample is the
-            least distance that counts.
+            float16, 3e-2 for bfloat16. So do losses that differ by no more than what the rounding
+            of the raw outputs makes of them, for which the loss is called a second time; with 0
+            only equal losses are ties.
 
     Raises:
         TypeError: If ``loss`` is not a function.
@@ -112,9 +114,14 @@ class Best(Weighting):
         tolerance = self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*copies.dtypes)
-        # Rounding of the dtype, times what a loss of many outputs sums up.
-        noise = max(torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point)
-        return select_minimum(-scores, tolerance, min(64 * noise, tolerance))
+        floating = [torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point]
+        rounding = min(1024 * max(floating, default=0.0), tolerance)
+        if not rounding:
+            return select_minimum(-scores, tolerance)
+        with torch.no_grad():
+            # What the rounding of the outputs makes of the losses, however these are scaled.
+            moved = copies.scores(lambda y: self.loss(mapped(y, lambda x: _shaken(x, rounding))))
+        return select_minimum(-scores, tolerance, (moved + scores).abs().nan_to_num(0.0, 0.0))
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)
@@ -180,6 +187,15 @@ def _differentiable(x: Tensor) -> bool:
 
 def _tangent(x: Tensor) -> Tensor | None:
     return None if torch.compiler.is_compiling() else forward_ad.unpack_dual(x).tangent
+
+
+def _shaken(x: Tensor, rounding: float) -> Tensor:
+    """Outputs (E, B, ...) whose entries are off by a rounding, one up and the next one down."""
+    if not x.is_floating_point():
+        return x
+    signs = torch.ones(x.shape[2:], dtype=x.dtype, device=x.device).flatten()
+    signs[::2] = -1
+    return torch.addcmul(x, x, signs.view(x.shape[2:]), value=rounding)
 
 
 def _first(weights: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class InputActions:
                 )
         annotations = Annotations([leaf for _, leaf in leaves])
         leaves = [(action, plain(leaf)) for action, leaf in leaves]
-        call = Call(backbone, backbone, args, kwargs, moved, leaves, self.group, output_action)
+        call = Call(backbone, args, kwargs, moved, leaves, self.group, output_action)
         return call, annotations
 
     def _positional(self, place: int) -> str:

@@ -91,18 +91,9 @@ class Symmetrized(OrbitModule):
         self.weighting: Weighting = require_type("weighting", weighting, Weighting, use)
         space = Values() if space is None else space
         self.space = require_type("space", space, Space, "a space such as Values(), or None")
-        reads = self.weighting.reads
-        kind = reads if reads in (None, "input", "output", "likelihood") else "submodule"
-        if kind is not None and kind not in self.runner.offers:
-            raise ValueError(
-                f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
-                f"offers, got {reads!r}; use another weighting, or another runner"
-            )
-        if kind == "submodule":
-            self._watch("weight_input", str(reads), "'input', 'output' or ")
         if submodule is not None:
             self._watch("submodule", submodule)
-        self._fast = self.runner.bind(self)
+        self._bind()
 
     @property
     def submodule(self) -> str | None:
@@ -146,8 +137,30 @@ class Symmetrized(OrbitModule):
         self.weighting.unfreeze()
         return self.train(self.training)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("runner", "weighting", "space") and "_fast" in vars(self):
+            self._bind()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_fast"}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._fast = self.runner.bind(self)
+
+    def _bind(self) -> None:
+        """Fits the weighting and the runner together, also where one of them has been replaced."""
+        reads = self.weighting.reads
+        kind = reads if reads in (None, "input", "output", "likelihood") else "submodule"
+        if kind is not None and kind not in self.runner.offers:
+            raise ValueError(
+                f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
+                f"offers, got {reads!r}; use another weighting, or another runner"
+            )
+        self._watches.pop("weight_input", None)
+        if kind == "submodule":
+            self._watch("weight_input", str(reads), "'input', 'output' or ")
         self._fast = self.runner.bind(self)
 
     def extra_repr(self) -> str:

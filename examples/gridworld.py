@@ -1,17 +1,35 @@
-"""A grid world with the symmetry of the square: an agent looks for a goal."""
+"""An environment: a grid world with the symmetry of the square, in which an agent looks for a goal.
+
+Importing this module registers ``equitune/Gridworld-v0``, which shows coordinates, and
+``equitune/PixelGridworld-v0``, which shows pictures::
+
+    import gymnasium
+    import gridworld
+    from equitune.rl import check_symmetry
+
+    env = gymnasium.make("equitune/Gridworld-v0")
+    print(check_symmetry(env, gridworld.rotations(), set_state=gridworld.set_state))
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
 
+import gymnasium
 import numpy as np
 
-from equitune._extras import require
+from equitune import ImageAction, c4
+from equitune.rl import Move, Symmetry, discrete_symmetry
 
-gymnasium: Any = require("gymnasium", '"equitune[rl]"')
-
-__all__ = ["CoordinateGridworld", "Gridworld", "PixelGridworld"]
+__all__ = [
+    "CoordinateGridworld",
+    "Gridworld",
+    "PixelGridworld",
+    "pixel_rotations",
+    "rotations",
+    "set_state",
+]
 
 Cell = tuple[int, int]
 
@@ -25,15 +43,14 @@ GOAL, AGENT = (46, 160, 67), (9, 105, 218)
 BACKGROUND, LINE = 255, 216
 
 
-class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
+class Gridworld(gymnasium.Env, ABC):
     """An agent walks on a square grid to a goal; episodes put both on any two cells.
 
     Actions are 0 (right), 1 (up), 2 (left) and 3 (down); walls stop the agent. Each step costs 1,
-    and the one that reaches the goal costs nothing and ends the episode. Turning the grid
+    but the one that reaches the goal is free and ends the episode. Turning the grid
     counter-clockwise by 90 degrees turns right into up, up into left, and so on.
 
-    ``gymnasium.make("equitune/Gridworld-v0")`` gives one with coordinates,
-    ``"equitune/PixelGridworld-v0"`` one with pictures; both cut episodes off after 100 steps.
+    The registered environments cut episodes off after 100 steps.
 
     Args:
         size: The cells of each side.
@@ -48,9 +65,11 @@ class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
 
     def __init__(self, size: int = 7, render_mode: str | None = None) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
-            raise ValueError(f"size is {size!r}; use a whole number of 2 or more")
+            raise ValueError(f"`size` must be an int of 2 or more, got {size!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode is {render_mode!r}; use 'rgb_array', 'ansi' or None")
+            raise ValueError(
+                f"`render_mode` must be 'rgb_array', 'ansi' or None, got {render_mode!r}"
+            )
         self.size = size
         self.render_mode = render_mode
         self.action_space = gymnasium.spaces.Discrete(len(MOVES))
@@ -68,7 +87,7 @@ class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
 
     @abstractmethod
     def _cells(self, observation: Any) -> tuple[Cell, Cell] | None:
-        """The cells of agent and goal; None, or any two, if the observation is none."""
+        """The cells of agent and goal; None, or any two, if it shows none."""
 
     def set_state(self, observation: Any) -> None:
         """Puts the agent and the goal where an observation says.
@@ -83,15 +102,18 @@ class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
         space = self.observation_space
         if given.shape != space.shape:
             raise ValueError(
-                f"observation has shape {given.shape}; those of this grid have {space.shape}"
+                f"`observation` must be of shape {space.shape} on this grid, got {given.shape}"
             )
         cells = self._cells(given)
         # Put together again, so that nothing but agent and goal can be in it.
         if cells is None or not np.allclose(self._observe(*cells), given, rtol=0, atol=1e-4):
-            raise ValueError(f"observation shows no agent and goal on a grid of {self.size} cells")
+            raise ValueError(
+                f"`observation` must show one agent and one goal on a grid of {self.size} x "
+                f"{self.size} cells"
+            )
         if cells[0] == cells[1]:
             raise ValueError(
-                "observation shows the agent on the goal, where the episode has ended; use one "
+                "`observation` shows the agent on the goal, where the episode has ended; use one "
                 "from before the end"
             )
         self.agent, self.goal = cells
@@ -108,7 +130,9 @@ class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Goes one cell on."""
         if not self.action_space.contains(action):
-            raise ValueError(f"action is {action!r}; use 0 (right), 1 (up), 2 (left) or 3 (down)")
+            raise ValueError(
+                f"`action` must be 0 (right), 1 (up), 2 (left) or 3 (down), got {action!r}"
+            )
         (x, y), (right, up) = self.agent, MOVES[int(action)]
         last = self.size - 1
         self.agent = (min(max(x + right, 0), last), min(max(y + up, 0), last))
@@ -130,10 +154,7 @@ class Gridworld(gymnasium.Env, ABC):  # type: ignore[misc]
 
 @final
 class CoordinateGridworld(Gridworld):
-    """Observations are (agent x, agent y, goal x, goal y), float32 from -1 to 1; 0 is the middle.
-
-    As :class:`Gridworld` in all else.
-    """
+    """Shows (agent x, agent y, goal x, goal y), float32 from -1 to 1; 0 is the middle."""
 
     def _space(self) -> Any:
         return gymnasium.spaces.Box(-1.0, 1.0, shape=(4,), dtype=np.float32)
@@ -153,9 +174,9 @@ class CoordinateGridworld(Gridworld):
 
 @final
 class PixelGridworld(Gridworld):
-    """Observations are pictures, (3, 8 size, 8 size) uint8, channels first.
+    """Shows pictures, (3, 8 size, 8 size) uint8, channels first.
 
-    The agent is a blue disc, the goal a green square. As :class:`Gridworld` in all else.
+    The agent is a blue disc, the goal a green square.
     """
 
     def _space(self) -> Any:
@@ -178,6 +199,24 @@ class PixelGridworld(Gridworld):
         return agent, goal
 
 
+def set_state(env: Any, observation: Any) -> None:
+    """Puts a grid world, wrapped or not, into the state that an observation shows."""
+    env.unwrapped.set_state(observation)
+
+
+def rotations() -> Symmetry:
+    """The rotations of the grid, counter-clockwise, on coordinates: c4."""
+    turned = {"agent x": "agent y", "agent y": "-agent x", "goal x": "goal y", "goal y": "-goal x"}
+    moves = ("right", "up", "left", "down")
+    after = dict(zip(moves, moves[1:] + moves[:1], strict=True))
+    return discrete_symmetry(list(turned), moves, [Move(turned, after, "r")])
+
+
+def pixel_rotations() -> Symmetry:
+    """The rotations of the grid, counter-clockwise, on pictures: c4."""
+    return Symmetry(ImageAction(c4()), rotations().on_actions)
+
+
 def _picture(size: int, agent: Cell, goal: Cell, cell: int) -> Any:
     """(size * cell, size * cell, 3) uint8; the picture of a turned grid is the turned picture."""
     side = size * cell
@@ -197,7 +236,7 @@ def _picture(size: int, agent: Cell, goal: Cell, cell: int) -> Any:
 
 def _register() -> None:
     for name, kind in (("Gridworld", CoordinateGridworld), ("PixelGridworld", PixelGridworld)):
-        # Not twice, which gymnasium warns of: modules may be loaded again.
+        # gymnasium warns of a second registration, and modules may be loaded again.
         if f"equitune/{name}-v0" not in gymnasium.registry:
             gymnasium.register(
                 f"equitune/{name}-v0",
