@@ -263,10 +263,9 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         if isinstance(logits_to_keep, int) and labels is None:
             passed["logits_to_keep"] = logits_to_keep
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
-        action, backbone = self.words.action, self.backbone
-        call = Call(backbone, backbone, (input_ids,), given | passed, {0: action},
-                    [(action, input_ids)], self.group, self.output_action,
-                    self._watched("weight_input"))  # fmt: skip
+        action = self.words.action
+        call = Call(self.backbone, (input_ids,), given | passed, {0: action}, [(action, input_ids)],
+                    self.group, self.output_action, self._watched("weight_input"))  # fmt: skip
         mix = self._mixing() if mix is None else mix
         logits = self.runner.run(call, mix, self._elements(elements, input_ids))
         if isinstance(logits_to_keep, Tensor):
