@@ -15,7 +15,7 @@ from equitune.actions._tree import mapped
 from equitune.functional import widened
 from equitune.spaces import LOCAL, Space, Sums
 
-__all__ = ["Copies", "Mean", "Uniform", "Weighting", "join", "require_one_shape"]
+__all__ = ["Copies", "Uniform", "Weighting", "join", "require_one_shape"]
 
 Mean = Callable[[Tensor | None], Tensor]
 """The mean of the copies of one tensor of the output, as a function of the weights."""
@@ -228,6 +228,9 @@ class Weighting(nn.Module, ABC):
 @final
 class Uniform(Weighting):
     """Equal weights, as in equi-tuning (first paper, equation 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     equal = True
 
