@@ -90,7 +90,7 @@ def test_orientation_is_learned(make, weight_input):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     model = LambdaEquiTune(backbone, C4, weight_net=make(), weight_input=weight_input)
     model.freeze_backbone().train()
-    optimizer = torch.optim.Adam(model.weighting.net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.weighting.weight_net.parameters(), lr=1e-2)
     before = model.explain(images).weights[0].mean().detach()
     for _ in range(60):
         scores = model.explain(images).scores

@@ -172,8 +172,9 @@ def can_be_averaged(outputs: Tensor) -> bool:
 
 
 def widened(x: Tensor) -> Tensor:
-    """A floating-point tensor in float32 or higher, for scores that shall not lose digits."""
-    require_tensor("x", x, "(...)")
+    """A floating-point tensor in float32 or higher, for scores that keep their digits."""
+    if require_tensor("x", x, "(...)").dtype in (torch.float32, torch.float64):
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -204,9 +205,9 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None 
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
     minimum = scores.amin(dim=0, keepdim=True)
-    # The first condition is for minima that are infinite or zero.
-    ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())
+    limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
+    # The limit is NaN where the minimum is infinite.
+    ties = scores <= torch.fmax(minimum, limit)
     if noise is not None:
         ties = ties | (scores - noise <= (scores + noise).amin(dim=0, keepdim=True))
-    chosen = ties.to(scores.dtype)
-    return chosen / chosen.sum(dim=0, keepdim=True)
+    return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_int, require_ints, require_type
+from equitune._checks import require_int, require_ints, require_module, require_type
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -42,6 +42,7 @@ class Prefixes(Runner):
     offers = frozenset({"output", "submodule"})
 
     def __init__(self, model: Any, action: Action, general: Sequence[int] = ()) -> None:
+        require_module("model", model)
         require_type("action", action, Action, "words.action")
         size = require_int("action.vocabulary_size", action.vocabulary_size, "words.action")
         permutations = action.orbit(torch.arange(size)[:, None])[..., 0]
@@ -90,7 +91,7 @@ class Prefixes(Runner):
             own = options | given.options(branches.examples // rows.shape[1], start, stop)
             part = self._pass(call, moved[branches.examples, start:stop], own, cache, wanted)
             if cache is not None and cache.get_seq_length() != past + stop:
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             if wanted > 0:
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
@@ -108,7 +109,7 @@ class Prefixes(Runner):
             with few_rows(tokens):
                 output = call.backbone(tokens, return_dict=True, **options)
             if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             return output.logits
 
         part = dataclasses.replace(
