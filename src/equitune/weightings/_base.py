@@ -229,10 +229,10 @@ class Weighting(nn.Module, ABC):
 class Uniform(Weighting):
     """Equal weights, as in equi-tuning (first paper, equation 3)."""
 
+    equal = True
+
     def __init__(self) -> None:
         super().__init__()
-
-    equal = True
 
     def score(self, copies: Copies) -> Tensor | None:
         return None
