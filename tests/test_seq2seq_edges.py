@@ -213,11 +213,11 @@ def test_they_compile_to_one_graph(index):
 def test_phases_of_lambda():
     model = all_wrappers()[2]
     learned = weights_phase(model)
-    assert {id(p) for p in learned} == {id(p) for p in model.weighting.net.parameters()}
+    assert {id(p) for p in learned} == {id(p) for p in model.weighting.weight_net.parameters()}
     assert not any(p.requires_grad for p in model.backbone.parameters())
     learned = backbone_phase(model)
     assert {id(p) for p in learned} == {id(p) for p in model.backbone.parameters()}
-    assert not model.weighting.net.training
+    assert not model.weighting.weight_net.training
     assert len(joint_phase(model)) == len(list(model.parameters()))
     reads = LambdaSeq2Seq(
         CASE.decoder(), CASE.source, CASE.tokens,
@@ -239,13 +239,13 @@ def test_a_proxy_module_stays_in_eval_mode_and_gets_no_gradient():
             return self.scale * mean_error_probability(decoded)
 
     model = EquiZeroSeq2Seq(CASE.decoder(), CASE.source, CASE.tokens, proxy_loss=Learned())
-    assert not model.weighting.loss.training
+    assert not model.weighting.proxy_loss.training
     model.train()
     assert model.backbone.training
-    assert not model.weighting.loss.training
-    assert "weighting.loss.scale" in model.state_dict()
+    assert not model.weighting.proxy_loss.training
+    assert "weighting.proxy_loss.scale" in model.state_dict()
     backbone_phase(model)
-    assert not model.weighting.loss.scale.requires_grad
+    assert not model.weighting.proxy_loss.scale.requires_grad
 
 
 def test_the_backbone_keeps_its_mode_weights_and_flags():

@@ -170,7 +170,8 @@ class Action(ABC):
             ValueError: If a shape or an element is wrong.
             TypeError: If ``x`` is not a tensor, or ``g`` not of a type of elements.
         """
-        require_batch(x, "x", self)
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            require_batch(x, "x", self)
         for dim, size in self.extent.items():
             place = dim % x.dim() if -x.dim() <= dim < x.dim() else 0
             if not place or size not in (None, x.shape[place]):
@@ -178,7 +179,8 @@ class Action(ABC):
                 must = f"have {must} {dim} after the batch dimension for {type(self).__name__}"
                 require(False, "x", must, f"shape {tuple(x.shape)}", "(B, ...)")
         if isinstance(g, int):
-            self.group.check_element(g)
+            if g:
+                self.group.check_element(g)
             return
         require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
         require(g.dtype == torch.int64, "g", "be int64", f"{g.dtype}", "g.long()", TypeError)

@@ -41,7 +41,7 @@ class ImageAction(Action):
         dims: The dimensions of height and width.
 
     Raises:
-        ValueError: If ``elements`` is missing for another group than c4 and d4, or is no
+        ValueError: If ``elements`` is missing for another group than c4 and d4, or is not a
             homomorphism into d4; the message names the pair of elements.
 
     Example:
@@ -143,7 +143,7 @@ class VectorFieldAction(Composed):
 
     Args:
         group: The group that acts.
-        elements: As for :class:`ImageAction`.
+        elements: The element of d4 that each element performs; None for c4 and d4 themselves.
         dims: The dimensions of height and width.
         channel_dim: The dimension of the vectors' components. Its size is 3, or a multiple of 2
             for one or more vectors, one after the other.
@@ -152,7 +152,8 @@ class VectorFieldAction(Composed):
             what ``torch.gradient`` gives along (-2, -1), use ``(-2, -1)``.
 
     Raises:
-        ValueError: As for :class:`ImageAction`; also if ``components`` are not the two ``dims``.
+        ValueError: If ``elements`` are missing or not a homomorphism into d4, or ``components`` are
+            not the two ``dims``.
 
     Example:
         >>> import torch
@@ -184,7 +185,7 @@ class VectorFieldAction(Composed):
         right = sorted(self.components) == sorted(self.dims)
         require(right, "components", must, self.components, "(-1, -2) for (x, y)")
         self._require_channels(channel_dim in self.dims, self.dims)
-        moves = [vector_moves(element) for element in self.elements]
+        moves = [vector_moves(element) for element in self._pixels.elements]
         if self.components == self.dims:
             moves = [((1 - y[0], y[1]), (1 - x[0], x[1])) for x, y in moves]
         # A third component, towards the viewer, keeps its value.
@@ -198,11 +199,6 @@ class VectorFieldAction(Composed):
     def dims(self) -> tuple[int, int]:
         """The dimensions of height and width."""
         return self._pixels.dims
-
-    @property
-    def elements(self) -> tuple[int, ...]:
-        """The element of d4 that each element performs."""
-        return self._pixels.elements
 
     @property
     def extent(self) -> Mapping[int, int | None]:

@@ -248,8 +248,7 @@ class TokenAction(Composed, each_sample=True):
     Raises:
         TypeError: If ``permutations`` are not integers. Calls raise it for anything but ids of an
             integer dtype that holds the whole vocabulary, unlike uint8 for 300 ids.
-        ValueError: If ``permutations`` are not an action, as for :class:`PermutationAction`. Calls
-            raise it in eager mode on the CPU and outside of ``vmap`` for an id outside the
+        ValueError: If a row is not a permutation, or the rows are not a homomorphism. Calls raise it in eager mode on the CPU and outside of ``vmap`` for an id outside the
             vocabulary.
 
     Example:

@@ -13,7 +13,6 @@ from torch import Tensor
 from equitune._checks import require, require_type
 from equitune.actions._base import Action, Composed, Pulled
 from equitune.actions._tree import common_group
-from equitune.groups import FiniteGroup
 
 SLACK = 1e3
 """How many roundings two matrices may be from commuting."""
@@ -30,6 +29,10 @@ class ProductAction(Composed):
         first: The action of G.
         second: The action of H; the group is ``first.group * second.group``.
 
+    Attributes:
+        first: How the whole group acts by its first factor.
+        second: How it acts by its second factor.
+
     Raises:
         TypeError: If one of them is not an action on a single tensor.
         ValueError: If the actions do not commute, or cannot act on one tensor; the message names
@@ -44,9 +47,11 @@ class ProductAction(Composed):
     """
 
     def __init__(self, first: Action, second: Action) -> None:
-        _require_factors(first, second)
+        _check_commuting(first, second)
+        group = first.group * second.group
         pairs = itertools.product(first.group.elements, second.group.elements)
-        self._set(first, second, first.group * second.group, list(pairs))
+        by_first, by_second = zip(*pairs, strict=True)
+        self._set(Pulled(first, group, by_first), Pulled(second, group, by_second))
 
     @classmethod
     def simultaneous(cls, first: Action, second: Action) -> ProductAction:
@@ -70,31 +75,16 @@ class ProductAction(Composed):
             >>> ProductAction.simultaneous(flip, sides).group.order
             2
         """
-        _require_factors(first, second)
+        _check_commuting(first, second)
         common_group({"first": first, "second": second})
         diagonal = object.__new__(cls)
-        diagonal._set(first, second, first.group, [(g, g) for g in first.group.elements])
+        diagonal._set(first, second)
         return diagonal
 
-    def _set(
-        self, first: Action, second: Action, group: FiniteGroup, pairs: list[tuple[int, int]]
-    ) -> None:
-        _check_commuting(first, second)
-        self.group = group
-        self._first = Pulled(first, group, [a for a, _ in pairs])
-        self._second = Pulled(second, group, [b for _, b in pairs])
+    def _set(self, first: Action, second: Action) -> None:
+        self.first, self.second, self.group = first, second, first.group
         self.image_dims = first.image_dims or second.image_dims
         self.promise_as(first, second)
-
-    @property
-    def first(self) -> Action:
-        """The action of the first factor."""
-        return self._first.action
-
-    @property
-    def second(self) -> Action:
-        """The action of the second factor."""
-        return self._second.action
 
     @property
     def extent(self) -> Mapping[int, int | None]:
@@ -106,33 +96,16 @@ class ProductAction(Composed):
         super().check(x, g)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
-        moved: Tensor = self._first.unchecked_transform(self._second.unchecked_transform(x, g), g)
+        moved: Tensor = self.first.unchecked_transform(self.second.unchecked_transform(x, g), g)
         return moved
 
-    def __repr__(self) -> str:
-        return f"ProductAction({self.first!r}, {self.second!r})"
 
-
-def _require_factors(*factors: Action) -> None:
-    for name, action in zip(("first", "second"), factors, strict=True):
+def _check_commuting(first: Action, second: Action) -> None:
+    for name, action in (("first", first), ("second", second)):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
         single, got = action.fields is None, f"a {type(action).__name__}"
         use = "products in the fields of the structure"
         require(single, name, "act on one tensor", got, use, TypeError)
-
-
-def _merged(first: Action, second: Action) -> dict[int, int | None]:
-    sizes = dict(first.extent)
-    for dim, size in second.extent.items():
-        known = sizes.get(dim, size)
-        right = None in (known, size) or known == size
-        got = f"{size} and {known} entries along dim {dim}"
-        require(right, "second", "fit one tensor with first", got, "actions on one shape")
-        sizes[dim] = size if known is None else known
-    return sizes
-
-
-def _check_commuting(first: Action, second: Action) -> None:
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
     for a, b in itertools.product(first.group.generators, second.group.generators):
@@ -148,6 +121,17 @@ def _check_commuting(first: Action, second: Action) -> None:
             f"another order that gives another result for element {a} of the first and element {b}"
         )
         require(right, "second", "commute with first", got, "actions that commute")
+
+
+def _merged(first: Action, second: Action) -> dict[int, int | None]:
+    sizes = dict(first.extent)
+    for dim, size in second.extent.items():
+        known = sizes.get(dim, size)
+        right = None in (known, size) or known == size
+        got = f"{size} and {known} entries along dim {dim}"
+        require(right, "second", "fit one tensor with first", got, "actions on one shape")
+        sizes[dim] = size if known is None else known
+    return sizes
 
 
 def _probe(first: Action, second: Action) -> Tensor:

@@ -33,7 +33,7 @@ class Table:
             return self.host
         if device in self._copies:
             return self._copies[device]
-        # What a tracer makes here is no real tensor and must not outlive the trace. (To give the
+        # What a tracer makes here is not a real tensor and must not outlive it. (To give the
         # tracer a constant would be wrong: modules share its graphs.)
         if torch.compiler.is_compiling():
             return self.host.to(device)

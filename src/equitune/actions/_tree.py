@@ -64,7 +64,7 @@ class TreeAction(Structured):
             is that of a list of any length.
 
     Raises:
-        ValueError: If there is no action, or the actions are of different groups.
+        ValueError: If no action is given, or the actions are of different groups.
         TypeError: If ``actions`` is neither a mapping nor a sequence, or an entry is neither an
             action nor ``Drop()``.
 
@@ -159,8 +159,8 @@ class OneOf(Structured):
         actions: The actions, the first that fits counts.
 
     Raises:
-        ValueError: If there is no action, or the actions are of different groups.
-        TypeError: If an entry is no action. Calls raise it for a structure that none fits.
+        ValueError: If no action is given, or the actions are of different groups.
+        TypeError: If an entry is not an action. Calls raise it for a structure that none fits.
 
     Example:
         >>> import torch

@@ -35,7 +35,8 @@ class MatrixProducts(Runner):
     checks of each call would take longer than the network; this runner is made for such networks.
     It has the values, weights and gradients of :class:`Batches`. Other calls go through that
     runner: half precision, autocast, inputs that are not (B, n), a submodule that is read or
-    replaced, and weightings that choose copies before the network runs.
+    replaced, weightings that choose copies before the network runs, actions that are not linear,
+    and while a model is compiled or exported that has never been called.
 
     Observations and outputs of the network must be finite: products of 0 and infinity are NaN. For
     a network that returns -inf for masked actions, use ``Batches()``.
@@ -109,8 +110,7 @@ class MatrixProducts(Runner):
                 tables = self._tables(action, output_action, model.group.elements, x)
                 if tables is None:
                     return None
-                if _outlasts(tables.before):
-                    known[x.device, x.dtype] = tables
+                known[x.device, x.dtype] = tables
             copies = torch.mm(x, tables.before).view(-1, tables.size)
             inputs = copies.clone() if reads_inputs else None
             raw = modules["backbone"](copies)
@@ -129,19 +129,21 @@ class MatrixProducts(Runner):
         """The tables for a dtype and a device; None where only the copies themselves are exact."""
         kind = x.device.type
         if (
-            x.dim() != 2
+            torch.compiler.is_compiling()
+            or x.dim() != 2
             or x.dtype not in (torch.float32, torch.float64)
             or not (action.linear and output_action.linear)
             or torch.is_autocast_enabled(kind)
             or (kind != "cpu" and torch.get_float32_matmul_precision() != "highest")
         ):
             return None
-        key = (action, output_action, tuple(elements), x.shape[1], x.device, x.dtype)
+        # The tables hold their actions, so that no other object has these ids.
+        key = (id(action), id(output_action), tuple(elements), x.shape[1], x.device, x.dtype)
         tables = self._known.get(key)
-        if tables is None:
-            tables = Tables(action, output_action, elements, x)
-            if _outlasts(tables.before):
-                self._known[key] = tables
+        # What a tracer makes is not a real tensor, and must not outlive the trace.
+        if tables is None and type(torch.empty(0)) is Tensor:
+            with torch.inference_mode(False):
+                tables = self._known[key] = Tables(action, output_action, elements, x)
         return tables
 
 
@@ -159,7 +161,7 @@ class Tables:
         self.size, self.count = x.shape[1], len(elements)
         self.device_type, self.dtypes = x.device.type, (x.dtype,)
         self.before = _put(matrices(action, self.size)[[*elements]].permute(2, 0, 1).flatten(1), x)
-        self._output_action = output_action
+        self.actions = action, output_action
         self._inverses = [action.group.inverses[g] for g in elements]
         self._after: dict[int, After] = {}
 
@@ -172,10 +174,9 @@ class Tables:
             )
         after = self._after.get(raw.shape[1])
         if after is None:
-            undone = matrices(self._output_action, raw.shape[1])[self._inverses].mT
-            after = After(undone, copies)
-            if _outlasts(after.mean):
-                self._after[raw.shape[1]] = after
+            with torch.inference_mode(False):
+                undone = matrices(self.actions[1], raw.shape[1])[self._inverses].mT
+                after = self._after[raw.shape[1]] = After(undone, copies)
         return after
 
     def stack(self, rows: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class After:
         if factors is None:
             moved = shaking(outputs, rounding)
             factors = torch.stack([torch.ones_like(moved), moved])[:, None, None]
-            if _outlasts(factors):
+            if type(factors) is Tensor and not torch.compiler.is_compiling():
                 self._factors[rounding] = factors
         return factors
 
@@ -277,10 +278,4 @@ class Rows(Copies):
 
 def _put(table: Tensor, like: Tensor) -> Tensor:
     """A table where it is used; products with transposed tables would take longer."""
-    with torch.inference_mode(False):
-        return table.to(like.device, like.dtype).contiguous()
-
-
-def _outlasts(table: Tensor) -> bool:
-    """Whether it may be kept: what a tracer makes is not a real tensor, and ends with the trace."""
-    return type(table) is Tensor and not torch.compiler.is_compiling()
+    return table.to(like.device, like.dtype).contiguous()

@@ -62,7 +62,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         >>> from equitune.text import OrbitLM, ResolvedWords
         >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
         >>> words = ResolvedWords(TokenAction.cyclic_swaps(20, [(3, 4)]), (), ((3, 4),), ())
-        >>> weighting = Learned(torch.nn.Linear(8, 1), reads="transformer.ln_f")
+        >>> weighting = Learned(torch.nn.Linear(8, 1), weight_input="transformer.ln_f")
         >>> model = OrbitLM(GPT2LMHeadModel(config).eval(), words, weighting=weighting)
         >>> model.explain(torch.tensor([[1, 3, 7]])).weights.shape
         torch.Size([2, 1, 3])
@@ -263,10 +263,9 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         if isinstance(logits_to_keep, int) and labels is None:
             passed["logits_to_keep"] = logits_to_keep
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
-        action, backbone = self.words.action, self.backbone
-        call = Call(backbone, backbone, (input_ids,), given | passed, {0: action},
-                    [(action, input_ids)], self.group, self.output_action,
-                    self._watched("weight_input"))  # fmt: skip
+        action = self.words.action
+        call = Call(self.backbone, (input_ids,), given | passed, {0: action}, [(action, input_ids)],
+                    self.group, self.output_action, self._watched("weight_input"))  # fmt: skip
         mix = self._mixing() if mix is None else mix
         logits = self.runner.run(call, mix, self._elements(elements, input_ids))
         if isinstance(logits_to_keep, Tensor):

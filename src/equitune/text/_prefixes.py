@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_int, require_ints, require_type
+from equitune._checks import require_int, require_ints, require_module, require_type
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -42,6 +42,7 @@ class Prefixes(Runner):
     offers = frozenset({"output", "submodule"})
 
     def __init__(self, model: Any, action: Action, general: Sequence[int] = ()) -> None:
+        require_module("model", model)
         require_type("action", action, Action, "words.action")
         size = require_int("action.vocabulary_size", action.vocabulary_size, "words.action")
         permutations = action.orbit(torch.arange(size)[:, None])[..., 0]
