@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitune._checks import naming, require_mean, require_number, require_tensor, require_type
+from equitune._checks import (
+    naming,
+    require_int,
+    require_mean,
+    require_number,
+    require_tensor,
+    require_type,
+)
 from equitune.actions import Action
 
 __all__ = [
@@ -147,6 +154,8 @@ def matrices(action: Action, size: int) -> Tensor:
         >>> matrices(PermutationAction(cyclic(2), [(0, 1), (1, 0)]), 2).int().tolist()
         [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
     """
+    require_type("action", action, Action, "one such as a MatrixAction")
+    size = require_int("size", size, "the number of entries", least=1)
     basis = torch.eye(size, dtype=torch.float64, device="cpu")
     try:
         found: Tensor = action.orbit(basis).mT.contiguous()
