@@ -72,13 +72,15 @@ def test_a_symmetric_input_shares_and_stays_equivariant():
 def test_pieces_training_and_empty_batches():
     backbone, x = ConvNet(3, 4, dense=False).double().eval(), photographs()
     model = Canonicalize(backbone, ACTION, weight_net=AnyWeightNet().double()).eval()
-    pieces = Canonicalize(backbone, ACTION, weight_net=model.weighting.net, chunk_size=2).eval()
+    pieces = Canonicalize(
+        backbone, ACTION, weight_net=model.weighting.weight_net, chunk_size=2
+    ).eval()
     torch.testing.assert_close(pieces(x), model(x), rtol=1e-12, atol=1e-12)
     assert model(x[:0]).shape == (0, 4)
     model.train()
     model(x).sum().backward()
     assert all(p.grad is not None for p in backbone.parameters())
-    assert all(p.grad is None for p in model.weighting.net.parameters())
+    assert all(p.grad is None for p in model.weighting.weight_net.parameters())
 
 
 @pytest.mark.parametrize("size", [(6, 6), (5, 7)], ids=str)
@@ -132,7 +134,7 @@ def test_weights_trained_in_lambda_equitune():
     net = AnyWeightNet().double()
     backbone, x = ConvNet(3, 4, dense=False).double().eval(), photographs()
     soft = LambdaEquiTune(backbone, ACTION, weight_net=net).eval()
-    hard = Canonicalize(soft.unwrap(), ACTION, weight_net=soft.weighting.net).eval()
+    hard = Canonicalize(soft.unwrap(), ACTION, weight_net=soft.weighting.weight_net).eval()
     assert torch.equal(hard.explain(x).elements, soft.explain(x).elements)
     # Ever surer weights lead from the one to the other.
     with torch.no_grad():

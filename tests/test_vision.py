@@ -350,7 +350,7 @@ def test_torchvision_detectors_and_segmenters():
     assert_equivariant(EquiTune(segmenter, C4, maps), pictures, C4, maps)
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(segmenter, pictures, C4, maps)
-    with pytest.raises(ValueError, match=r"an action for 'aux', but .* fields .'out'."):
+    with pytest.raises(ValueError, match=r"the field 'aux' .* fields .'out'."):
         EquiTune(segmenter, C4, TreeAction({"out": C4, "aux": C4}))(pictures)
 
 

@@ -90,7 +90,7 @@ def test_orientation_is_learned(make, weight_input):
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     model = LambdaEquiTune(backbone, C4, weight_net=make(), weight_input=weight_input)
     model.freeze_backbone().train()
-    optimizer = torch.optim.Adam(model.weighting.net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.weighting.weight_net.parameters(), lr=1e-2)
     before = model.explain(images).weights[0].mean().detach()
     for _ in range(60):
         scores = model.explain(images).scores
@@ -107,9 +107,9 @@ def test_orientation_is_learned(make, weight_input):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: MlpWeightNet(0), "in_features is 0; use a whole number of 1 or more"),
-    (lambda: MlpWeightNet(3, 1.5), r"hidden_features is 1\.5; use"),
-    (lambda: ConvWeightNet(0), "in_channels is 0; use"),
+    (lambda: MlpWeightNet(0), "`in_features` must be 1 or more, got 0; use a whole"),
+    (lambda: MlpWeightNet(3, 1.5), r"`hidden_features` must be 1 or more, got 1\.5"),
+    (lambda: ConvWeightNet(0), "`in_channels` must be 1 or more, got 0"),
     (lambda: AttentionWeightNet(3, 10, 4), "hidden_features is 10 and heads is 4; use a multiple"),
     (lambda: AttentionWeightNet(3, 8, 0), "heads is 0; use"),
     (lambda: MlpWeightNet(3)(torch.zeros(2, 4)), "4 features each in `copies`"),

@@ -376,7 +376,7 @@ def test_a_frozen_scorer_stays_in_eval_mode():
 
     model = EquiZero(backbone(), ACTION, proxy_loss=Scorer()).train()
     assert model.backbone.training
-    assert not model.weighting.loss.drop.training
+    assert not model.weighting.proxy_loss.drop.training
 
 
 def test_explain_says_what_forward_does(wrapper):
@@ -532,7 +532,7 @@ def test_a_frozen_weight_network_stays_in_eval_mode():
     model = LambdaEquiTune(backbone(), ACTION, weight_net=net).train()
     assert net.training
     net.requires_grad_(False)
-    assert not model.train().weighting.net.training
+    assert not model.train().weighting.weight_net.training
 
 
 def test_no_hook_outlives_its_wrapper():

@@ -382,7 +382,7 @@ def test_equizero_is_a_loop_over_the_elements(action, classifier, images):
 def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
     model = symmetrized(classifier, action, "LambdaEquiTune")
     logits, told = model(images), model.explain(images)
-    net = model.encoder.weighting.net
+    net = model.encoder.weighting.weight_net
     for i, image in enumerate(images):
         copies = [unit(classifier.encoder(action.transform(image[None], g))[0])
                   for g in action.group.elements]  # fmt: skip

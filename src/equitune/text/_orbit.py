@@ -62,7 +62,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         >>> from equitune.text import OrbitLM, ResolvedWords
         >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
         >>> words = ResolvedWords(TokenAction.cyclic_swaps(20, [(3, 4)]), (), ((3, 4),), ())
-        >>> weighting = Learned(torch.nn.Linear(8, 1), reads="transformer.ln_f")
+        >>> weighting = Learned(torch.nn.Linear(8, 1), weight_input="transformer.ln_f")
         >>> model = OrbitLM(GPT2LMHeadModel(config).eval(), words, weighting=weighting)
         >>> model.explain(torch.tensor([[1, 3, 7]])).weights.shape
         torch.Size([2, 1, 3])

@@ -74,13 +74,13 @@ class BoxAction(CoordinateAction):
         if box_format not in FORMATS:
             raise ValueError(f"box_format is {box_format!r}; use one of {FORMATS}")
         self.box_format: BoxFormat = box_format
-        self._set(images, image_size)
+        super().__init__(images, image_size)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
         if self.box_format != "xywh":
-            found: Tensor = self._coordinates.unchecked_transform(x, g)
+            found: Tensor = self.coordinates.unchecked_transform(x, g)
             return found
-        moved = self._coordinates.unchecked_transform(corners(x, "xywh"), g)
+        moved = self.coordinates.unchecked_transform(corners(x, "xywh"), g)
         moved = torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
         return in_format_of(x, moved)
 
