@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equitune.wrappers._lambda_equitune import orbit_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -34,6 +33,7 @@ from equitune.weight_nets import (
     ConvWeightNet,
     FrozenFeatures,
     MlpWeightNet,
+    OrbitWeightNet,
 )
 from experiment import measure, measure_invariant
 
@@ -84,6 +84,13 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @torch.inference_mode()
+def logits_of(net: nn.Module, stack: Tensor) -> Tensor:
+    """The logits (|G|, B) of a weight network for copies (|G|, B, ...)."""
+    if isinstance(net, OrbitWeightNet):
+        return net(stack)
+    return net(stack.flatten(0, 1)).reshape(stack.shape[:2])
+
+
 def seen(backbone: nn.Module, weight_input: str, images: Tensor) -> Tensor:
     """What a weight network reads of all copies of all images, (4, N, ...), in bfloat16."""
     features = FrozenFeatures(backbone, weight_input)
@@ -111,7 +118,7 @@ def train(
             order = torch.randperm(len(labels), generator=generator)
             for batch in order.split(BATCH)[: len(labels) // BATCH]:
                 copies = stack[:, batch].float()
-                scores = orbit_logits(net, [copies], [tuple(ACTION.group.elements)], "the stack")
+                scores = logits_of(net, copies)
                 averaged = weighted_mean(outputs[:, batch].float(), scores.softmax(0))
                 loss = F.cross_entropy(averaged, labels[batch]) + upright_loss(scores)
                 optimizer.zero_grad()

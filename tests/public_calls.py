@@ -23,13 +23,16 @@ from torch import nn
 
 from equitune import (
     Best,
+    Canonical,
     Canonicalize,
     Embedding,
     EquiTune,
     EquiZero,
+    Explaining,
     FiniteGroup,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     MatrixAction,
     OneOf,
     PermutationAction,
@@ -38,9 +41,11 @@ from equitune import (
     RegularFeatureAction,
     RegularFeatures,
     SignedPermutationAction,
+    Symmetrized,
     TokenAction,
     TreeAction,
     TrivialAction,
+    Uniform,
     VectorFieldAction,
     WholeBatchAction,
     audit,
@@ -60,8 +65,10 @@ from equitune import (
     training,
     vision,
     viz,
-    weights,
+    weight_nets,
 )
+from equitune.runners import Batches, Loop
+from equitune.spaces import Probabilities
 from equitune.testing import strategies
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +115,7 @@ TURN = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
 TOKENS = TokenAction.cyclic_swaps(9, [(4, 5)])
 OUTPUT_TOKENS = TokenAction.cyclic_swaps(7, [(4, 5)])
 POINTS = RegularFeatureAction(TrivialAction(C4))
+MIRROR = rl.cartpole_mirror()
 
 
 def net(outputs: int = 3) -> nn.Module:
@@ -119,7 +127,9 @@ def scorer() -> nn.Module:
 
 
 def tuned() -> LambdaEquiTune:
-    return LambdaEquiTune(net(), IMAGES, weight_net=weights.MlpWeightNet(3), weight_input="output")
+    return LambdaEquiTune(
+        net(), IMAGES, weight_net=weight_nets.MlpWeightNet(3), weight_input="output"
+    )
 
 
 CORE = {
@@ -231,6 +241,7 @@ CORE = {
         functional.weighted_reynolds, outputs=IMAGES.orbit(X), weights=torch.ones(4, 2),
         action=IMAGES,
     ),
+    "functional.matrices": call(functional.matrices, action=MIRROR.on_observations, size=4),
     "functional.widened": call(functional.widened, x=STACK),
 }  # fmt: skip
 
@@ -266,23 +277,40 @@ WRAPPERS = {
         RegularFeatures,
         lambda: given(backbone=net(), input_action=IMAGES, output_action=None, chunk_size=2),
     ),
-    "weights.AttentionWeightNet": call(
-        weights.AttentionWeightNet, in_features=3, hidden_features=8, heads=2
+    "wrappers.Symmetrized": Call(
+        Symmetrized,
+        lambda: given(
+            backbone=net(), input_action=IMAGES, output_action=None, weighting=Uniform(),
+            runner=Loop(), space=Probabilities(), submodule="0",
+        ),
     ),
-    "weights.AttentionWeightNet.forward": call(
-        weights.AttentionWeightNet(3, 8, 2).forward, stack=STACK
+    "wrappers.Explaining": Call(Explaining, lambda: given(model=tuned())),
+    "weightings.Best": call(
+        Best, proxy_loss=losses.entropy, gradient="identity", tie_tolerance=0.1
     ),
-    "weights.ConvWeightNet": call(
-        weights.ConvWeightNet, in_channels=1, hidden_channels=2, dropout=0.5
+    "weightings.Canonical": Call(Canonical, lambda: given(weight_net=scorer(), tie_tolerance=0.1)),
+    "weightings.Learned": Call(Learned, lambda: given(weight_net=scorer(), weight_input="output")),
+    "runners.Batches": call(Batches, chunk_size=3),
+    "weight_nets.AttentionWeightNet": call(
+        weight_nets.AttentionWeightNet, in_features=3, hidden_features=8, heads=2
     ),
-    "weights.ConvWeightNet.forward": call(weights.ConvWeightNet(1, 2).eval().forward, copies=X),
-    "weights.MlpWeightNet": call(weights.MlpWeightNet, in_features=3, hidden_features=8),
-    "weights.MlpWeightNet.forward": call(weights.MlpWeightNet(16, 2).forward, copies=X),
-    "weights.FrozenFeatures": Call(
-        weights.FrozenFeatures, lambda: given(network=net(), submodule="0", chunk_size=2)
+    "weight_nets.AttentionWeightNet.forward": call(
+        weight_nets.AttentionWeightNet(3, 8, 2).forward, stack=STACK
     ),
-    "weights.OnFeatures": call(
-        weights.OnFeatures, extractor=nn.Flatten(), weight_net=weights.AttentionWeightNet(16)
+    "weight_nets.ConvWeightNet": call(
+        weight_nets.ConvWeightNet, in_channels=1, hidden_channels=2, dropout=0.5
+    ),
+    "weight_nets.ConvWeightNet.forward": call(
+        weight_nets.ConvWeightNet(1, 2).eval().forward, copies=X
+    ),
+    "weight_nets.MlpWeightNet": call(weight_nets.MlpWeightNet, in_features=3, hidden_features=8),
+    "weight_nets.MlpWeightNet.forward": call(weight_nets.MlpWeightNet(16, 2).forward, copies=X),
+    "weight_nets.FrozenFeatures": Call(
+        weight_nets.FrozenFeatures, lambda: given(network=net(), submodule="0", chunk_size=2)
+    ),
+    "weight_nets.OnFeatures": call(
+        weight_nets.OnFeatures, extractor=nn.Flatten(),
+        weight_net=weight_nets.AttentionWeightNet(16),
     ),
     "heads.EquivariantLinear": call(
         heads.EquivariantLinear, in_action=POINTS, out_action=TrivialAction(C4), in_channels=3,
@@ -358,6 +386,13 @@ SEQ2SEQ = {
         lambda: given(source=torch.ones(2, 3).long(), targets=None, length=4),
         run=lambda **a: decoder()(**a),
         handed_on=("source",),
+    ),
+    "seq2seq.SymmetrizedSeq2Seq": Call(
+        seq2seq.SymmetrizedSeq2Seq,
+        lambda: given(
+            backbone=decoder(), input_action=TOKENS, token_action=OUTPUT_TOKENS,
+            weighting=Uniform(), runner=seq2seq.Independent(), space=Probabilities(),
+        ),
     ),
     "seq2seq.EquiSeq2Seq": Call(
         seq2seq.EquiSeq2Seq,
@@ -717,7 +752,6 @@ TEXT = {
     ),
 }  # fmt: skip
 
-MIRROR = rl.cartpole_mirror()
 NAMES = ["x", "speed"]
 MOVE = rl.Move({"x": "-x", "speed": "-speed"}, {"left": "right", "right": "left"})
 
@@ -739,13 +773,6 @@ RL = {
     "rl.Symmetry": call(
         rl.Symmetry, on_observations=MIRROR.on_observations, on_actions=MIRROR.on_actions,
         names=tuple("abcd"),
-    ),
-    "rl.VectorSymmetrizer": Call(
-        rl.VectorSymmetrizer,
-        lambda: given(
-            wrapper=EquiTune(nn.Linear(4, 2), MIRROR.on_observations, MIRROR.on_actions),
-            in_features=4, out_features=2,
-        ),
     ),
     "rl.check_symmetry": Call(
         rl.check_symmetry,
@@ -794,18 +821,26 @@ HOLDER = "it holds what a call returns, and checks nothing"
 ALONE = "it takes no arguments"
 NOT_CALLED = {
     **dict.fromkeys([
-        "actions.Action", "heads.GroupPool", "wrappers.OrbitModule", "wrappers.OrbitWeightNet",
-        "seq2seq.SymmetrizedSeq2Seq", "testing.Formula",
+        "actions.Action", "heads.GroupPool", "wrappers.OrbitModule",
+        "weightings.Copies", "weightings.OrbitWeightNet", "weight_nets.OrbitWeightNet",
+        "weightings.Weighting", "runners.Runner",
+        "spaces.Space",
+        "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
-        "wrappers.Explanation", "wrappers.OrbitPass", "seq2seq.Decoded", "rl.Mismatch",
+        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit",
+        "runners.Part", "runners.Ran",
+        "seq2seq.Decoded", "rl.Mismatch",
         "rl.SymmetryReport", "audit.Audit", "audit.Classifier", "audit.ModelAudit", "audit.Table",
         "testing.ElementErrors", "testing.EquivarianceReport", "text.SkippedWords",
     ], HOLDER),
     **dict.fromkeys([
         "actions.Drop", "groups.c4", "groups.d4", "groups.trivial", "rl.acrobot_mirror",
-        "rl.cartpole_mirror", "seq2seq.Independent", "seq2seq.Lockstep",
+        "rl.cartpole_mirror", "runners.Loop", "runners.MatrixProducts", "spaces.Logits",
+        "spaces.Probabilities", "spaces.Values", "weightings.Uniform", "seq2seq.Alone",
+        "seq2seq.Independent", "seq2seq.Lockstep",
     ], ALONE),
+    "weightings.tie_tolerance": "it takes dtypes, one after the other",
     "text.OrbitCache": "transformers calls it",
     **dict.fromkeys(
         ["rl.SymmetricA2C", "rl.SymmetricDQN", "rl.SymmetricPPO"], "Stable-Baselines3's arguments"

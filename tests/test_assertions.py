@@ -216,9 +216,9 @@ def scrambled(g, h):
 NO_GROUPS = {
     "closure": ({"compose": lambda g, h: g + h}, "closure fails: the product of 1 and 4 is 5"),
     "identity": ({"identity": 1}, r"1 is not neutral: 1\*0 is 1"),
-    "identity outside": ({"identity": 7}, "the identity 7 is no element"),
+    "identity outside": ({"identity": 7}, "the identity 7 is not among"),
     "inverse": ({"inverse": lambda g: g}, r"the inverse of 1 is not 1: 1\*1 is 2"),
-    "inverse outside": ({"inverse": lambda g: -g}, "the inverse of 1 is -1, which is no element"),
+    "inverse outside": ({"inverse": lambda g: -g}, "the inverse of 1 is -1, which is not an"),
     "associativity": ({"compose": scrambled, "inverse": lambda g: g}, "associativity fails"),
 }
 

@@ -116,13 +116,13 @@ def test_wrappers_run_on_every_transformed_image():
             return super().forward(x)[:, :3]
 
     model, action, ticks = Counting(), ImageAction(d4()), []
-    told = audit(
+    found = audit(
         model, torch.rand(10, 3, 4, 4).split(4), action, wrappers=wrap(model, action),
         progress=ticks.append,
     )  # fmt: skip
     assert sum(seen) == 10 * (8 + 2 * 8 * 8)
     assert sum(ticks) == 10 * 8 * 3
-    assert [m.predictions.shape for m in told.models] == [(8, 10)] * 3
+    assert [m.predictions.shape for m in found.models] == [(8, 10)] * 3
 
 
 def test_shares_are_of_counts():
@@ -134,22 +134,22 @@ def test_shares_are_of_counts():
         def forward(self, x):
             return torch.stack([x[:, 0, 0, 0], 0.5 - 0 * x[:, 0, 0, 0]], dim=1)
 
-    told = audit(Corner(), images.split(4), ImageAction(c4()))
-    assert told.plain.largest_disagreement == 0.3
-    assert told.plain.changed == 0.3
-    assert told.worst(2) == [0, 1]
-    assert told.names[:2] == ("0", "1")
+    found = audit(Corner(), images.split(4), ImageAction(c4()))
+    assert found.plain.largest_disagreement == 0.3
+    assert found.plain.changed == 0.3
+    assert found.worst(2) == [0, 1]
+    assert found.names[:2] == ("0", "1")
 
 
 def test_the_worst_images_are_those_that_change_most():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    told = audit(model, torch.randn(40, 1, 4, 4).split(7), ImageAction(c4()))
-    changes = (told.plain.predictions != told.plain.predictions[0]).sum(0).tolist()
-    worst = told.worst(100)
+    found = audit(model, torch.randn(40, 1, 4, 4).split(7), ImageAction(c4()))
+    changes = (found.plain.predictions != found.plain.predictions[0]).sum(0).tolist()
+    worst = found.worst(100)
     assert sorted(worst) == [i for i, n in enumerate(changes) if n]
     assert [changes[i] for i in worst] == sorted((n for n in changes if n), reverse=True)
-    assert told.worst(5) == worst[:5]
+    assert found.worst(5) == worst[:5]
 
 
 def test_flags_are_restored_and_models_run_in_eval_mode():
@@ -157,11 +157,11 @@ def test_flags_are_restored_and_models_run_in_eval_mode():
     model[1].eval()
     before = model[1].running_mean.clone()
     action = ImageAction(c4())
-    told = audit(model, [torch.rand(5, 3, 2, 2)], action, wrappers=wrap(model, action))
+    found = audit(model, [torch.rand(5, 3, 2, 2)], action, wrappers=wrap(model, action))
     assert [m.training for m in model] == [True, False, True, True]
     assert model.training
     assert torch.equal(model[1].running_mean, before)
-    assert told.models[1].changed == 0
+    assert found.models[1].changed == 0
 
 
 def test_a_model_may_work_in_place():
@@ -226,10 +226,10 @@ def test_the_report_needs_nothing_else(folder, call):
     for path in (folder / "images" / "c").iterdir():
         path.unlink()
     (folder / "images" / "c").rmdir()
-    code, printed, _ = call("--labels", "--report", "told.html", "--worst", "100")
-    page = (folder / "told.html").read_text()
+    code, printed, _ = call("--labels", "--report", "audit.html", "--worst", "100")
+    page = (folder / "audit.html").read_text()
     assert code == 0
-    assert "report: told.html" in printed
+    assert "report: audit.html" in printed
     assert not re.search(
         "http|//|<script|<link|@import|url\\(", re.sub(r"base64,[\w+/=]+", "", page)
     )
@@ -287,7 +287,7 @@ def test_labels_of_folders_and_files_are_the_same(folder, call):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no such file"),
+        (None, "`labels` must be a file that exists"),
         ("image;label\na/0.png;1\n", "must have image,label"),
         ("image,label\na/0.png,1\na/1.png,1\n", "no label for 10 images: a/2.png, a/3.png, b/0"),
         ("image,label\na/0.png,1\na/0.png,2\n", "2 rows for 1 images"),
@@ -392,7 +392,7 @@ def test_images_that_cannot_be_read(folder, call):
 def test_no_images(folder, call):
     (folder / "empty").mkdir()
     assert "holds no images" in call("--images", "empty")[2]
-    assert "there is no such folder" in call("--images", "nowhere")[2]
+    assert "`images` must be a folder, got 'nowhere'" in call("--images", "nowhere")[2]
 
 
 def test_logits_that_are_not_finite(folder, call):
@@ -429,12 +429,12 @@ def test_logits_that_are_not_finite(folder, call):
         ),
         (["--model", "torchvision:resnet18", "--weights", "V3"], "file, got 'V3'"),
         (["--weights", "IMAGENET1K_V1"], "`weights` must be DEFAULT or a .safetensors"),
-        (["--weights", "none.pt"], "there is no such file"),
+        (["--weights", "none.pt"], "`weights` must be a file that exists"),
         (["--weights", "broken.pt"], "cannot be read as weights"),
         (["--weights", "broken.safetensors"], "cannot be read as safetensors"),
         (["--classes", "3"], "only models of torchvision and timm"),
         (["--std", "1", "0", "1"], "three positive numbers"),
-        (["--report", "none/told.html"], "must be a file in a folder that exists"),
+        (["--report", "none/audit.html"], "must be a file in a folder that exists"),
         (["--max-disagreement", "7"], "a share between 0 and 1"),
         (["--max-disagreement", "nan"], "a share between 0 and 1"),
         (["--max-disagreement", "x"], "a share between 0 and 1"),
@@ -534,12 +534,12 @@ def test_a_torchvision_model_with_a_file(folder, call):
     paths = find_images(folder / "images")
     images = torch.stack([convert(Image.open(path)) for path in paths])
     labels = torch.arange(12) // 4
-    told = audit(trained, [images], ImageAction(c4()), labels=labels)
-    for g, element in enumerate(told.elements):
+    found = audit(trained, [images], ImageAction(c4()), labels=labels)
+    for g, element in enumerate(found.elements):
         agreement, change, right = rows_of(printed)[0]["plain", element]
-        assert agreement == f"{told.plain.agreement(g):.2%}"
-        assert change == f"{told.plain.logit_change(g):.2g}"
-        assert right == f"{told.plain.accuracy(g, labels):.2%}"
+        assert agreement == f"{found.plain.agreement(g):.2%}"
+        assert change == f"{found.plain.logit_change(g):.2g}"
+        assert right == f"{found.plain.accuracy(g, labels):.2%}"
     code, _, errors = call(*options, "--classes", "5", model="torchvision:squeezenet1_1")
     assert code == 2
     assert "size mismatch for classifier.1" in errors
@@ -653,8 +653,8 @@ def test_a_timm_model_with_a_file(folder, call):
     found = load_classifier("timm:test_resnet", "w.pt", size=32)
     batches = list(read_batches(find_images(folder / "images"), found.preprocessing, 5))
     assert batches[0].shape == (5, 3, 32, 32)
-    told = audit(trained, batches, ImageAction(c4()))
-    assert rows_of(printed)[1]["plain"][0] == f"{told.plain.changed:.2%}"
+    found = audit(trained, batches, ImageAction(c4()))
+    assert rows_of(printed)[1]["plain"][0] == f"{found.plain.changed:.2%}"
     code, _, errors = call(model="timm:test_resnet")
     assert code == 2
     assert "`weights` must be DEFAULT or" in errors

@@ -192,7 +192,7 @@ def test_folders_that_cannot_be_read(folder):
         # Permissions do not bind root.
         os.seteuid(65534)
     try:
-        with pytest.raises(ValueError, match=r"got 'images/b/inner' \(Permission denied\)"):
+        with pytest.raises(ValueError, match=r"the folder 'images/b/inner' \(Permission denied\)"):
             find_images(Path("images"))
     finally:
         if root:
@@ -421,13 +421,13 @@ def test_a_device_without_memory(folder, call, unused):
 
 def test_a_full_disk_keeps_the_old_report(folder, call):
     resource = pytest.importorskip("resource")
-    report = folder / "told.html"
+    report = folder / "audit.html"
     report.write_text("old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A file may have 1000 bytes: writing fails midway.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        code, printed, errors = call("--report", "told.html")
+        code, printed, errors = call("--report", "audit.html")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2
@@ -435,13 +435,13 @@ def test_a_full_disk_keeps_the_old_report(folder, call):
     assert "report:" not in printed
     assert report.read_text() == "old"
     assert not list(folder.glob(".*"))
-    assert call("--report", "told.html")[0] == 0
+    assert call("--report", "audit.html")[0] == 0
     assert report.read_text().endswith("</html>\n")
 
 
 def test_a_report_that_cannot_be_written_is_found_before_any_work(folder, call, unused):
-    (folder / "dangling.html").symlink_to(folder / "none" / "told.html")
-    for path in ("dangling.html", "none/told.html", ".", "code/nets.py/told.html"):
+    (folder / "dangling.html").symlink_to(folder / "none" / "audit.html")
+    for path in ("dangling.html", "none/audit.html", ".", "code/nets.py/audit.html"):
         code, printed, errors = call("--report", path, model=unused)
         assert (code, printed) == (2, "")
         assert f"`report` must be a file in a folder that exists, got {path!r}" in errors
@@ -455,13 +455,13 @@ def test_a_folder_that_must_not_be_written_to(folder, call, unused):
     if root:
         os.seteuid(65534)
     try:
-        code, printed, errors = call("--report", "closed/told.html", model=unused)
+        code, printed, errors = call("--report", "closed/audit.html", model=unused)
     finally:
         if root:
             os.seteuid(0)
     assert (code, printed) == (2, "")
     assert (
-        "must be a file that can be written, got 'closed/told.html' (Permission denied)" in errors
+        "must be a file that can be written, got 'closed/audit.html' (Permission denied)" in errors
     )
 
 

@@ -65,7 +65,7 @@ VALUE_ERRORS = {
         lambda: EquiTune(conv(), {"pixels": C4}),
         r"action for 'pixels', but the backbone's forward takes \['x'\]",
     ),
-    "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` has no action"),
+    "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` must hold an action"),
     "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "`chunk_size` must be 1 or more"),
     "features chunk": (lambda: RegularFeatures(conv(), C4, chunk_size=-3), "`chunk_size` .* -3"),
     "gradient": (lambda: zero(gradient="mean"), "gradient is 'mean'; use one of"),
@@ -127,7 +127,7 @@ VALUE_ERRORS = {
     "image without batch": (lambda: EquiTune(conv(), C4)(torch.zeros(6, 6)), "batch dimension"),
     "token outside": (
         lambda: EquiTune(TokenModel(12), TOKENS, TOKENS.on_logits())(torch.tensor([[12]])),
-        "the id 12, but the vocabulary",
+        "vocabulary of 12 ids, got the id 12",
     ),
     "batch lost": (
         lambda: EquiTune(Returns(lambda x: x.mean(0)), C4)(X),

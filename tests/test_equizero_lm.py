@@ -364,7 +364,7 @@ def test_a_bad_scorer_is_found_before_anything_is_generated():
     for scorer, error, match in (
         (lambda texts: [1.0], ValueError, r"5 numbers .* got shape \(1,\)"),
         (lambda texts: [[1.0]] * len(texts), ValueError, r"got shape \(5, 1\)"),
-        (lambda texts: [float("nan")] * len(texts), ValueError, "got NaN for 'w"),
+        (lambda texts: [float("nan")] * len(texts), ValueError, "got NaN for \\['w"),
         (lambda texts: ["good"] * len(texts), TypeError, "`scorer` must return numbers, got"),
         (lambda texts: None, TypeError, "`scorer` must return numbers, got"),
     ):

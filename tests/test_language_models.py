@@ -306,7 +306,7 @@ def test_bad_calls():
     refused(fair, ValueError, "output_attentions=True", tokens, output_attentions=True)
     refused(fair, ValueError, "`inputs_embeds` is a tensor", tokens, inputs_embeds=torch.zeros(1))
     refused(fair, ValueError, "`elements` must be None", tokens, elements=torch.zeros(5))
-    refused(fair, ValueError, "holds the id", tokens + V - 2)
+    refused(fair, ValueError, "got the id 34", tokens + V - 2)
     refused(fair, ValueError, "more than the 64 tokens", prompts(1, 65))
     refused(fair.generate, ValueError, "65 tokens and 1 new", prompts(1, 65), max_new_tokens=1)
     refused(

@@ -125,7 +125,7 @@ def test_neither():
     result.assert_outcomes(passed=2, failed=1)
 
 
-def test_wrong_use_is_told(run):
+def test_wrong_use_is_refused(run):
     result = run("""
 @pytest.mark.equivariant(D4, x=x)
 def test_returns_nothing():

@@ -1,273 +1,154 @@
-"""Wrapped networks on vectors: fast or not, they have the same values, gradients and symmetry."""
+"""The methods that wrap networks of observations, and a weighting of a user's own in a DQN."""
 
 import copy
-import pickle
 
+import gymnasium
 import pytest
 import torch
-from equitune.rl._linear import matrices
-from hypothesis import given
-from hypothesis import strategies as st
+from stable_baselines3 import DQN, PPO
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-import rl_cases as cases
+import gridworld
 from equitune import (
     EquiTune,
     EquiZero,
+    Explaining,
     ImageAction,
-    LambdaEquiTune,
-    MatrixAction,
-    PermutationAction,
+    Learned,
+    Symmetrized,
     TrivialAction,
+    Weighting,
     c4,
-    cyclic,
-    symmetric,
 )
 from equitune.losses import negative_log_max_probability
-from equitune.rl import VectorSymmetrizer, cartpole_mirror, equizero, lambda_equitune
+from equitune.rl import SymmetricDQN, cartpole_mirror, equizero, lambda_equitune, symmetrize
+from equitune.runners import Batches, MatrixProducts
 from equitune.testing import assert_equivariant
-from equitune.weight_nets import AttentionWeightNet
-
-
-def turned(order):
-    """The plane, turned by cyclic(order): rotations that permute nothing."""
-    angles = torch.arange(order, dtype=torch.float64) * (2 * torch.pi / order)
-    rows = [torch.stack([angles.cos(), -angles.sin()]), torch.stack([angles.sin(), angles.cos()])]
-    return MatrixAction(cyclic(order), torch.stack(rows).permute(2, 0, 1))
-
-
-def permuted(group):
-    """The permutations that a symmetric group consists of."""
-    return PermutationAction(group, [[int(i) for i in name] for name in group.names])
-
-
-CASES = {
-    "mirror": (cartpole_mirror().on_observations, cartpole_mirror().on_actions, 4, 2),
-    "cyclic(3), turned": (
-        turned(3), PermutationAction(cyclic(3), [(0, 1, 2), (1, 2, 0), (2, 0, 1)]), 2, 3,
-    ),
-    "symmetric(3)": (permuted(symmetric(3)), permuted(symmetric(3)), 3, 3),
-    "symmetric(3), a value": (permuted(symmetric(3)), TrivialAction(symmetric(3)), 3, 1),
-}  # fmt: skip
-
-
-def attention(network, on_observations, on_actions):
-    net = AttentionWeightNet(network[0].in_features, 8, 2).double()
-    return LambdaEquiTune(network, on_observations, on_actions, weight_net=net)
-
-
-ROWS = torch.export.Dim("rows", min=2)
-METHODS = [EquiTune, equizero, lambda_equitune, attention]
-
-
-def build(case, method, seed=0):
-    observation, action, inputs, outputs = CASES[case]
-    torch.manual_seed(seed)
-    layers = nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs)
-    wrapper = method(nn.Sequential(*layers).double(), observation, action)
-    return wrapper, VectorSymmetrizer(wrapper, inputs, outputs)
-
-
-def states(case, count=6, dtype=torch.float64):
-    return torch.randn(count, CASES[case][2], dtype=dtype)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", CASES)
-def test_fast_networks_are_equivariant_and_what_their_wrappers_are(case, method):
-    wrapper, fast = build(case, method)
-    observation, action, _, _ = CASES[case]
-    x = states(case)
-    torch.testing.assert_close(fast(x), wrapper(x), rtol=1e-12, atol=1e-14)
-    assert_equivariant(fast, x, observation, action)
-    with pytest.raises(AssertionError):
-        assert_equivariant(wrapper.backbone, x, observation, action)
-    assert fast.unwrap() is wrapper.backbone
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", CASES)
-def test_they_have_the_gradients_of_their_wrappers(case, method):
-    wrapper, fast = build(case, method)
-    x = states(case)
-    wanted = torch.autograd.grad(wrapper(x).square().sum(), list(wrapper.parameters()))
-    found = torch.autograd.grad(fast(x).square().sum(), list(wrapper.parameters()))
-    for gradient, expected in zip(found, wanted, strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
-
-
-@given(st.integers(0, 2**31), st.sampled_from(sorted(CASES)), st.sampled_from(METHODS))
-def test_any_network_and_any_batch(seed, case, method):
-    wrapper, fast = build(case, method, seed)
-    x = states(case, seed % 4)
-    torch.testing.assert_close(fast(x), wrapper(x), rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_symmetric_states_count_all_of_their_best_copies(method):
-    _, fast = build("mirror", method)
-    values = fast(torch.zeros(2, 4, dtype=torch.float64))
-    assert torch.equal(values, values.flip(1))
-
-
-def test_equizero_takes_the_surest_copy():
-    wrapper, fast = build("mirror", equizero)
-    x = states("mirror", 20)
-    raw = torch.stack([wrapper.backbone(x), wrapper.backbone(-x)])
-    best = raw.softmax(-1).amax(-1).argmax(0)
-    moved = torch.stack([raw[0], raw[1].flip(1)])
-    assert torch.equal(fast(x), moved[best, torch.arange(20)])
-    assert 0 < best.sum() < 20
-
-
-def test_other_calls_go_through_the_wrapper():
-    wrapper, fast = build("mirror", EquiTune)
-    called = []
-    wrapper.register_forward_hook(lambda *_: called.append(True))
-    fast(states("mirror"))
-    assert not called
-    with torch.autocast("cpu", torch.bfloat16):
-        fast(states("mirror"))
-    fast.bfloat16()(states("mirror", dtype=torch.bfloat16))
-    assert len(called) == 2
-    with pytest.raises(ValueError, match="5 along that dim"):
-        fast(torch.randn(2, 5, dtype=torch.bfloat16))
-    # What the fast way leaves out.
-    for other in (
-        EquiTune(wrapper.backbone, wrapper.input_action, wrapper.output_action, chunk_size=1),
-        EquiTune(wrapper.backbone, wrapper.input_action, TrivialAction(cyclic(2)), submodule="0"),
-        LambdaEquiTune(
-            wrapper.backbone, wrapper.input_action, wrapper.output_action,
-            weight_net=nn.Linear(16, 1), weight_input="1",
-        ),
-    ):  # fmt: skip
-        other.register_forward_hook(lambda *_: called.append(True))
-        x = states("mirror")
-        assert torch.equal(VectorSymmetrizer(other.double(), 4, 2)(x), other(x))
-    assert len(called) == 8
-
-
-def test_weights_may_change_and_dtypes_too():
-    wrapper, fast = build("mirror", equizero)
-    x = states("mirror")
-    before = fast(x)
-    with torch.no_grad():
-        wrapper.backbone[0].weight.mul_(2)
-    assert not torch.allclose(fast(x), before)
-    torch.testing.assert_close(fast(x), wrapper(x), rtol=1e-12, atol=0)
-    fast.float()
-    assert fast(x.float()).dtype == torch.float32
-    _, fresh = build("mirror", EquiTune)
-    with torch.inference_mode():
-        fresh(x)
-    assert torch.autograd.grad(fresh(x.requires_grad_()).sum(), x)[0].shape == x.shape
-
-
-def test_copies_and_pickles():
-    _, fast = build("cyclic(3), turned", lambda_equitune)
-    x = states("cyclic(3), turned")
-    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert torch.equal(twin(x), fast(x))
-        twin.unwrap()[0].weight.data.zero_()
-        assert not torch.equal(twin(x), fast(x))
-    assert all(name.startswith("wrapper.") for name in fast.state_dict())
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_matrices_are_what_an_action_does(case):
-    observation, _, size, _ = CASES[case]
-    x = torch.randn(3, size, dtype=torch.float64)
-    for g, matrix in enumerate(matrices(observation, size)):
-        torch.testing.assert_close(x @ matrix.T, observation.transform(x, g), rtol=1e-12, atol=0)
-
-
-def test_what_is_no_linear_action_on_vectors_is_refused():
-    with pytest.raises(ValueError, match="not linear"):
-        matrices(cases.Opposite(), 4)
-    with pytest.raises(ValueError, match="does not act on vectors of 5 entries"):
-        matrices(cartpole_mirror().on_observations, 5)
-    with pytest.raises(ValueError, match="does not act on vectors of 4 entries"):
-        matrices(ImageAction(c4()), 4)
-    wrapper, _ = build("mirror", EquiTune)
-    with pytest.raises(ValueError, match="does not act on vectors of 3 entries"):
-        VectorSymmetrizer(wrapper, 4, 3)
-    with pytest.raises(TypeError, match="`wrapper` must be a Symmetrizer, got a Sequential"):
-        VectorSymmetrizer(wrapper.backbone, 4, 2)
-    mirror = cartpole_mirror()
-    named = EquiTune(nn.Linear(4, 2), {"input": mirror.on_observations}, mirror.on_actions)
-    with pytest.raises(ValueError, match="single tensor"):
-        VectorSymmetrizer(named, 4, 2)
-
-
-def test_networks_that_return_another_shape_are_refused():
-    mirror = cartpole_mirror()
-    several = nn.Sequential(nn.Linear(4, 2), nn.LSTM(2, 2))
-    for network in (nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), several):
-        fast = VectorSymmetrizer(EquiTune(network, mirror.on_observations, mirror.on_actions), 4, 2)
-        with pytest.raises(
-            ValueError, match=r"must return a tensor of shape \(6, 2\), as out_features"
-        ):
-            fast(torch.randn(3, 4))
+from equitune.training import backbone_phase, joint_phase, probing_phase, weights_phase
+from equitune.weight_nets import MlpWeightNet
 
 
 def test_the_methods():
     mirror = cartpole_mirror()
     zero = equizero(nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
     assert isinstance(zero, EquiZero)
-    assert zero.proxy_loss is negative_log_max_probability
-    assert zero.gradient == "selected"
+    assert zero.weighting.loss is negative_log_max_probability
+    assert zero.weighting.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
     learned = lambda_equitune(network, mirror.on_observations, mirror.on_actions, hidden_features=7)
-    assert learned.weight_net.layers[0].weight.shape == (7, 4)
-    assert learned.weight_net.layers[0].weight.dtype == torch.float64
+    assert learned.weighting.net.layers[0].weight.shape == (7, 4)
+    assert learned.weighting.net.layers[0].weight.dtype == torch.float64
     with pytest.raises(ValueError, match="must begin with a linear layer, got a Conv2d"):
         lambda_equitune(nn.Conv2d(3, 4, 3), ImageAction(c4()), TrivialAction(c4()))
     with pytest.raises(ValueError, match="must begin with a linear layer, got None"):
         lambda_equitune(nn.Tanh(), mirror.on_observations, mirror.on_actions)
 
 
-class Slice(nn.Linear):
-    """Returns some of what it computes: a tensor that is not contiguous."""
+class TopTwo(Weighting):
+    """The two copies that are surest of an action."""
 
-    def forward(self, x):
-        return super().forward(x)[:, ::2]
+    reads = "output"
 
+    def score(self, copies):
+        return -copies.scores(negative_log_max_probability)
 
-@pytest.mark.parametrize("method", METHODS[:3])
-def test_outputs_that_are_not_contiguous(method):
-    mirror = cartpole_mirror()
-    wrapper = method(Slice(4, 4).double(), mirror.on_observations, mirror.on_actions)
-    x = states("mirror")
-    found = VectorSymmetrizer(wrapper, 4, 2)(x)
-    torch.testing.assert_close(found, wrapper(x), rtol=1e-12, atol=1e-14)
+    def weigh(self, scores, copies):
+        best = scores >= scores.topk(2, dim=0).values[-1]
+        return best / best.sum(0, dtype=scores.dtype)
 
 
-def test_backbones_that_work_in_place():
-    mirror = cartpole_mirror()
-    network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
-    for method in METHODS[:2]:
-        wrapper = method(network, mirror.on_observations, mirror.on_actions)
-        x = states("mirror")
-        before = x.clone()
-        found = VectorSymmetrizer(wrapper, 4, 2)(x)
-        assert torch.equal(x, before)
-        torch.testing.assert_close(found, wrapper(x), rtol=1e-12, atol=1e-14)
+def top_two(network, on_observations, on_actions):
+    return Symmetrized(network, on_observations, on_actions, weighting=TopTwo())
 
 
-def test_traced_tables_are_not_kept():
-    _, fast = build("mirror", equizero)
-    x = states("mirror")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        fast(x)
-    assert type(fast(x)) is torch.Tensor
-    exported = torch.export.export(build("mirror", EquiTune)[1], (x,), dynamic_shapes=({0: ROWS},))
-    _, other = build("mirror", EquiTune)
-    torch.testing.assert_close(exported.module()(x[:3]), other(x[:3]))
+ROTATIONS = gridworld.rotations()
 
 
-def test_pickles_hold_no_tables_of_devices():
-    _, fast = build("mirror", EquiTune)
-    fast(states("mirror"))
-    assert fast._tables
-    assert not pickle.loads(pickle.dumps(fast))._tables
+@pytest.fixture(scope="module")
+def plain():
+    env = gymnasium.make("equitune/Gridworld-v0")
+    model = DQN("MlpPolicy", env, seed=0, buffer_size=200, learning_starts=20, device="cpu")
+    return model.learn(40)
+
+
+def test_a_users_top_k_is_explained(plain):
+    network = copy.deepcopy(symmetrize(plain, ROTATIONS, top_two).q_net.q_net).double()
+    assert isinstance(network.runner, MatrixProducts)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    assert_equivariant(network, x, ROTATIONS.on_observations, ROTATIONS.on_actions)
+    with pytest.raises(AssertionError):
+        assert_equivariant(network.unwrap(), x, ROTATIONS.on_observations, ROTATIONS.on_actions)
+    explanation = network.explain(x)
+    assert torch.equal(explanation.output, network(x))
+    assert explanation.scores.shape == explanation.weights.shape == (4, 6)
+    assert torch.equal(explanation.elements, explanation.weights.argmax(0))
+    two_best = explanation.scores.topk(2, dim=0).indices
+    assert (explanation.weights.gather(0, two_best) == 0.5).all()
+    # What the formula says, copy by copy.
+    raw = network.unwrap()(ROTATIONS.on_observations.orbit(x).flatten(0, 1)).unflatten(0, (4, 6))
+    undone = ROTATIONS.on_actions.inverse_orbit(raw)
+    expected = (explanation.weights[..., None] * undone).sum(0)
+    torch.testing.assert_close(network(x), expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(Explaining(network)(x).weights, explanation.weights)
+
+
+def test_a_users_top_k_is_frozen_trained_and_saved(plain, tmp_path):
+    model = symmetrize(plain, ROTATIONS, top_two)
+    network = model.q_net.q_net
+    for phase, moves in (
+        (lambda: probing_phase(network, ["4"]), ("backbone.4",)),
+        (lambda: backbone_phase(network), ("backbone",)),
+    ):
+        learned = phase()
+        model.policy.set_training_mode(True)
+        assert network.backbone.training == (moves == ("backbone",))
+        assert network.frozen == (moves != ("backbone",))
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        model.learn(60, reset_num_timesteps=False)
+        for name, value in network.state_dict().items():
+            assert torch.equal(before[name], value) != name.startswith(moves), name
+        assert {*map(id, learned)} == {id(p) for p in network.parameters() if p.requires_grad}
+    model.save(tmp_path / "model")
+    loaded = SymmetricDQN.load(tmp_path / "model", device="cpu")
+    x = torch.randn(3, 4)
+    assert torch.equal(loaded.q_net(x), model.q_net(x))
+    doubled = copy.deepcopy(loaded.q_net.q_net).double()
+    assert_equivariant(doubled, x.double(), ROTATIONS.on_observations, ROTATIONS.on_actions)
+
+
+def learned_from_values(network, on_observations, on_actions):
+    weighting = Learned(MlpWeightNet(4, 8), reads="output")
+    return Symmetrized(network, on_observations, on_actions, weighting=weighting)
+
+
+def test_weights_of_a_policy_learn_in_phases(plain):
+    network = symmetrize(plain, ROTATIONS, learned_from_values).q_net.q_net
+    x, target = torch.randn(8, 4), torch.randn(8, 4)
+    for phase, moves in ((weights_phase, "weighting"), (joint_phase, "")):
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        optimizer = torch.optim.SGD(phase(network), lr=0.1)
+        nn.functional.mse_loss(network(x), target).backward()
+        optimizer.step()
+        for name, value in network.state_dict().items():
+            if name.endswith("weight"):
+                assert torch.equal(before[name], value) != name.startswith(moves), name
+
+
+def test_the_actor_of_ppo_takes_any_weighting(plain):
+    env = gymnasium.make("equitune/Gridworld-v0")
+    model = symmetrize(PPO("MlpPolicy", env, n_steps=32, batch_size=32), ROTATIONS, top_two)
+    model.learn(32)
+    networks = copy.deepcopy(model.policy.mlp_extractor).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert_equivariant(networks.actor, x, ROTATIONS.on_observations, ROTATIONS.on_actions)
+    assert_equivariant(networks.critic, x, ROTATIONS.on_observations)
+    assert networks.actor.explain(x).weights.shape == (4, 5)
+
+
+def test_a_runner_of_ones_own_is_kept(plain):
+    def in_pieces(network, on_observations, on_actions):
+        return EquiTune(network, on_observations, on_actions, chunk_size=2)
+
+    network = symmetrize(plain, ROTATIONS, in_pieces).q_net.q_net
+    assert isinstance(network.runner, Batches)
+    assert network.runner.chunk_size == 2

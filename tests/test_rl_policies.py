@@ -24,7 +24,6 @@ from equitune.rl import (
     SymmetricDQNPolicy,
     SymmetricPPO,
     Symmetry,
-    VectorSymmetrizer,
     acrobot_mirror,
     cartpole_mirror,
     continuous_symmetry,
@@ -32,6 +31,7 @@ from equitune.rl import (
     lambda_equitune,
     symmetrize,
 )
+from equitune.runners import MatrixProducts
 from equitune.testing import assert_equivariant
 from equitune.weight_nets import MlpWeightNet
 
@@ -212,7 +212,7 @@ def test_training_from_scratch_is_equivariant_all_along():
     ).learn(100)  # fmt: skip
     x = torch.randn(5, 6, dtype=torch.float64)
     for network in (model.q_net, model.q_net_target):
-        assert isinstance(network.q_net, VectorSymmetrizer)
+        assert isinstance(network.q_net.runner, MatrixProducts)
         assert_equivariant(network.q_net.double(), x, mirror.on_observations, mirror.on_actions)
 
 
@@ -365,7 +365,7 @@ def test_what_cannot_be_symmetrised_is_refused(trained):
         symmetrize(trained[DQN], mirror.on_observations)
     with pytest.raises(TypeError, match="`method` must be a function, got 'equizero'"):
         symmetrize(trained[DQN], mirror, "equizero")
-    with pytest.raises(TypeError, match=r"`method\(\.\.\.\)` must be a Symmetrizer, got a Linear"):
+    with pytest.raises(TypeError, match=r"`method\(\.\.\.\)` must be a Symmetrized, got a Linear"):
         symmetrize(trained[PPO], mirror, lambda *_: nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
         symmetrize(trained[DQN], acrobot_mirror())

@@ -213,11 +213,11 @@ def test_they_compile_to_one_graph(index):
 def test_phases_of_lambda():
     model = all_wrappers()[2]
     learned = weights_phase(model)
-    assert {id(p) for p in learned} == {id(p) for p in model.weighting.net.parameters()}
+    assert {id(p) for p in learned} == {id(p) for p in model.weighting.weight_net.parameters()}
     assert not any(p.requires_grad for p in model.backbone.parameters())
     learned = backbone_phase(model)
     assert {id(p) for p in learned} == {id(p) for p in model.backbone.parameters()}
-    assert not model.weighting.net.training
+    assert not model.weighting.weight_net.training
     assert len(joint_phase(model)) == len(list(model.parameters()))
     reads = LambdaSeq2Seq(
         CASE.decoder(), CASE.source, CASE.tokens,
@@ -239,13 +239,13 @@ def test_a_proxy_module_stays_in_eval_mode_and_gets_no_gradient():
             return self.scale * mean_error_probability(decoded)
 
     model = EquiZeroSeq2Seq(CASE.decoder(), CASE.source, CASE.tokens, proxy_loss=Learned())
-    assert not model.weighting.loss.training
+    assert not model.weighting.proxy_loss.training
     model.train()
     assert model.backbone.training
-    assert not model.weighting.loss.training
-    assert "weighting.loss.scale" in model.state_dict()
+    assert not model.weighting.proxy_loss.training
+    assert "weighting.proxy_loss.scale" in model.state_dict()
     backbone_phase(model)
-    assert not model.weighting.loss.scale.requires_grad
+    assert not model.weighting.proxy_loss.scale.requires_grad
 
 
 def test_the_backbone_keeps_its_mode_weights_and_flags():
@@ -406,7 +406,7 @@ BAD_CALLS = [
     (lambda d: d(["a"]), TypeError, r"`source` must be a tensor, got a list; .* \(B, ...\)"),
     (lambda d: d(SOURCE[0, 0]), ValueError, r"`source` must be \(B, ...\)"),
     (lambda d: d(SOURCE, TARGETS.float()), TypeError,
-     "`targets` must be the int64 ids of tokens, got a tensor of dtype torch.float32"),
+     "`targets` must be int64 ids of tokens, got a tensor of dtype torch.float32"),
     (lambda d: d(SOURCE, TARGETS.tolist()), TypeError, "`targets` must be .*, got a list"),
     (lambda d: d(SOURCE, TARGETS[:1]), ValueError,
      r"`targets` must be \(B, L\), got .* shape \(1, 3\); use 2 sequences"),
@@ -416,7 +416,7 @@ BAD_CALLS = [
     (lambda d: d(SOURCE, TARGETS.masked_fill(TARGETS == PAD, -100)), ValueError,
      "`targets` must be 0 or more, got -100; use the decoder's pad, 2, for padding"),
     (lambda d: d(SOURCE, length=13), ValueError,
-     "`length` must be 12 or less, got 13; use `GreedyDecoder` with a larger `max_length`"),
+     "`length` must be 12 or less, got 13; use GreedyDecoder with a larger `max_length`"),
     (lambda d: d(SOURCE, length=0), ValueError, "`length` must be 1 or more, got 0"),
     (lambda d: d(SOURCE, length=2.5), TypeError, "`length` must be an int, got 2.5"),
     (lambda d: d(SOURCE, TARGETS, length=3), ValueError, "`length` must be None with targets"),
@@ -428,20 +428,20 @@ BAD_WRAPPERS = [
     (lambda d: EquiSeq2Seq(d, CASE.source, CASE.tokens.on_logits()), TypeError,
      "`token_action` must act on ids, got a PermutationAction; use a TokenAction"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(TOKENS, [(EOS, 4, 5)])),
-     ValueError, "`token_action` must keep the decoder's eos where it is, got one that moves 2"),
+     ValueError, "`token_action` must fix the decoder's eos, 2, got one that moves it"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TokenAction.cyclic_swaps(TOKENS, [(BOS, 4, 5)])),
-     ValueError, "`token_action` must keep the decoder's bos where it is, got one that moves 1"),
+     ValueError, "`token_action` must fix the decoder's bos, 1, got one that moves it"),
     (lambda d: EquiSeq2Seq(d, CASE.source, TrivialAction(cyclic(3))), TypeError, "TrivialAction"),
     (lambda d: EquiSeq2Seq(GreedyDecoder(Steps(), bos=1, eos=40, max_length=5), CASE.source,
-                           CASE.tokens), ValueError, "decoder's eos 40 included, got .* 9"),
+                           CASE.tokens), ValueError, "eos, 40, got an action on 9 ids"),
     (lambda d: EquiSeq2Seq(d, ImageAction(c4()), CASE.tokens), ValueError, "different groups"),
     (lambda d: EquiSeq2Seq(d, "words", CASE.tokens), TypeError, "input_action is a str"),
     (lambda d: EquiSeq2Seq(d, {"source": CASE.source, "targets": CASE.tokens}, CASE.tokens),
-     ValueError, "`input_action` must not move 'targets'"),
+     ValueError, "`input_action` must have names .* got 'targets'; .* `token_action` moves"),
     (lambda d: EquiSeq2Seq(d, {"source": CASE.source, "maks": CASE.source}, CASE.tokens),
      ValueError, r"`input_action` must have names out of \['source'\], got 'maks'"),
     (lambda d: EquiSeq2Seq(decoder_of(pad=3), CASE.source, CASE.tokens), ValueError,
-     "`token_action` must keep the decoder's pad where it is, got one that moves 3"),
+     "`token_action` must fix the decoder's pad, 3, got one that moves it"),
     (lambda d: LambdaSeq2Seq(d, CASE.source, CASE.tokens, weight_net=WordScore(),
                              weight_input="output"), ValueError,
      r"`weighting` must read one of \['input', 'submodule'\], .* got 'output'"),
@@ -492,7 +492,7 @@ def test_calls_that_do_not_fit():
     model = EquiSeq2Seq(decoder_of(), CASE.source, CASE.tokens)
     with pytest.raises(ValueError, match="got the id 11"):
         model(torch.full((2, 3), WORDS))
-    with pytest.raises(ValueError, match="acts on 7 entries along dim -1"):
+    with pytest.raises(ValueError, match="must have 7 entries along dim -1"):
         EquiSeq2Seq(decoder_of(), CASE.source, TokenAction.cyclic_swaps(7, [(3, 4, 5)]))(SOURCE)
     wrong = EquiZeroSeq2Seq(
         decoder_of(), CASE.source, CASE.tokens, proxy_loss=lambda decoded: decoded.scores
@@ -515,7 +515,7 @@ def test_calls_that_do_not_fit():
         GreedyDecoder(Turned(), bos=BOS, eos=EOS, max_length=MAX_LENGTH), CASE.source, CASE.tokens,
         weight_net=nn.Sequential(nn.Flatten(1), nn.LazyLinear(1)), weight_input="model.summary",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="use the name of a submodule whose first dim"):
+    with pytest.raises(ValueError, match="its first dimension must be the batch"):
         turned(torch.randint(3, WORDS, (4, 3)))
     twice = LambdaSeq2Seq(
         decoder_of(), CASE.source, CASE.tokens, weight_net=WordScore(), weight_input="model.cell"

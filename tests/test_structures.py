@@ -211,10 +211,10 @@ def test_tree_actions_say_what_does_not_fit():
         (
             lambda a, b: {"logits": a, "map": b},
             TreeAction({"map": IMAGE}),
-            "field 'logits' without",
+            "action for its field 'logits'",
         ),
-        (lambda a, b: {"map": b}, TreeAction(FIELDS), "an action for 'logits'"),
-        (lambda a, b: (a, b), TreeAction([NOTHING]), "field 1 without an action"),
+        (lambda a, b: {"map": b}, TreeAction(FIELDS), "the field 'logits'"),
+        (lambda a, b: (a, b), TreeAction([NOTHING]), "action for its field 1"),
         (lambda a, b: {"logits": a, "cache": [a]}, TreeAction({"logits": NOTHING}), "'cache'"),
         (lambda a, b: {"logits": a.mean()}, TreeAction({"logits": NOTHING}), "scalar"),
         (lambda a, b: {"logits": a[0]}, TreeAction({"logits": NOTHING}), "first dimension"),
@@ -239,11 +239,11 @@ def test_outputs_without_a_tensor_are_explained():
     model = EquiTune(Structured(lambda a, b: {"a": [], "b": 3}), IMAGE, TreeAction(others=NOTHING))
     x = torch.randn(2, 3, 6, 6)
     assert model(x) == {"a": [], "b": 3}
-    told = model.explain(x)
-    assert told.output == {"a": [], "b": 3}
+    explanation = model.explain(x)
+    assert explanation.output == {"a": [], "b": 3}
     order = IMAGE.group.order
-    assert torch.equal(told.weights, torch.full((order, 2), 1 / order))
-    assert told.elements.tolist() == [0, 0]
+    assert torch.equal(explanation.weights, torch.full((order, 2), 1 / order))
+    assert explanation.elements.tolist() == [0, 0]
 
 
 def test_fields_that_are_left_to_others():
@@ -267,7 +267,7 @@ def test_fields_that_are_left_to_others():
     assert TreeAction([NOTHING], others=IMAGE).restrict(half).group.order == 2
     # A field may have that name.
     assert TreeAction({"others": IMAGE}).group == c4()
-    with pytest.raises(ValueError, match="different groups: 'others' has"):
+    with pytest.raises(ValueError, match=r"different groups, of order 4 .* for 'others'"):
         TreeAction({"others": IMAGE}, others=ImageAction(d4()))
 
 
@@ -357,13 +357,13 @@ def test_googlenet_and_distilled_transformers():
     (lambda: TreeAction(3), TypeError, "`actions` must be a sequence, got 3; use an action"),
     (lambda: TreeAction(NOTHING), TypeError, "or others=action for one on every field"),
     (lambda: TreeAction("ab"), TypeError, "`actions` must be a sequence, got 'ab'"),
-    (lambda: TreeAction({"x": None}), TypeError, r"actions\['x'\] is a NoneType"),
-    (lambda: TreeAction([NOTHING], others=c4()), TypeError, "others is a FiniteGroup; use an act"),
-    (lambda: TreeAction(), ValueError, "`actions` has no action"),
-    (lambda: TreeAction(others=Drop()), ValueError, "`actions` has no action"),
+    (lambda: TreeAction({"x": None}), TypeError, r"`actions\['x'\]` must be an action"),
+    (lambda: TreeAction([NOTHING], others=c4()), TypeError, "`others` must be an action"),
+    (lambda: TreeAction(), ValueError, "`actions` must hold an action"),
+    (lambda: TreeAction(others=Drop()), ValueError, "`actions` must hold an action"),
     (lambda: TreeAction([NOTHING], others=ImageAction(d4())), ValueError, "different groups"),
-    (lambda: OneOf([]), ValueError, "`actions` has no action"),
-    (lambda: OneOf([NOTHING, Drop()]), TypeError, r"`actions\[1\]` must be an action, got a Drop"),
+    (lambda: OneOf([]), ValueError, "`actions` must hold an action"),
+    (lambda: OneOf([NOTHING, Drop()]), TypeError, r"`actions\[1\]` must be an Action, got a Drop"),
     (lambda: OneOf([NOTHING, ImageAction(d4())]), ValueError, "different groups"),
     (lambda: OneOf(NOTHING), TypeError, "`actions` must be a sequence, got a TrivialAction"),
 ])  # fmt: skip
@@ -374,7 +374,7 @@ def test_actions_that_cannot_be_made(make, error, message):
 
 def test_one_of_says_why_none_fits():
     action = OneOf([TreeAction({"a": NOTHING}), TreeAction({"b": NOTHING}), NOTHING])
-    with pytest.raises(TypeError, match=r"fits no action of OneOf: .* action for 'a'.* for 'b'.*"):
+    with pytest.raises(TypeError, match=r"fits no action of OneOf: .* field 'a'.* field 'b'.*"):
         action.transform({"c": torch.zeros(1, 2)}, 1)
     with pytest.raises(TypeError, match="or OneOf"):
         TreeAction([NOTHING]).transform(torch.zeros(1, 2), 1)
@@ -382,12 +382,12 @@ def test_one_of_says_why_none_fits():
 
 def test_lists_are_told_how_to_be_of_any_length():
     maps = [torch.zeros(1, 4, 4)] * 3
-    with pytest.raises(ValueError, match=r"field 2 without.*not named, and TreeAction\(others="):
+    with pytest.raises(ValueError, match=r"field 2, got none.*not named, and TreeAction\(others="):
         TreeAction([IMAGE, IMAGE]).transform(maps, 1)
-    with pytest.raises(ValueError, match=r"action for 3.*TreeAction\(others=action\)"):
+    with pytest.raises(ValueError, match=r"the field 3.*TreeAction\(others=action\)"):
         TreeAction([IMAGE] * 4).transform(maps, 1)
     # Maps are no detections.
-    with pytest.raises(ValueError, match=r"action for 'boxes'.*PaddedDetections"):
+    with pytest.raises(ValueError, match=r"the field 'boxes'.*PaddedDetections"):
         TreeAction({"boxes": IMAGE}).transform([{"boxes": maps[0]}], 1)
 
 

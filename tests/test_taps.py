@@ -106,7 +106,7 @@ def test_what_is_replaced_afterwards_is_read():
 
 def tapped_like(model):
     fresh = LambdaEquiTune(
-        model.backbone, ACTION, weight_net=model.weighting.net, weight_input="features"
+        model.backbone, ACTION, weight_net=model.weighting.weight_net, weight_input="features"
     ).eval()
     return lambda x: fresh.explain(x).weights
 
@@ -122,7 +122,7 @@ def test_adapters_are_read():
     assert type(backbone[1]).__module__.startswith("peft")
     found = model.explain(x).weights
     fresh = LambdaEquiTune(
-        backbone, ACTION, weight_net=model.weighting.net, weight_input="1"
+        backbone, ACTION, weight_net=model.weighting.weight_net, weight_input="1"
     ).eval()
     assert torch.equal(found, fresh.explain(x).weights)
     assert_equivariant(model, x, ACTION)

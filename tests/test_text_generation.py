@@ -208,7 +208,7 @@ def test_noise_makes_samples():
 
 def test_bad_noise():
     action = WORDS["cyclic(2)"].action
-    refused(GumbelNoise, TypeError, "`action` must be a TokenAction, got 3", 3, [1])
+    refused(GumbelNoise, TypeError, "`action` must be an Action, got 3", 3, [1])
     refused(GumbelNoise, TypeError, r"`seeds\[0\]` must be an int, got 1.5", action, [1.5])
     noise = GumbelNoise(action, [1, 2])
     refused(noise, ValueError, "one for each of 3 sequences, got 2", prompts(3), torch.zeros(3, V))

@@ -105,7 +105,7 @@ def test_regard():
 def test_bad_measures():
     model, words = language_model(), WORDS["cyclic(2)"]
     context = prompts(3, 4)
-    refused(sequence_log_prob, ValueError, r"`continuation` must be .*, got \(2, 4\) for \(3, 4\)",
+    refused(sequence_log_prob, ValueError, r"`continuation` must be .* of \(3, 4\), got \(2, 4\)",
             model, context, prompts(2, 4))  # fmt: skip
     refused(
         sequence_log_prob,
@@ -115,7 +115,7 @@ def test_bad_measures():
         context,
         context[:, :0],
     )
-    refused(sequence_log_prob, ValueError, r"`attention_mask` must be \(3, 8\), got \(3, 4\)",
+    refused(sequence_log_prob, ValueError, r"`attention_mask` must be \(3, 8\), .* got \(3, 4\)",
             model, context, context, context)  # fmt: skip
     refused(fairness_gap, ValueError, "`continuation` must be", model, words, context, context[0])
     for options, match in (

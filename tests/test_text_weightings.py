@@ -61,7 +61,7 @@ def written_out(model, words, tokens, weighting, space=None, relaxed=False):
     weights = torch.full(raw.shape[:3], 1 / len(raw), dtype=raw.dtype)
     if isinstance(weighting, Learned):
         read = raw if weighting.reads == "output" else hidden
-        weights = weighting.net(read)[..., 0].softmax(0)
+        weights = weighting.weight_net(read)[..., 0].softmax(0)
     elif isinstance(weighting, Best):
         losses = -(raw.softmax(-1) * raw.log_softmax(-1)).sum(-1)
         weights = (losses - losses.amin(0) < 1e-9).double()

@@ -55,10 +55,10 @@ def step(model, parameters):
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     torch.manual_seed(1)
     x, labels = images(9, 3, 8, 8)(torch.float32), torch.arange(9) % 4
-    told = model.explain(x)
-    loss = F.cross_entropy(told.output, labels)
-    if told.scores is not None:
-        loss = loss + upright_loss(told.scores)
+    explanation = model.explain(x)
+    loss = F.cross_entropy(explanation.output, labels)
+    if explanation.scores is not None:
+        loss = loss + upright_loss(explanation.scores)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -70,9 +70,9 @@ def test_weights_phase():
     model = make()
     changed = step(model, weights_phase(model))
     assert {name.split(".")[0] for name in changed} == {"weighting"}
-    assert "weighting.net.layers.0.weight" in changed
+    assert "weighting.weight_net.layers.0.weight" in changed
     assert not model.backbone.training
-    assert model.weighting.net.training
+    assert model.weighting.weight_net.training
 
 
 def test_backbone_phase():
@@ -86,7 +86,7 @@ def test_backbone_phase():
     assert "backbone.head.bias" not in changed
     assert not any(name.startswith("weighting") for name in changed)
     assert model.backbone.training
-    assert not model.weighting.net.training
+    assert not model.weighting.weight_net.training
 
 
 def test_backbone_phase_without_weights():
@@ -134,7 +134,7 @@ def test_frozen_features_are_the_same_and_stay_so(weight_net, weight_input, chun
     weights_phase(model)
     model.eval()
     frozen = with_frozen_features(model)
-    assert (frozen.training, frozen.weighting.net.training) == (False, False)
+    assert (frozen.training, frozen.weighting.weight_net.training) == (False, False)
     x = images(5, 3, 8, 8)(torch.float32)
     before = model.explain(x)
     assert torch.equal(frozen.explain(x).weights, before.weights)
@@ -179,24 +179,24 @@ def test_frozen_features_of_a_cut_model(weight_input):
 def test_flags_of_the_user_survive_all_phases():
     model = make()
     model.backbone.head.bias.requires_grad_(False)
-    model.weighting.net.layers[0].weight.requires_grad_(False)
+    model.weighting.weight_net.layers[0].weight.requires_grad_(False)
 
     def fixed():
         return {name for name, p in model.named_parameters() if not p.requires_grad}
 
-    own = {"backbone.head.bias", "weighting.net.layers.0.weight"}
+    own = {"backbone.head.bias", "weighting.weight_net.layers.0.weight"}
     for first in (lambda: probing_phase(model, ["head"]), lambda: weights_phase(model)):
         first()
         joint_phase(model)
         assert fixed() == own
     weights_phase(model)
-    assert "weighting.net.layers.0.weight" in fixed()
+    assert "weighting.weight_net.layers.0.weight" in fixed()
     assert fixed() - own == {name for name, _ in model.named_parameters()
                              if name.startswith("backbone")} - own  # fmt: skip
     model.freeze_weighting()
-    assert not model.train().weighting.net.training
+    assert not model.train().weighting.weight_net.training
     frozen = with_frozen_features(model)
-    assert len(weights_phase(frozen)) == len(list(model.weighting.net.parameters())) - 1
+    assert len(weights_phase(frozen)) == len(list(model.weighting.weight_net.parameters())) - 1
 
 
 def test_wrappers_that_share_a_backbone_restore_its_flags():
@@ -263,7 +263,7 @@ def test_joint_training_leaves_frozen_features_alone():
         frozen.train()
         changed = step(frozen, prepare(frozen))
         assert not any("extractor" in name for name in changed)
-        assert any(name.startswith("weighting.net.1") for name in changed)
+        assert any(name.startswith("weighting.weight_net.1") for name in changed)
 
 
 def test_frozen_features_leave_the_network_alone():
@@ -313,7 +313,7 @@ def test_upright_loss():
     (lambda: upright_loss(torch.zeros(4, 2), torch.tensor([-1, 0])), ValueError, "holds -1"),
     (lambda: FrozenFeatures(3), TypeError, "torch.nn.Module"),
     (lambda: FrozenFeatures(nn.Linear(2, 2), "wieght"), ValueError, "no submodule"),
-    (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "chunk_size is 0"),
+    (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "must be 1 or more, got 0"),
     (lambda: FrozenFeatures(nn.LSTM(2, 2))(torch.zeros(3, 2)), TypeError, "returns a tuple"),
     (lambda: OnFeatures(nn.Flatten(), MlpWeightNet(3)), TypeError, "nn.Sequential"),
 ])  # fmt: skip

@@ -306,7 +306,7 @@ def test_advice_on_detections_is_not_given_for_other_lists():
     with pytest.raises(TypeError, match="TreeAction") as raised:
         EquiTune(Listed(), D4, D4)(x)
     assert "PaddedDetections" not in str(raised.value)
-    with pytest.raises(ValueError, match="an action for 2") as raised:
+    with pytest.raises(ValueError, match="the field 2") as raised:
         EquiTune(Listed(), D4, TreeAction([D4, D4, D4]))(x)
     assert "PaddedDetections" not in str(raised.value)
     assert len(EquiTune(Listed(), D4, TreeAction([D4, D4]))(x)) == 2
@@ -350,7 +350,7 @@ def test_torchvision_detectors_and_segmenters():
     assert_equivariant(EquiTune(segmenter, C4, maps), pictures, C4, maps)
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(segmenter, pictures, C4, maps)
-    with pytest.raises(ValueError, match=r"an action for 'aux', but .* fields .'out'."):
+    with pytest.raises(ValueError, match=r"the field 'aux' .* fields .'out'."):
         EquiTune(segmenter, C4, TreeAction({"out": C4, "aux": C4}))(pictures)
 
 
@@ -707,7 +707,7 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "got 3 in"),
     (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "name each class once"),
     (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "name each class once"),
-    (lambda: KeypointAction(D4, 0), ValueError, "keypoints is 0"),
+    (lambda: KeypointAction(D4, 0), ValueError, "`keypoints` must be 1 or more, got 0"),
     (lambda: KeypointAction(D4, 3, None), TypeError, "`swaps` must be a sequence"),
     (lambda: BoxAction(D4, image_size=("a", 3)), ValueError, "use .H, W."),
     (lambda: PaddedDetections(Detector(), drop=3), TypeError, "`drop` must be a sequence"),
@@ -732,7 +732,7 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: NormalizedCoordinates(InPixels())(torch.zeros(2, 3, 4, 4)), TypeError, "fields="),
     (lambda: NormalizedCoordinates(InPixels(), ["box"])(torch.zeros(2, 3, 4, 4)), ValueError,
      r"\['boxes', 'logits'\]"),
-    (lambda: PaddedDetections(Detector(), 0), ValueError, "most is 0"),
+    (lambda: PaddedDetections(Detector(), 0), ValueError, "`most` must be 1 or more, got 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
     (lambda: PaddedDetections(Detector(), inputs=3), TypeError, "`inputs` must be a function"),
     (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"of names, \['masks'\]"),

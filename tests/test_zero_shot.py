@@ -382,7 +382,7 @@ def test_equizero_is_a_loop_over_the_elements(action, classifier, images):
 def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
     model = symmetrized(classifier, action, "LambdaEquiTune")
     logits, explanation = model(images), model.explain(images)
-    net = model.weighting.net
+    net = model.weighting.weight_net
     for i, image in enumerate(images):
         copies = [unit(classifier.encoder(action.transform(image[None], g))[0])
                   for g in action.group.elements]  # fmt: skip
@@ -433,7 +433,7 @@ def test_the_encoder_and_the_classes_are_shared(classifier, images):
 
 def test_the_classes_belong_to_the_names_and_not_to_the_checkpoint(classifier, images):
     model = symmetrized(classifier, C4, "LambdaEquiTune")
-    parts = ("backbone.encoder.", "weighting.net.")
+    parts = ("backbone.encoder.", "weighting.weight_net.")
     assert all(key.startswith(parts) for key in model.state_dict())
     assert not any("class" in key for key in model.state_dict())
     other = ZeroShotClassifier(Uneven(), torch.randn(2, 5), ["ant", "fly"]).double()

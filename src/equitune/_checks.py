@@ -27,17 +27,16 @@ def described(value: object) -> str:
         return f"the class {value.__name__}"
     if value is None or isinstance(value, bool | int | float | str):
         return f"{value!r:.60}"
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return with_article(type(value).__name__)
+
+
+def with_article(noun: str) -> str:
+    """A noun with a or an."""
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def require(
-    passed: bool,
-    name: str,
-    must: str,
-    got: object,
-    use: str,
-    error: type[Exception] = ValueError,
+    passed: bool, name: str, must: str, got: object, use: str, error: type[Exception] = ValueError
 ) -> None:
     """Refuses an argument that is not what it must be, in the words of all messages.
 
@@ -65,8 +64,9 @@ def require_type(name: str, value: Any, kind: type, use: str) -> Any:
     Raises:
         TypeError: If it is of another type.
     """
-    if not isinstance(value, kind):
-        raise TypeError(f"`{name}` must be {_a(kind)}, got {described(value)}; use {use}")
+    words = {nn.Module: "a torch.nn.Module", str: "a string", Tensor: "a tensor"}
+    must = f"be {words.get(kind, with_article(kind.__name__))}"
+    require(isinstance(value, kind), name, must, described(value), use, TypeError)
     return value
 
 
@@ -78,8 +78,7 @@ def require_module(name: str, module: Any) -> nn.Module:
 
 def require_function(name: str, function: T, use: str) -> T:
     """The function itself; refuses what cannot be called."""
-    if not callable(function):
-        raise TypeError(f"`{name}` must be a function, got {described(function)}; use {use}")
+    require(callable(function), name, "be a function", described(function), use, TypeError)
     return function
 
 
@@ -90,14 +89,14 @@ def require_flag(name: str, value: bool) -> bool:
 
 
 def require_counts(**counts: int) -> None:
-    """Refuses what is no whole number of 1 or more; the message names the argument.
+    """Refuses anything but whole numbers of 1 or more; the message names the argument.
 
     Raises:
         ValueError: If a count is another number, or none.
     """
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count!r}; use a whole number of 1 or more")
+        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+        require(whole, name, "be 1 or more", described(count), "a whole number of 1 or more")
 
 
 def require_int(name: str, value: Any, use: str, least: int | None = None) -> int:
@@ -109,26 +108,23 @@ def require_int(name: str, value: Any, use: str, least: int | None = None) -> in
         number = None
     if number is None:
         raise TypeError(f"`{name}` must be an int, got {described(value)}; use {use}")
-    if least is not None and number < least:
-        raise ValueError(f"`{name}` must be {least} or more, got {number}; use {use}")
+    require(least is None or number >= least, name, f"be {least} or more", number, use)
     return number
 
 
 def require_ints(name: str, values: Any, use: str) -> tuple[int, ...]:
-    """The values as ints; refuses what is no sequence of them."""
+    """The values as ints; refuses anything but a sequence of them."""
     return tuple([require_int(f"{name}[{i}]", value, use)
                   for i, value in enumerate(require_entries(name, values, use))])  # fmt: skip
 
 
 def require_entries(name: str, values: Iterable[T], use: str, least: int = 0) -> list[T]:
     """The entries as a list; refuses a string, a scalar and fewer entries than ``least``."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    scalar = isinstance(values, str | bytes) or (isinstance(values, Tensor) and values.dim() == 0)
+    if scalar or not isinstance(values, Iterable):
         raise TypeError(f"`{name}` must be a sequence, got {described(values)}; use {use}")
-    if isinstance(values, Tensor) and values.dim() == 0:
-        raise TypeError(f"`{name}` must be a sequence, got a scalar tensor; use {use}")
     entries = list(values)
-    if len(entries) < least:
-        raise ValueError(f"`{name}` must have {least} or more entries, got {entries}; use {use}")
+    require(len(entries) >= least, name, f"have {least} or more entries", entries, use)
     return entries
 
 
@@ -154,22 +150,18 @@ def require_strings(name: str, values: Iterable[str], use: str) -> tuple[str, ..
 def require_number(
     name: str, value: Any, least: float = -float("inf"), most: float = float("inf"), use: str = ""
 ) -> float:
-    """The value itself; refuses what is no number from ``least`` to ``most``, and NaN.
+    """The value itself; refuses anything but a number from ``least`` to ``most``.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is outside.
     """
-    spans = (
-        f"a number of {least:g} or more" if most == float("inf") else f"in [{least:g}, {most:g}]"
-    )
+    spans = f"in [{least:g}, {most:g}]" if most < float("inf") else f"a number of {least:g} or more"
     spans = "a number" if least == -float("inf") else spans
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be {spans}, got {described(value)}; use {use or spans}")
-    number = float(value)
-    if not least <= number <= most:
-        raise ValueError(f"`{name}` must be {spans}, got {value}; use {use or spans}")
-    return number
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    require(real, name, f"be {spans}", described(value), use or spans, TypeError)
+    require(least <= float(value) <= most, name, f"be {spans}", value, use or spans)
+    return float(value)
 
 
 def optional_tolerance(tolerance: float | None) -> float | None:
@@ -190,7 +182,7 @@ def require_tensor(name: str, x: Any, shape: str, dims: int = 0, floating: bool 
         floating: Whether it has to hold floating-point numbers.
 
     Raises:
-        TypeError: If it is no tensor, or none of floating-point numbers.
+        TypeError: If it is not a tensor, or not one of floating-point numbers.
         ValueError: If it has too few dimensions.
     """
     if not isinstance(x, Tensor) or (floating and not x.is_floating_point()):
@@ -245,12 +237,6 @@ def readable(x: Tensor) -> bool:
         # Nothing public says beforehand whether a tensor is mapped over: it refuses to be asked.
         return False
     return True
-
-
-def _a(kind: type) -> str:
-    return {nn.Module: "a torch.nn.Module", str: "a string", Tensor: "a tensor"}.get(
-        kind, f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
-    )
 
 
 def _numbers(values: Any) -> Tensor:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitune._checks import naming, require_mean, require_number, require_tensor, require_type
+from equitune._checks import (
+    naming,
+    require_counts,
+    require_mean,
+    require_number,
+    require_tensor,
+    require_type,
+)
 from equitune.actions import Action
 
 __all__ = [
@@ -139,6 +146,7 @@ def matrices(action: Action, size: int) -> Tensor:
         The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
 
     Raises:
+        TypeError: If ``action`` is not an action.
         ValueError: If the action does not act on vectors of that size, or not linearly.
 
     Example:
@@ -147,6 +155,8 @@ def matrices(action: Action, size: int) -> Tensor:
         >>> matrices(PermutationAction(cyclic(2), [(0, 1), (1, 0)]), 2).int().tolist()
         [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
     """
+    require_type("action", action, Action, "an action such as a MatrixAction")
+    require_counts(size=size)
     basis = torch.eye(size, dtype=torch.float64, device="cpu")
     try:
         found: Tensor = action.orbit(basis).mT.contiguous()
@@ -172,8 +182,9 @@ def can_be_averaged(outputs: Tensor) -> bool:
 
 
 def widened(x: Tensor) -> Tensor:
-    """A floating-point tensor in float32 or higher, for scores that shall not lose digits."""
-    require_tensor("x", x, "(...)")
+    """A floating-point tensor in float32 or higher, for scores that keep their digits."""
+    if require_tensor("x", x, "(...)").dtype in (torch.float32, torch.float64):
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -204,9 +215,9 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None 
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
     minimum = scores.amin(dim=0, keepdim=True)
-    # The first condition is for minima that are infinite or zero.
-    ties = (scores == minimum) | (scores - minimum <= tolerance * minimum.abs())
+    limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
+    # The limit is NaN where the minimum is infinite.
+    ties = scores <= torch.fmax(minimum, limit)
     if noise is not None:
         ties = ties | (scores - noise <= (scores + noise).amin(dim=0, keepdim=True))
-    chosen = ties.to(scores.dtype)
-    return chosen / chosen.sum(dim=0, keepdim=True)
+    return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

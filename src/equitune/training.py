@@ -252,7 +252,7 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
         read = model.submodule
     chunk_size = getattr(model.runner, "chunk_size", None)
     features = FrozenFeatures(model.backbone, read, chunk_size=chunk_size)
-    net = weighting.net
+    net = weighting.weight_net
     reading = (
         OnFeatures(features, net)
         if isinstance(net, OrbitWeightNet)
@@ -272,8 +272,10 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
     if model.frozen:
         frozen.freeze_backbone(model.learning)
     if weighting.frozen:
-        inner = "net.weight_net" if isinstance(reading, OnFeatures) else "net.1"
-        frozen.weighting.freeze([name.replace("net", inner, 1) for name in weighting.learning])
+        inner = "weight_net.weight_net" if isinstance(reading, OnFeatures) else "weight_net.1"
+        frozen.weighting.freeze(
+            [name.replace("weight_net", inner, 1) for name in weighting.learning]
+        )
     return frozen
 
 

@@ -19,16 +19,13 @@ from equitune._checks import (
     require_int,
     require_tensor,
     require_type,
-)
+)  # fmt: skip
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into
 
 if TYPE_CHECKING:
     from equitune.actions._permutation import PermutationAction
-
-Elements = Sequence[int]
-"""Some elements of a group, in the order in which a stack holds them."""
 
 Move = Callable[[Any, Any, int], Any]
 
@@ -65,13 +62,10 @@ def _by_element(action: Action, move: Move, x: Tensor, g: Tensor) -> Tensor:
 
 
 def _require_one_shape(copies: Sequence[Tensor], name: str) -> None:
-    shapes = [copy.shape for copy in copies if copy.shape != copies[0].shape]
-    if shapes:
-        raise ValueError(
-            f"`{name}` must give copies of one shape, got {tuple(copies[0].shape)} and "
-            f"{tuple(shapes[0])}, such as of images that are not square; use the elements of one "
-            "of shape_classes(x) at a time, and check the action"
-        )
+    for shape in [copy.shape for copy in copies if copy.shape != copies[0].shape]:
+        got = f"{tuple(copies[0].shape)} and {tuple(shape)}, as of images that are not square"
+        use = "the elements of one of shape_classes(x) at a time, and check the action"
+        require(False, name, "give copies of one shape", got, use)
 
 
 class Action(ABC):
@@ -130,8 +124,8 @@ class Action(ABC):
     def __init_subclass__(cls, *, each_sample: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "transform" in vars(cls):
-            cls.unchecked_transform = cls.transform  # type: ignore[method-assign]
-            cls.transform = _checked(cls.transform, each_sample)  # type: ignore
+            move = cls.unchecked_transform = cls.transform  # type: ignore[method-assign]
+            cls.transform = _checked(move, each_sample)  # type: ignore
 
     @abstractmethod
     def transform(self, x: Any, g: Any) -> Any:
@@ -176,31 +170,26 @@ class Action(ABC):
             ValueError: If a shape or an element is wrong.
             TypeError: If ``x`` is not a tensor, or ``g`` not of a type of elements.
         """
-        require_batch(x, "x", self)
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            require_batch(x, "x", self)
         for dim, size in self.extent.items():
             place = dim % x.dim() if -x.dim() <= dim < x.dim() else 0
             if not place or size not in (None, x.shape[place]):
-                wanted = "a dim" if size is None else f"{size} entries along dim"
-                raise ValueError(
-                    f"`x` must have {wanted} {dim} after the batch dimension for "
-                    f"{type(self).__name__}, got shape {tuple(x.shape)}; use (B, ...)"
-                )
+                must = "a dim" if size is None else f"{size} entries along dim"
+                must = f"have {must} {dim} after the batch dimension for {type(self).__name__}"
+                require(False, "x", must, f"shape {tuple(x.shape)}", "(B, ...)")
         if isinstance(g, int):
-            self.group.check_element(g)
+            if g:
+                self.group.check_element(g)
             return
         require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
-        if g.dtype != torch.int64:
-            raise TypeError(f"`g` must be int64, got {g.dtype}; use g.long()")
-        if g.shape != x.shape[:1]:
-            raise ValueError(
-                f"`g` must have shape {tuple(x.shape[:1])}, got {tuple(g.shape)}; use one element "
-                "per sample"
-            )
-        if readable(g):
-            self.group.check_element(int(g.min()))
-            self.group.check_element(int(g.max()))
+        require(g.dtype == torch.int64, "g", "be int64", f"{g.dtype}", "g.long()", TypeError)
+        shape, right = tuple(g.shape), g.shape == x.shape[:1]
+        require(right, "g", f"have shape {tuple(x.shape[:1])}", shape, "one element per sample")
+        for extreme in (g.min(), g.max()) if readable(g) else ():
+            self.group.check_element(int(extreme))
 
-    def orbit(self, x: Any, elements: Elements | None = None) -> Any:
+    def orbit(self, x: Any, elements: Sequence[int] | None = None) -> Any:
         """The orbit stack of shape (|G|, B, ...): entry g is rho(g) x.
 
         Args:
@@ -217,14 +206,14 @@ class Action(ABC):
         # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
         return torch.cat(copies).unflatten(0, (len(elements), x.shape[0]))
 
-    def inverse_orbit(self, y: Any, elements: Elements | None = None) -> Any:
+    def inverse_orbit(self, y: Any, elements: Sequence[int] | None = None) -> Any:
         """Undoes the action on a stack of shape (|G|, B, ...): entry g becomes rho(g)^-1 y[g].
 
         Args:
             y: A stack, whose entry i belongs to ``elements[i]``.
             elements: The elements that the entries belong to. Default all.
         """
-        elements = self._check_stack(y, elements)
+        elements = self._stacked(y, elements)
         with naming("y"):
             self.check(y[0])
         inverses = self.group.inverses
@@ -237,16 +226,11 @@ class Action(ABC):
         self.check(x)
         if self.keeps_shape:
             return (tuple(self.group.elements),)
-        shapes: list[torch.Size] = []
-        classes: list[list[int]] = []
-        for g in self.group.elements:
-            shape = self.unchecked_transform(x[:1], g).shape
-            # Compared, not hashed: exporting has sizes that are symbols.
-            if shape not in shapes:
-                shapes.append(shape)
-                classes.append([])
-            classes[shapes.index(shape)].append(g)
-        return tuple(map(tuple, classes))
+        shapes = [self.unchecked_transform(x[:1], g).shape for g in self.group.elements]
+        # Compared, not hashed: exporting has sizes that are symbols.
+        first = [shapes.index(shape) for shape in shapes]
+        parts = [[g for g in self.group.elements if first[g] == k] for k in self.group.elements]
+        return tuple([tuple(part) for part in parts if part])
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
         """The tensors of a structure with the action of each; here one tensor."""
@@ -301,14 +285,7 @@ class Action(ABC):
 
     def prepare(self, device: torch.device) -> None:
         """Makes the constant tables on a device now, so that compiled code need not."""
-        for part in self._parts():
-            if isinstance(part, Table):
-                part.on(device)
-            elif isinstance(part, Action):
-                part.prepare(device)
-
-    def _parts(self) -> Sequence[object]:
-        return [*vars(self).values()]
+        _applied(vars(self), lambda part: part.prepare(device))
 
     def promise_as(self, *parts: Action) -> None:
         """Promises what all parts promise, for an action that is made of others."""
@@ -318,14 +295,12 @@ class Action(ABC):
         self.vocabulary_size = sizes[0] if sizes else None
         self.rounding = max([part.rounding for part in parts])
 
-    def _check_stack(self, y: Tensor, elements: Elements | None) -> Elements:
+    def _stacked(self, y: Tensor, elements: Sequence[int] | None) -> Sequence[int]:
         require_tensor("y", y, "(|G|, B, ...)", dims=2)
         elements = self.group.check_elements(elements)
-        if y.shape[0] != len(elements):
-            raise ValueError(
-                f"`y` must have an entry for each of {len(elements)} elements first, got shape "
-                f"{tuple(y.shape)}; use a stack (|G|, B, ...)"
-            )
+        must = f"have an entry for each of {len(elements)} elements"
+        right, got = y.shape[0] == len(elements), f"shape {tuple(y.shape)}"
+        require(right, "y", must, got, "a stack (|G|, B, ...)")
         return elements
 
     def __eq__(self, other: object) -> bool:
@@ -335,11 +310,9 @@ class Action(ABC):
         return hash((type(self), self.state))
 
     def __repr__(self) -> str:
-        shown = [f"group of order {self.group.order}"]
-        for name, value in vars(self).items():
-            if not name.startswith("_") and name not in Action.__annotations__:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        shown = [f"{name}={value!r}" for name, value in vars(self).items()
+                 if not name.startswith("_") and name not in Action.__annotations__]  # fmt: skip
+        return f"{type(self).__name__}({', '.join([f'group of order {self.group.order}', *shown])})"
 
     def __copy__(self) -> Action:
         return self
@@ -349,23 +322,21 @@ class Action(ABC):
 
 
 class Composed(Action):
-    """An action made of tables, with a row per element, and of actions of the same group."""
+    """An action made of tables, with a row per element, and of actions of the same group.
+
+    They are attributes, or stand in a dict or a tuple that is one.
+    """
 
     def restrict(self, embedding: Embedding) -> Any:
         require_into(self.group, embedding)
         restricted = object.__new__(type(self))
-        for name, part in vars(self).items():
-            kept = part
-            if isinstance(part, Table):
-                kept = part.rows(embedding.elements)
-            elif isinstance(part, Action):
-                kept = part.restrict(embedding)
-            vars(restricted)[name] = embedding.subgroup if name == "group" else kept
+        vars(restricted).update(_applied(vars(self), lambda part: part.restrict(embedding)))
+        vars(restricted).update(group=embedding.subgroup)
         return restricted
 
 
 @final
-class TrivialAction(Action):
+class TrivialAction(Composed):
     """The action that moves nothing: rho(g) x = x, of any dtype and shape.
 
     As an output action it means invariance.
@@ -388,13 +359,9 @@ class TrivialAction(Action):
     def transform(self, x: Tensor, g: int) -> Tensor:
         return x
 
-    def inverse_orbit(self, y: Tensor, elements: Elements | None = None) -> Tensor:
-        self._check_stack(y, elements)
+    def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
+        self._stacked(y, elements)
         return y
-
-    def restrict(self, embedding: Embedding) -> TrivialAction:
-        require_into(self.group, embedding)
-        return TrivialAction(embedding.subgroup)
 
 
 @final
@@ -438,33 +405,27 @@ def require_group(group: object) -> FiniteGroup:
 
 def require_batch(x: object, name: str, action: Action) -> Tensor:
     """The tensor itself; refuses anything else, and one without a batch dimension."""
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"`{name}` must be one tensor for {type(action).__name__}, got {described(x)}; use "
-            "TreeAction({field: action, ...}) for dicts, tuples, dataclasses and model outputs, "
-            "with Drop() for fields that cannot be combined" + advice(x)
-        )
-    if x.dim() == 0:
-        raise ValueError(
-            f"`{name}` must be a batch of shape (B, ...), got a scalar; use "
-            "WholeBatchAction(group) for what belongs to the whole batch"
-        )
-    return x
+    if isinstance(x, Tensor) and x.dim():
+        return x
+    if isinstance(x, Tensor):
+        use = "WholeBatchAction(group) for what belongs to the whole batch"
+        raise ValueError(f"`{name}` must be a batch of shape (B, ...), got a scalar; use {use}")
+    use = "TreeAction({field: action, ...}) for dicts, tuples, dataclasses and model outputs, "
+    use += "with Drop() for fields that cannot be combined" + advice(x)
+    must = f"be one tensor for {type(action).__name__}"
+    raise TypeError(f"`{name}` must {must}, got {described(x)}; use {use}")
 
 
 def advice(x: object) -> str:
     """What helps with a list, for a message; nothing for anything else."""
-    if not isinstance(x, list):
-        return ""
-    if x and all(isinstance(entry, dict) for entry in x):
+    if isinstance(x, list) and x and all(isinstance(entry, dict) for entry in x):
         return ", and equitune.vision.PaddedDetections for a list of one dict per image"
-    return ", and TreeAction(others=action) for a list of any length"
+    return ", and TreeAction(others=action) for a list of any length" * isinstance(x, list)
 
 
 def require_dim(name: str, dim: int, use: str) -> int:
     """The dimension as an int; refuses the batch."""
-    dim = require_int(name, dim, use)
-    require(dim != 0, name, "be another dimension than the batch", dim, use)
+    require(require_int(name, dim, use) != 0, name, "be another dimension than the batch", 0, use)
     return dim
 
 
@@ -485,3 +446,12 @@ def _frozen(value: Any) -> object:
     if isinstance(value, Mapping | set):
         return frozenset(map(_frozen, value.items() if isinstance(value, Mapping) else value))
     return value
+
+
+def _applied(part: Any, change: Callable[[Any], Any]) -> Any:
+    """An attribute whose tables and actions were changed."""
+    if isinstance(part, Action | Table):
+        return change(part)
+    if isinstance(part, dict):
+        return {key: _applied(value, change) for key, value in part.items()}
+    return tuple([_applied(value, change) for value in part]) if isinstance(part, tuple) else part

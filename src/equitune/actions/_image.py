@@ -41,7 +41,7 @@ class ImageAction(Action):
         dims: The dimensions of height and width.
 
     Raises:
-        ValueError: If ``elements`` is missing for another group than c4 and d4, or is no
+        ValueError: If ``elements`` is missing for another group than c4 and d4, or is not a
             homomorphism into d4; the message names the pair of elements.
 
     Example:
@@ -103,11 +103,9 @@ class ImageAction(Action):
         prefix = require_int("prefix", prefix, "the number of tokens before the patches", least=0)
         grid = torch.arange(height * width, device="cpu").view(1, height, width)
         pixels = ImageAction(self.group, self.elements)
-        if len(pixels.shape_classes(grid)) > 1:
-            raise ValueError(
-                f"height is {height} and width is {width}, and the group exchanges rows and "
-                "columns; use square images, or restrict the group to flips and half turns"
-            )
+        square, got = len(pixels.shape_classes(grid)) == 1, f"{height} rows and {width} columns"
+        use = "square images, or a group of flips and half turns"
+        require(square, "height", "be width where the group exchanges them", got, use)
         # What comes to a place from where, turned round: where a token goes.
         moves = pixels.orbit(grid).flatten(1).argsort(dim=1) + prefix
         fixed = torch.arange(prefix, device="cpu").expand(self.group.order, prefix)
@@ -145,7 +143,7 @@ class VectorFieldAction(Composed):
 
     Args:
         group: The group that acts.
-        elements: As for :class:`ImageAction`.
+        elements: The element of d4 that each element performs; None for c4 and d4 themselves.
         dims: The dimensions of height and width.
         channel_dim: The dimension of the vectors' components. Its size is 3, or a multiple of 2
             for one or more vectors, one after the other.
@@ -154,7 +152,8 @@ class VectorFieldAction(Composed):
             what ``torch.gradient`` gives along (-2, -1), use ``(-2, -1)``.
 
     Raises:
-        ValueError: As for :class:`ImageAction`; also if ``components`` are not the two ``dims``.
+        ValueError: If ``elements`` are missing or not a homomorphism into d4, or ``components`` are
+            not the two ``dims``.
 
     Example:
         >>> import torch
@@ -182,46 +181,24 @@ class VectorFieldAction(Composed):
         self.keeps_shape = self._pixels.keeps_shape
         self.channel_dim = require_dim("channel_dim", channel_dim, "that of the components")
         self.components = require_ints("components", components, "the two dims")
-        require(
-            sorted(self.components) == sorted(self.dims),
-            "components",
-            f"be the two dims {self.dims}, in the order in which a vector is stored",
-            self.components,
-            "(-1, -2) for (x, y)",
-        )
-        require(
-            channel_dim not in self.dims,
-            "channel_dim",
-            f"be another dimension than height and width, {self.dims}",
-            channel_dim,
-            "that of the components",
-        )
-        moves = [vector_moves(element) for element in self.elements]
+        must = f"be the two dims {self.dims}, in the order in which a vector is stored"
+        right = sorted(self.components) == sorted(self.dims)
+        require(right, "components", must, self.components, "(-1, -2) for (x, y)")
+        self._require_channels(channel_dim in self.dims, self.dims)
+        moves = [vector_moves(element) for element in self._pixels.elements]
         if self.components == self.dims:
             moves = [((1 - y[0], y[1]), (1 - x[0], x[1])) for x, y in moves]
         # A third component, towards the viewer, keeps its value.
-        rows = [(*move, (2, 1)) for move in moves]
+        sources, signs = torch.tensor([(*move, (2, 1)) for move in moves], device="cpu").unbind(2)
         # Vectors one after the other have their components in a dimension of its own.
         dim = self.channel_dim + (self.channel_dim > 0)
-        self._flat, self._deep = (
-            SignedPermutationAction(
-                group,
-                [[source for source, _ in row[:size]] for row in rows],
-                [[sign for _, sign in row[:size]] for row in rows],
-                dim=dim,
-            )
-            for size in (2, 3)
-        )
+        self._deep = SignedPermutationAction(group, sources, signs, dim=dim)
+        self._flat = SignedPermutationAction(group, sources[:, :2], signs[:, :2], dim=dim)
 
     @property
     def dims(self) -> tuple[int, int]:
         """The dimensions of height and width."""
         return self._pixels.dims
-
-    @property
-    def elements(self) -> tuple[int, ...]:
-        """The element of d4 that each element performs."""
-        return self._pixels.elements
 
     @property
     def extent(self) -> Mapping[int, int | None]:
@@ -230,18 +207,10 @@ class VectorFieldAction(Composed):
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         super().check(x, g)
         channels = self.channel_dim % x.dim()
-        if channels in [dim % x.dim() for dim in self.dims]:
-            raise ValueError(
-                f"`channel_dim` must be another dimension than height and width, got "
-                f"{self.channel_dim} for x of shape {tuple(x.shape)}, which is height or width; "
-                "use that of the components"
-            )
-        count = x.shape[channels]
-        if count != 3 and count % 2:
-            raise ValueError(
-                f"`x` must hold vectors of two components each, or one of three, got {count} "
-                f"channels along dim {self.channel_dim} of shape {tuple(x.shape)}; use 2 for each"
-            )
+        self._require_channels(channels in [dim % x.dim() for dim in self.dims], tuple(x.shape))
+        got, use = f"{x.shape[channels]} channels along dim {self.channel_dim}", "such a number"
+        right = x.shape[channels] == 3 or x.shape[channels] % 2 == 0
+        require(right, "x", "have 3 channels, or 2 for each vector", got, use)
         require_signed(x)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
@@ -254,6 +223,11 @@ class VectorFieldAction(Composed):
     def shape_classes(self, x: Tensor) -> tuple[tuple[int, ...], ...]:
         self.check(x)
         return self._pixels.shape_classes(x)
+
+    def _require_channels(self, wrong: bool, where: object) -> None:
+        got = f"{self.channel_dim}, which is height or width, in {where}"
+        must, use = "be another dimension than height and width", "that of the components"
+        require(not wrong, "channel_dim", must, got, use)
 
 
 def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -272,44 +246,27 @@ def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
     given = require_ints("dims", dims, "the dimensions of height and width")
-    require(
-        len(given) == 2 and len({*given, 0}) == 3 and (given[0] < 0) == (given[1] < 0),
-        "dims",
-        "be two different dimensions, counted from one end, neither of them the batch (0)",
-        dims,
-        "(height, width), such as (-2, -1)",
-    )
+    right = len(given) == 2 and len({*given, 0}) == 3 and (given[0] < 0) == (given[1] < 0)
+    must = "be two different dimensions, counted from one end, neither of them the batch (0)"
+    require(right, "dims", must, dims, "(height, width), such as (-2, -1)")
     return given[0], given[1]
 
 
 def _performed(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
     """The element of d4 that each element performs."""
-    square = d4()
-    require(
-        elements is not None or group in (c4(), square),
-        "elements",
-        "say which element of d4 each element performs",
-        f"None for a group of order {group.order}",
-        "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()",
-    )
-    if elements is None:
-        return tuple(group.elements)
-    performed = require_ints("elements", elements, "what each element performs, 0 to 7")
-    require(
-        len(performed) == group.order,
-        "elements",
-        f"have an entry for each of {group.order} elements of the group",
-        f"{len(performed)} entries",
-        "the element of d4 that each performs",
-    )
+    square, got = d4(), f"None for a group of order {group.order}"
+    use = "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
+    known = elements is not None or group in (c4(), square)
+    require(known, "elements", "say which element of d4 each element performs", got, use)
+    given = group.elements if elements is None else elements
+    performed = require_ints("elements", given, "what each element performs, 0 to 7")
+    must, got = f"have an entry for each of {group.order} elements", f"{len(performed)} entries"
+    require(len(performed) == group.order, "elements", must, got, "elements of d4, 0 to 7")
     for g, element in enumerate(performed):
         square.check_element(element, f"elements[{g}]")
-    check_homomorphism(
-        "elements",
-        group,
-        performed,
-        0,
-        square.compose,
-        lambda one, other: different(square.names[one], square.names[other]),
-    )
+    check_homomorphism("elements", group, performed, 0, square.compose, _unlike)
     return performed
+
+
+def _unlike(one: int, other: int) -> str:
+    return different(d4().names[one], d4().names[other])

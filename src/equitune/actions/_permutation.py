@@ -16,7 +16,7 @@ from equitune._checks import (
     require_ints,
     require_numbers,
     require_type,
-)
+)  # fmt: skip
 from equitune.actions._base import Action, Composed, in_format_of, require_dim, require_group
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup, cyclic
@@ -166,33 +166,28 @@ class SignedPermutationAction(IndexAction):
         dim: int = -1,
     ) -> None:
         rows = [_require_permutations("sources", require_group(group), sources).double()]
-        shift = torch.zeros_like(rows[0]) if offsets is None else offsets
-        for name, values in (("signs", signs), ("offsets", shift)):
-            numbers = require_numbers(name, values, "(|G|, n) numbers").double()
-            right = numbers.shape == rows[0].shape and bool(numbers.isfinite().all())
-            require(
-                right and (name == "offsets" or bool((numbers.abs() == 1).all())),
-                name,
-                f"hold {'1 or -1' if name == 'signs' else 'a number'} for each of the sources",
-                f"{numbers.tolist()}",
-                f"shape {tuple(rows[0].shape)}",
-            )
-            rows.append(numbers)
+        plain = torch.zeros_like(rows[0]) if offsets is None else offsets
+        for name, values, what in (("signs", signs, "1 or -1"), ("offsets", plain, "a number")):
+            table = require_numbers(name, values, "(|G|, n) numbers").double()
+            right = table.shape == rows[0].shape and bool(table.isfinite().all())
+            right = right and (name == "offsets" or bool((table.abs() == 1).all()))
+            must, use = f"hold {what} for each of the sources", f"shape {tuple(rows[0].shape)}"
+            require(right, name, must, table.tolist(), use)
+            rows.append(table)
         table = torch.stack(rows, dim=1)
-        plain = table[0].clone()
-        plain[0], plain[1], plain[2] = torch.arange(table.shape[2]), 1, 0
-        check_homomorphism("sources, signs and offsets", group, table, plain, _after, _differ)
+        first = torch.arange(table.shape[2], device="cpu").double()
+        identity = torch.stack([first, torch.ones_like(first), torch.zeros_like(first)])
+        check_homomorphism("sources, signs and offsets", group, table, identity, _after, _differ)
         self._set(group, rows[0].long(), dim)
         self._signs = Table(rows[1].to(torch.int8))
-        if rows[2].any():
-            self._offsets = Table(rows[2])
+        self._offsets = Table(rows[2]) if rows[2].any() else None
         self.exact = self.linear = self._offsets is None
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         super().check(x, g)
         require_signed(x)
-        if not (self.exact or x.is_floating_point()):
-            raise TypeError(f"`x` must be floating-point, got dtype {x.dtype}; use x.float()")
+        right = self.exact or x.is_floating_point()
+        require(right, "x", "be floating-point", f"dtype {x.dtype}", "x.float()", TypeError)
 
 
 @final
@@ -253,9 +248,9 @@ class TokenAction(Composed, each_sample=True):
     Raises:
         TypeError: If ``permutations`` are not integers. Calls raise it for anything but ids of an
             integer dtype that holds the whole vocabulary, unlike uint8 for 300 ids.
-        ValueError: If ``permutations`` are not an action, as for :class:`PermutationAction`. Calls
-            raise it in eager mode on the CPU and outside of ``vmap`` for an id outside the
-            vocabulary.
+        ValueError: If a row is not a permutation, or the rows are not a homomorphism. Calls raise
+            it for an id outside the vocabulary, where ids can be looked at for nothing: in eager
+            mode on the CPU and outside of ``vmap``.
 
     Example:
         >>> import torch
@@ -272,16 +267,12 @@ class TokenAction(Composed, each_sample=True):
         self, group: FiniteGroup, permutations: Permutations, ignore_index: int | None = -100
     ) -> None:
         self._targets = Table(_check_permutations(group, permutations))
-        self.vocabulary_size = self._targets.host.shape[1]
+        self.vocabulary_size = size = self._targets.host.shape[1]
         if ignore_index is not None:
             ignore_index = require_int("ignore_index", ignore_index, "an id, or None")
-            require(
-                not 0 <= ignore_index < self.vocabulary_size,
-                "ignore_index",
-                f"lie outside of the vocabulary of {self.vocabulary_size} ids",
-                f"{ignore_index}",
-                "an id outside of it, or None",
-            )
+            must = f"lie outside of the vocabulary of {size} ids"
+            right = not 0 <= ignore_index < size
+            require(right, "ignore_index", must, ignore_index, "an id outside of it, or None")
         self.group, self.ignore_index = group, ignore_index
 
     @classmethod
@@ -305,29 +296,18 @@ class TokenAction(Composed, each_sample=True):
             ValueError: If the cycles differ in length, share a token or leave the vocabulary.
         """
         size = require_int("vocabulary_size", vocabulary_size, "the number of ids", 1)
-        given = require_entries("cycles", cycles, "lists of ids, such as [(1, 2)]")
-        rows = [require_ints(f"cycles[{i}]", c, "the ids of a cycle") for i, c in enumerate(given)]
+        given, use = require_entries("cycles", cycles, "lists of ids"), "disjoint lists of ids"
+        rows = [require_ints(f"cycles[{i}]", row, "the ids") for i, row in enumerate(given)]
         lengths = sorted({len(row) for row in rows})
-        require(
-            len(lengths) == 1, "cycles", "have one common length", f"lengths {lengths}", "[(1, 2)]"
-        )
+        require(len(lengths) == 1, "cycles", "have one length", f"the lengths {lengths}", use)
         tokens = [token for row in rows for token in row]
-        outside = [token for token in tokens if not 0 <= token < size]
-        require(
-            not outside,
-            "cycles",
-            f"hold ids below {size}",
-            f"token {next(iter(outside), '')}",
-            "ids",
-        )
-        twice = [token for token in tokens if tokens.count(token) > 1]
-        require(
-            not twice,
-            "cycles",
-            "be disjoint",
-            f"token {next(iter(twice), '')} twice",
-            "each id once",
-        )
+        for token in tokens:
+            right = 0 <= token < size
+            require(
+                right, "cycles", f"hold ids below vocabulary_size={size}", f"token {token}", use
+            )
+            right = tokens.count(token) == 1
+            require(right, "cycles", "name each token once", f"token {token} twice", use)
         permutations = torch.arange(size, device="cpu").repeat(lengths[0], 1)
         for g in range(lengths[0]):
             for row in rows:
@@ -354,64 +334,47 @@ class TokenAction(Composed, each_sample=True):
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         super().check(x, g)
-        size = self.vocabulary_size
-        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(
-                f"`x` must hold integer ids, got dtype {x.dtype}; use on_logits() for scores over "
-                "the vocabulary"
-            )
+        size, got = self.vocabulary_size, f"dtype {x.dtype}"
+        right = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+        use = "on_logits() for scores over the vocabulary"
+        require(right, "x", "hold integer ids", got, use, TypeError)
         # An id that the dtype cannot hold would come back as another one.
-        if torch.iinfo(x.dtype).max < size - 1:
-            raise TypeError(
-                f"`x` must have a dtype that holds all {size} ids, got dtype {x.dtype}; use "
-                "x.long()"
-            )
+        right = torch.iinfo(x.dtype).max >= size - 1
+        require(right, "x", f"have a dtype that holds all {size} ids", got, "x.long()", TypeError)
         if readable(x):
             # Not every dtype of integers can be compared.
             ids = x.long()
-            outside = (ids < 0) | (ids >= size)
-            if self.ignore_index is not None:
-                outside &= ids != self.ignore_index
-            if outside.any():
-                raise ValueError(
-                    f"`x` must hold ids of the vocabulary of {size} ids, got the id "
-                    f"{int(ids[outside][0])}; use 0 to {size - 1}, or ignore_index="
-                    f"{self.ignore_index}"
-                )
+            outside = ids[((ids < 0) | (ids >= size)) & (ids != self.ignore_index)].tolist()
+            use = f"0 to {size - 1}, or ignore_index={self.ignore_index}"
+            got = f"the id {outside[0]}" if outside else ""
+            require(not outside, "x", f"hold ids of the vocabulary of {size} ids", got, use)
 
 
 def require_signed(x: Tensor) -> None:
     """Refuses a dtype that cannot hold the negative of each of its numbers."""
-    if not (x.dtype.is_signed or x.is_complex()):
-        raise TypeError(f"`x` must be of a signed type, got dtype {x.dtype}; use x.float()")
+    signed = x.dtype.is_signed or x.is_complex()
+    require(signed, "x", "be of a signed type", f"dtype {x.dtype}", "x.float()", TypeError)
 
 
 def _multiplied_from_the_right(group: FiniteGroup) -> tuple[tuple[int, ...], ...]:
     """Element h sends i to i h^-1."""
-    columns = zip(*group.cayley_table, strict=True)
-    by_element = tuple(columns)
-    return tuple([by_element[inverse] for inverse in group.inverses])
+    columns = tuple(zip(*group.cayley_table, strict=True))
+    return tuple([columns[inverse] for inverse in group.inverses])
 
 
 def _require_permutations(name: str, group: FiniteGroup, values: Permutations) -> Tensor:
     """(|G|, n) int64, a permutation in each row."""
-    table = require_numbers(name, values, "(|G|, n) ints")
-    require(
-        table.dim() == 2 and table.shape[0] == group.order,
-        name,
-        f"be (|G|, n), with a row for each of {group.order} elements",
-        f"shape {tuple(table.shape)}",
-        "one row per element",
-    )
-    if table.is_floating_point() or table.is_complex():
-        raise TypeError(f"`{name}` must be integers, got dtype {table.dtype}; use integers")
+    table, use = require_numbers(name, values, "(|G|, n) ints"), "(|G|, n) integers"
+    right = table.dim() == 2 and len(table) == group.order
+    must = f"have {group.order} rows, one per element"
+    require(right, name, must, f"shape {tuple(table.shape)}", use)
+    whole = not (table.is_floating_point() or table.is_complex())
+    require(whole, name, "be integers", f"dtype {table.dtype}", use, TypeError)
     table = table.long()
-    wrong = (table.sort(dim=1).values != torch.arange(table.shape[1], device="cpu")).any(dim=1)
-    for g in wrong.nonzero()[:, 0].tolist():
-        raise ValueError(
-            f"`{name}[{g}]` must be a permutation of 0 to {table.shape[1] - 1}, got "
-            f"{_shown(table[g])}; use each number once"
-        )
+    for g, row in enumerate(table.sort(dim=1).values):
+        right = torch.equal(row, torch.arange(len(row), device="cpu"))
+        must = f"be a permutation of 0 to {len(row) - 1}"
+        require(right, f"{name}[{g}]", must, _shown(table[g]), "each number once")
     return table
 
 
@@ -419,12 +382,8 @@ def _check_permutations(group: FiniteGroup, permutations: Permutations) -> Tenso
     """The (|G|, n) table of permutations; refuses one that is not an action of the group."""
     table = _require_permutations("permutations", require_group(group), permutations)
     identity = torch.arange(table.shape[1], device="cpu")
-    check_homomorphism("permutations", group, table, identity, _composed, _differ)
+    check_homomorphism("permutations", group, table, identity, Tensor.__getitem__, _differ)
     return table
-
-
-def _composed(one: Tensor, other: Tensor) -> Tensor:
-    return one[other]
 
 
 def _after(one: Tensor, other: Tensor) -> Tensor:

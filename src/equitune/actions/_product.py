@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_type
+from equitune._checks import require, require_type
 from equitune.actions._base import Action, Composed, Pulled
-from equitune.groups import FiniteGroup
+from equitune.actions._tree import common_group
 
 SLACK = 1e3
 """How many roundings two matrices may be from commuting."""
@@ -28,6 +29,10 @@ class ProductAction(Composed):
         first: The action of G.
         second: The action of H; the group is ``first.group * second.group``.
 
+    Attributes:
+        first: How the whole group acts by its first factor.
+        second: How it acts by its second factor.
+
     Raises:
         TypeError: If one of them is not an action on a single tensor.
         ValueError: If the actions do not commute, or cannot act on one tensor; the message names
@@ -42,9 +47,11 @@ class ProductAction(Composed):
     """
 
     def __init__(self, first: Action, second: Action) -> None:
-        _require_factors(first, second)
+        _check_commuting(first, second)
+        group = first.group * second.group
         pairs = itertools.product(first.group.elements, second.group.elements)
-        self._set(first, second, first.group * second.group, list(pairs))
+        by_first, by_second = zip(*pairs, strict=True)
+        self._set(Pulled(first, group, by_first), Pulled(second, group, by_second))
 
     @classmethod
     def simultaneous(cls, first: Action, second: Action) -> ProductAction:
@@ -68,35 +75,15 @@ class ProductAction(Composed):
             >>> ProductAction.simultaneous(flip, sides).group.order
             2
         """
-        _require_factors(first, second)
-        if first.group != second.group:
-            raise ValueError(
-                f"`second` must be an action of the group of `first`, {first.group}, got one of "
-                f"{second.group}; use one group"
-            )
+        _check_commuting(first, second, together=True)
         diagonal = object.__new__(cls)
-        diagonal._set(first, second, first.group, [(g, g) for g in first.group.elements])
+        diagonal._set(first, second)
         return diagonal
 
-    def _set(
-        self, first: Action, second: Action, group: FiniteGroup, pairs: list[tuple[int, int]]
-    ) -> None:
-        _check_commuting(first, second)
-        self.group = group
-        self._first = Pulled(first, group, [a for a, _ in pairs])
-        self._second = Pulled(second, group, [b for _, b in pairs])
+    def _set(self, first: Action, second: Action) -> None:
+        self.first, self.second, self.group = first, second, first.group
         self.image_dims = first.image_dims or second.image_dims
         self.promise_as(first, second)
-
-    @property
-    def first(self) -> Action:
-        """The action of the first factor."""
-        return self._first.action
-
-    @property
-    def second(self) -> Action:
-        """The action of the second factor."""
-        return self._second.action
 
     @property
     def extent(self) -> Mapping[int, int | None]:
@@ -108,37 +95,18 @@ class ProductAction(Composed):
         super().check(x, g)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
-        moved: Tensor = self._first.unchecked_transform(self._second.unchecked_transform(x, g), g)
+        moved: Tensor = self.first.unchecked_transform(self.second.unchecked_transform(x, g), g)
         return moved
 
-    def __repr__(self) -> str:
-        return f"ProductAction({self.first!r}, {self.second!r})"
 
-
-def _merged(first: Action, second: Action) -> dict[int, int | None]:
-    sizes = dict(first.extent)
-    for dim, size in second.extent.items():
-        known = sizes.get(dim)
-        if known is not None and size is not None and known != size:
-            raise ValueError(
-                f"`second` must fit one tensor with `first`, got {size} and {known} entries along "
-                f"dim {dim}; use actions on one shape"
-            )
-        sizes[dim] = known if size is None else size
-    return sizes
-
-
-def _require_factors(*factors: Action) -> None:
-    for name, action in zip(("first", "second"), factors, strict=True):
+def _check_commuting(first: Action, second: Action, together: bool = False) -> None:
+    for name, action in (("first", first), ("second", second)):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
-        if action.fields is not None:
-            raise TypeError(
-                f"`{name}` must act on one tensor, got a {type(action).__name__}; use products in "
-                "the fields of the structure"
-            )
-
-
-def _check_commuting(first: Action, second: Action) -> None:
+        single, got = action.fields is None, f"a {type(action).__name__}"
+        use = "products in the fields of the structure"
+        require(single, name, "act on one tensor", got, use, TypeError)
+    if together:
+        common_group({"first": first, "second": second})
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
     for a, b in itertools.product(first.group.generators, second.group.generators):
@@ -146,39 +114,42 @@ def _check_commuting(first: Action, second: Action) -> None:
             one = first.transform(second.transform(probe, b), a)
             other = second.transform(first.transform(probe, a), b)
         except ValueError as error:
-            raise ValueError(
-                f"`second` must fit one tensor with `first`, got {error}; use actions on one shape"
-            ) from error
+            raise ValueError(f"`second` must fit one tensor with `first`: {error}") from error
         gap = one.double() - other.double() if one.shape == other.shape else probe.new_ones(())
         # By the size of each entry, over the batch.
-        if (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any():
-            raise ValueError(
-                f"`first` and `second` must commute, got different results for element {a} of the "
-                f"first and element {b} of the second in the two orders; use actions that commute"
-            )
+        right = not (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any()
+        got = (
+            f"another order that gives another result for element {a} of the first and element {b}"
+        )
+        require(right, "second", "commute with first", got, "actions that commute")
+
+
+def _merged(first: Action, second: Action) -> dict[int, int | None]:
+    sizes = dict(first.extent)
+    for dim, size in second.extent.items():
+        known = sizes.get(dim, size)
+        right = None in (known, size) or known == size
+        got = f"{size} and {known} entries along dim {dim}"
+        require(right, "second", "fit one tensor with first", got, "actions on one shape")
+        sizes[dim] = size if known is None else known
+    return sizes
 
 
 def _probe(first: Action, second: Action) -> Tensor:
     """A batch that both actions can act on: all ids, or random numbers, which all differ."""
     sizes = _merged(first, second) or {-1: None}
-    front = any(dim > 0 for dim in sizes)
-    if front and any(dim < 0 for dim in sizes):
-        raise ValueError(
-            f"`first` and `second` must count dims from one end, got different ends, "
-            f"{sorted(sizes)}; use dims counted from the end"
-        )
-    ids = {action.vocabulary_size for action in (first, second)} - {None}
-    if len(ids) > 1:
-        raise ValueError(
-            f"`second` must have the vocabulary of `first`, got {second.vocabulary_size} and "
-            f"{first.vocabulary_size} ids; use one vocabulary"
-        )
+    front, use = max(sizes) > 0, "dims counted from the end"
+    right = not front or min(sizes) > 0
+    require(right, "second", "count dims from the end that first does", sorted(sizes), use)
+    ids = [a.vocabulary_size for a in (first, second) if a.vocabulary_size is not None]
+    got = f"vocabularies of {' and '.join(map(str, ids))} ids"
+    require(len({*ids}) < 2, "second", "rename the ids of first", got, "one vocabulary")
     depth = max(abs(dim) for dim in sizes)
-    places = range(1, depth + 1) if front else range(-depth, 0)
-    if count := next(iter(ids), None):
-        shape = [1, *(sizes.get(dim, 1) or count for dim in places)]
-        return torch.arange(torch.Size(shape).numel(), device="cpu").view(shape) % count
     # An even number, for the components of vectors.
-    shape = [3, *(sizes.get(dim, 1) or 4 for dim in places)]
+    free = ids[0] if ids else 4
+    places = range(1, depth + 1) if front else range(-depth, 0)
+    shape = [1 if ids else 3, *(sizes.get(dim, 1) or free for dim in places)]
+    if ids:
+        return torch.arange(math.prod(shape), device="cpu").view(shape) % free
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")

@@ -9,10 +9,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from equitune._checks import require_entries
-from equitune.actions._base import Action, advice, require_group
-from equitune.groups import Embedding, FiniteGroup
-from equitune.groups._group import require_into
+from equitune._checks import described, require, require_entries, require_type
+from equitune.actions._base import Action, Composed, advice, require_group
+from equitune.groups import FiniteGroup
 
 Key = str | int
 
@@ -26,7 +25,7 @@ class Drop:
     """
 
 
-class Structured(Action, each_sample=True):
+class Structured(Composed, each_sample=True):
     """An action on structures, tensor by tensor: subclasses flatten and unflatten them."""
 
     fields: Mapping[Key, Action]
@@ -65,7 +64,7 @@ class TreeAction(Structured):
             is that of a list of any length.
 
     Raises:
-        ValueError: If there is no action, or the actions are of different groups.
+        ValueError: If no action is given, or the actions are of different groups.
         TypeError: If ``actions`` is neither a mapping nor a sequence, or an entry is neither an
             action nor ``Drop()``.
 
@@ -87,34 +86,20 @@ class TreeAction(Structured):
         *,
         others: Action | Drop | None = None,
     ) -> None:
-        entries: dict[Key, Action | Drop] = {}
         use = "an action for each field, or others=action for one on every field"
-        entries.update(
-            actions
-            if isinstance(actions, Mapping)
-            else enumerate(require_entries("actions", actions, use))
-        )
+        listed = () if isinstance(actions, Mapping) else require_entries("actions", actions, use)
+        entries: dict[Any, Any] = dict(actions if isinstance(actions, Mapping) else ())
+        entries.update(enumerate(listed))
         named = {f"actions[{key!r}]": action for key, action in entries.items()}
         for name, action in (named if others is None else {**named, "others": others}).items():
-            if not isinstance(action, Action | Drop):
-                raise TypeError(
-                    f"{name} is a {type(action).__name__}; use an action, or Drop() "
-                    "for a field that cannot be combined"
-                )
-        self._actions, self._others = entries, others
+            right, use = isinstance(action, Action | Drop), "Drop() for what cannot be averaged"
+            require(right, name, "be an action, or Drop()", described(action), use, TypeError)
+        self.actions, self.others = entries, others
         self.fields = {key: action for key, action in entries.items() if isinstance(action, Action)}
-        given = {**{str(key): action for key, action in entries.items()}, "others=": others}
-        self.group = common_group({k: a for k, a in given.items() if isinstance(a, Action)})
-
-    @property
-    def actions(self) -> dict[Key, Action | Drop]:
-        """The action of each field that has one of its own."""
-        return dict(self._actions)
-
-    @property
-    def others(self) -> Action | Drop | None:
-        """The action of all other fields."""
-        return self._others
+        given: dict[Any, Action] = self.fields | (
+            {"others=": others} if isinstance(others, Action) else {}
+        )
+        self.group = common_group({str(key): action for key, action in given.items()})
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
         leaves: list[tuple[Action, Tensor]] = []
@@ -135,48 +120,31 @@ class TreeAction(Structured):
                 values[key] = None if isinstance(action, Drop) else value
         return rebuilt(x, values)
 
-    def restrict(self, embedding: Embedding) -> TreeAction:
-        def restricted(action: Any) -> Any:
-            return action.restrict(embedding) if isinstance(action, Action) else action
-
-        actions: dict[Any, Any] = {key: restricted(a) for key, a in self._actions.items()}
-        return TreeAction(actions, others=restricted(self._others))
-
     def _fields(self, x: Any, name: str) -> list[tuple[Key, Any, Action | Drop | None]]:
         """Each field with its action; None for a field that passes through."""
         fields = children(x)
         if fields is None:
-            raise TypeError(
-                f"{name} is a {type(x).__name__}, but its TreeAction has the fields "
-                f"{list(self._actions)}; use one action for a tensor, or OneOf([...]) if there is "
-                "one in some modes only"
-            )
+            must = f"be a structure with the fields {[*self.actions]} of its TreeAction"
+            use = "one action for a tensor, or OneOf([...]) for what is one in some modes only"
+            raise TypeError(f"`{name}` must {must}, got {described(x)}; use {use}")
         # Named tuples have positions too.
         places: dict[Key, Key] = dict(enumerate(fields)) if isinstance(x, tuple) else {}
-        by_field = {places.get(key, key): action for key, action in self._actions.items()}
-        for key, action in by_field.items():
-            if key not in fields and isinstance(action, Action):
-                raise ValueError(
-                    f"the TreeAction has an action for {key!r}, but {name} is a "
-                    f"{type(x).__name__} with the fields {list(fields)}{advice(x)}"
-                )
+        by_field = {places.get(key, key): action for key, action in self.actions.items()}
+        for key in [key for key, a in by_field.items() if isinstance(a, Action)]:
+            got, use = f"the fields {[*fields]}", f"a TreeAction of these fields{advice(x)}"
+            require(key in fields, name, f"have the field {key!r} of its TreeAction", got, use)
         # No generator: torch 2.10 cannot compile an exception that leaves one.
         each: list[tuple[Key, Any, Action | Drop | None]] = []
         for key, value in fields.items():
-            found = by_field.get(key, self._others)
+            found = by_field.get(key, self.others)
             if isinstance(found, Action) and key not in by_field:
                 found = _at_any_depth(found, value)
             if found is None and holds_tensor(value):
-                raise ValueError(
-                    f"{name} has a field {key!r} without an action; add one to the TreeAction for "
-                    f"it, such as TrivialAction(group), or {key!r}: Drop() if it cannot be "
-                    f"combined, or others=... for all fields that are not named{advice(x)}"
-                )
+                use = f"TrivialAction(group) for what does not move, {key!r}: Drop() for what "
+                use += f"cannot be combined, or others=... for all fields not named{advice(x)}"
+                require(False, name, f"have an action for its field {key!r}", "none", use)
             each.append((key, value, None if value is None else found))
         return each
-
-    def _parts(self) -> Sequence[object]:
-        return (*self._actions.values(), self._others)
 
 
 @final
@@ -191,8 +159,8 @@ class OneOf(Structured):
         actions: The actions, the first that fits counts.
 
     Raises:
-        ValueError: If there is no action, or the actions are of different groups.
-        TypeError: If an entry is no action. Calls raise it for a structure that none fits.
+        ValueError: If no action is given, or the actions are of different groups.
+        TypeError: If an entry is not an action. Calls raise it for a structure that none fits.
 
     Example:
         >>> import torch
@@ -204,17 +172,11 @@ class OneOf(Structured):
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        self._actions = tuple(require_entries("actions", actions, "a list of actions"))
-        named = {f"actions[{i}]": action for i, action in enumerate(self._actions)}
+        self.actions = tuple(require_entries("actions", actions, "a list of actions"))
+        named = {f"actions[{i}]": action for i, action in enumerate(self.actions)}
         for name, action in named.items():
-            if not isinstance(action, Action):
-                raise TypeError(f"`{name}` must be an action, got a {type(action).__name__}")
+            require_type(name, action, Action, "an action")
         self.group, self.fields = common_group(named), {}
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The actions, in the order in which they are tried."""
-        return self._actions
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
         return self._fitting(x, name).flatten(x, name)
@@ -222,12 +184,9 @@ class OneOf(Structured):
     def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
         return self._fitting(x, "x").unflatten(x, leaves)
 
-    def restrict(self, embedding: Embedding) -> OneOf:
-        return OneOf([action.restrict(embedding) for action in self._actions])
-
     def _fitting(self, x: Any, name: str) -> Action:
         reasons = []
-        for action in self._actions:
+        for action in self.actions:
             try:
                 action.flatten(x, name)
             except (TypeError, ValueError) as error:
@@ -235,9 +194,6 @@ class OneOf(Structured):
             else:
                 return action
         raise TypeError(f"{name} fits no action of OneOf: " + "; or ".join(reasons))
-
-    def _parts(self) -> Sequence[object]:
-        return self._actions
 
 
 @final
@@ -266,24 +222,16 @@ class WholeBatchAction(Structured):
     def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
         return x
 
-    def restrict(self, embedding: Embedding) -> WholeBatchAction:
-        require_into(self.group, embedding)
-        return WholeBatchAction(embedding.subgroup)
-
 
 def common_group(actions: Mapping[str, Action], name: str = "actions") -> FiniteGroup:
     """The group of some actions; refuses none at all, or actions of different groups."""
-    if not actions:
-        raise ValueError(f"`{name}` has no action; use at least one, such as TrivialAction(group)")
+    require(len(actions) > 0, name, "hold an action", "none", "TrivialAction(group) at least")
     (first_name, first), *others = actions.items()
+    use = "ProductAction and TrivialAction to lift them to one group, or restrict(...)"
     for other, action in others:
-        if action.group != first.group:
-            raise ValueError(
-                f"the actions are of different groups: {first_name!r} has one of order "
-                f"{first.group.order} {first.group.names}, {other!r} one of order "
-                f"{action.group.order} {action.group.names}; lift them to one group with "
-                "ProductAction and TrivialAction, or restrict(...) them to one"
-            )
+        got = f"different groups, of order {first.group.order} {first.group.names} for "
+        got += f"{first_name!r} and {action.group.order} {action.group.names} for {other!r}"
+        require(action.group == first.group, name, "hold actions of one group", got, use)
     return first.group
 
 
@@ -295,13 +243,9 @@ def common_classes(
     for action, leaf in leaves:
         finer = action.shape_classes(leaf)
         if len(finer) > 1:
-            parts = [_common(members, other) for members in classes for other in finer]
+            parts = [tuple([g for g in part if g in other]) for part in classes for other in finer]
             classes = [part for part in parts if part]
     return tuple(classes)
-
-
-def _common(members: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple([g for g in members if g in other])
 
 
 def children(x: Any) -> dict[Key, Any] | None:
@@ -331,10 +275,7 @@ def _names(x: tuple[Any, ...] | list[Any]) -> Sequence[Key]:
 
 def holds_tensor(x: Any) -> bool:
     """Whether a structure has a tensor in it."""
-    if isinstance(x, Tensor):
-        return True
-    fields = children(x)
-    return fields is not None and any(map(holds_tensor, fields.values()))
+    return len(tensors(x)) > 0
 
 
 def tensors(x: Any) -> list[Tensor]:

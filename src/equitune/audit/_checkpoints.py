@@ -42,7 +42,7 @@ def read_checkpoint(path: str) -> State:
         ValueError: If it does not hold a state dict.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"`weights` is {path!r}, but there is no such file")
+        raise FileNotFoundError(f"`weights` must be a file that exists, got {path!r}")
     read, kind = READERS[Path(path).suffix]
     try:
         state = read(path)

@@ -91,11 +91,9 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 def _sync_folder(folder: Path) -> None:
     """Makes the renaming last, where folders can be synchronised."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    # The file is complete: a file system that cannot do this is no failure.
+    # The file is complete; not all systems open folders, or synchronise them.
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -88,7 +88,7 @@ def find_images(folder: Path) -> list[Path]:
     """
     require_type("folder", folder, Path, "a pathlib.Path")
     if not folder.is_dir():
-        raise FileNotFoundError(f"`images` is {str(folder)!r}, but there is no such folder")
+        raise FileNotFoundError(f"`images` must be a folder, got {str(folder)!r}")
     found = sorted(walk_images(folder))
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
@@ -102,7 +102,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: As :func:`find_images`, but an empty folder is not an error.
     """
-    for name, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         place = Path(name)
         # A link may lead back to where the walk came from.
         above = {(folder / part).resolve() for part in place.relative_to(folder).parents}
@@ -121,11 +121,7 @@ def _is_image(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        kind = "link" if path.is_symlink() else "file"
-        raise ValueError(
-            f"`images` must hold files that can be read, got the {kind} {str(path)!r} "
-            f"({error.strerror}); mend or remove it"
-        ) from error
+        _refuse(error)
     if named and not stat.S_ISREG(mode):
         raise ValueError(
             f"`images` must hold images as files, got {str(path)!r}, which has the name of an "
@@ -134,10 +130,12 @@ def _is_image(path: Path) -> bool:
     return named
 
 
-def _refuse_folder(error: OSError) -> NoReturn:
+def _refuse(error: OSError) -> NoReturn:
+    path = Path(error.filename)
+    kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
     raise ValueError(
-        f"`images` must hold folders that can be read, got {str(error.filename)!r} "
-        f"({error.strerror}); change its permissions, or move it away"
+        f"`images` must hold files and folders that can be read, got the {kind} {str(path)!r} "
+        f"({error.strerror}); mend or remove it"
     ) from error
 
 

@@ -52,41 +52,16 @@ class Labels:
                 knows only some of them by name, or if they are numbers whose order as words is
                 another one.
         """
-        if self.folders is not None and not set(self.folders) & set(class_names or ()):
-            self._require_as_many(classes, class_names)
-            class_names = self.folders
-        elif self.folders is not None:
-            self._require_known(class_names or ())
+        folders = self.folders
+        if folders is not None and not set(folders) & set(class_names or ()):
+            _require_as_many(folders, classes, class_names)
+            class_names = folders
+        elif folders is not None:
+            _require_known(folders, class_names or ())
         places = [
             _class_of(label, image, classes, class_names) for image, label in self.written.items()
         ]
         return torch.tensor(places), class_names
-
-    def _require_as_many(self, classes: int, class_names: tuple[str, ...] | None) -> None:
-        folders = self.folders or ()
-        if len(folders) != classes:
-            unknown = "" if class_names is None else ", and none of them is the name of one"
-            raise ValueError(
-                f"`labels` has {len(folders)} folders, but the model has {classes} classes"
-                f"{unknown}; use a CSV file with the columns image,label"
-            )
-        numbers = [int(name) for name in folders if name.isdecimal()]
-        if len(numbers) == len(folders) and numbers != sorted(numbers):
-            raise ValueError(
-                f"`labels` has the folders {_first(folders)}, which sort as words in another order "
-                "than as numbers; use leading zeros, or a CSV file"
-            )
-
-    def _require_known(self, class_names: tuple[str, ...]) -> None:
-        folders = self.folders or ()
-        for folder in folders:
-            if folder not in class_names:
-                known = _first(name for name in folders if name in class_names)
-                near = difflib.get_close_matches(folder, class_names, n=3, cutoff=0.3)
-                raise ValueError(
-                    f"`labels` has folders for the model's classes {known}, but {folder!r} is not "
-                    f"one of them; rename the folder (near it: {near}), or use a CSV file"
-                )
 
 
 def labels_from_folders(root: Path, paths: Sequence[Path]) -> Labels:
@@ -140,6 +115,34 @@ def class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
     return folders
 
 
+def _require_as_many(
+    folders: tuple[str, ...], classes: int, class_names: tuple[str, ...] | None
+) -> None:
+    if len(folders) != classes:
+        unknown = "" if class_names is None else ", and none of them is the name of one"
+        raise ValueError(
+            f"`labels` has {len(folders)} folders, but the model has {classes} classes{unknown}; "
+            "use a CSV file with the columns image,label"
+        )
+    numbers = [int(name) for name in folders if name.isdecimal()]
+    if len(numbers) == len(folders) and numbers != sorted(numbers):
+        raise ValueError(
+            f"`labels` has the folders {_first(folders)}, which sort as words in another order "
+            "than as numbers; use leading zeros, or a CSV file"
+        )
+
+
+def _require_known(folders: tuple[str, ...], class_names: tuple[str, ...]) -> None:
+    unknown = [folder for folder in folders if folder not in class_names]
+    if unknown:
+        known = _first(folder for folder in folders if folder in class_names)
+        near = difflib.get_close_matches(unknown[0], class_names, n=3, cutoff=0.3)
+        raise ValueError(
+            f"`labels` has folders for the model's classes {known}, but {unknown[0]!r} is not one "
+            f"of them; rename the folder (near it: {near}), or use a CSV file"
+        )
+
+
 def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
     """Reads a CSV file with the columns ``image`` and ``label``.
 
@@ -153,7 +156,7 @@ def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
         ValueError: If a column is missing, or an image has no label or two.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"`labels` is {str(file)!r}, but there is no such file")
+        raise FileNotFoundError(f"`labels` must be a file that exists, got {str(file)!r}")
     # A byte-order mark is what spreadsheets put first.
     with file.open(newline="", encoding="utf-8-sig") as text:
         try:

@@ -143,8 +143,8 @@ def audit(
 
     Raises:
         TypeError: If ``batches`` is a tensor or a model returns none.
-        ValueError: If there are no images, a model returns no logits (B, C) or some that are not
-            finite (the message names the image), or ``labels`` or ``names`` do not fit.
+        ValueError: If ``batches`` is empty, a model does not return finite logits (B, C) (the
+            message names the image), or ``labels`` or ``names`` do not fit.
 
     Example:
         >>> import torch

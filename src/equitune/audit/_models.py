@@ -115,7 +115,7 @@ def load_classifier(
         std: Likewise.
 
     Raises:
-        ValueError: If there is no such model, the weights do not fit it, or there are none.
+        ValueError: If the model does not exist, or has no weights that fit it.
         ImportError: If the family's package is not installed; the message says what to install.
     """
     require_type("spec", spec, str, "FAMILY:NAME, or path/to/file.py:callable")

@@ -85,7 +85,7 @@ class FiniteGroup:
             names: One name per element.
 
         Raises:
-            ValueError: If an entry is no permutation, one stands twice, the first is not the
+            ValueError: If an entry is not a permutation, one stands twice, the first is not the
                 identity, or the list is not closed; the message names the entries.
 
         Example:
@@ -124,7 +124,7 @@ class FiniteGroup:
             >>> group.order, group.names[:5]
             (8, ('e', 'r', 's', 'r^2', 's r'))
         """
-        given = [*generators]
+        given = require_entries("generators", generators, "permutations, such as [(1, 2, 0)]")
         products = words(given)
         if names is None:
             return cls.from_permutations(products)
@@ -186,7 +186,7 @@ class FiniteGroup:
     @property
     def elements(self) -> range:
         """The elements ``0 .. order - 1``."""
-        return range(self.order)
+        return range(len(self.cayley_table))
 
     @cached_property
     def is_abelian(self) -> bool:
@@ -214,11 +214,10 @@ class FiniteGroup:
             ValueError: If it is another number.
         """
         element = g if type(g) is int else require_int(name, g, "an element of the group")
-        if not 0 <= element < self.order:
-            raise ValueError(
-                f"`{name}` must be an element of a group of order {self.order}, got {element}; "
-                f"use 0 to {self.order - 1}"
-            )
+        order = len(self.cayley_table)
+        if not 0 <= element < order:
+            must = f"be an element of a group of order {order}"
+            require(False, name, must, element, f"0 to {order - 1}")
         return element
 
     def check_elements(self, elements: Sequence[int] | None) -> Sequence[int]:
@@ -306,7 +305,7 @@ class Embedding:
         elements: ``elements[h]`` is the element of ``group`` that ``h`` becomes.
 
     Raises:
-        ValueError: If the map is not injective or no homomorphism; the message names the pair.
+        ValueError: If the map is not injective or not a homomorphism; the message names the pair.
     """
 
     subgroup: FiniteGroup

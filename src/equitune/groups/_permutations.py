@@ -51,7 +51,9 @@ def words(
                 found[product] = (k, *found[current])
                 queue.append(product)
         many = largest is not None and len(queue) > largest
-        require(not many, "generators", f"generate at most {largest} elements", "more", "others")
+        require(
+            not many, "generators", f"generate at most largest={largest} elements", "more", "others"
+        )
     return found
 
 

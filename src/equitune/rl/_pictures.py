@@ -43,6 +43,8 @@ class ChannelsFirst(Action):
         self.group = channels_last.group
         self.channels_last = channels_last
         self.promise_as(channels_last)
+        # Not along the dims that the other one says.
+        self.permutes = False
 
     def transform(self, x: Tensor, g: int) -> Tensor:
         moved: Tensor = self.channels_last.unchecked_transform(x.movedim(1, -1), g)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -124,24 +125,32 @@ class Call:
                 )
             raise
 
-    def _pass(self, copies: Sequence[Tensor]) -> Ran:
+    def read(self, copies: Sequence[Tensor]) -> tuple[Any, Tensor | None]:
+        """Runs the function on a flat batch of copies, and reads what the weighting reads in it.
+
+        Args:
+            copies: The moved tensors, (N, ...) each.
+
+        Returns:
+            The raw output, and the activation (N, ...); None if the weighting reads none.
+
+        Raises:
+            ValueError: If the submodule does not run exactly once, or returns other rows.
+        """
         if self.tap is None:
-            return self._ran(self.run(copies), None, copies)
-        output, read = read_submodule(
-            self.tap, lambda: self.run(copies), "the name of one that does"
-        )
-        return self._ran(output, read, copies)
+            return self.run(copies), None
+        run = functools.partial(self.run, copies)
+        output, read = read_submodule(self.tap, run, "the name of one that does")
+        _require_rows(read, copies)
+        return output, read
+
+    def _pass(self, copies: Sequence[Tensor]) -> Ran:
+        return self._ran(*self.read(copies), copies)
 
     def _ran(self, output: Any, read: Tensor | None, copies: Sequence[Tensor]) -> Ran:
         leaves = self.output_action.flatten(output, "the backbone's output")
-        rows = copies[0].shape[0]
-        for tensor in [leaf for _, leaf in leaves] + ([] if read is None else [read]):
-            if tensor.shape[:1] != (rows,):
-                raise ValueError(
-                    f"the backbone returned a tensor of shape {tuple(tensor.shape)} for a batch of "
-                    f"{rows}; its first dimension must be the batch (use Drop() for a field that "
-                    "has none, such as a loss)"
-                )
+        for _, leaf in leaves:
+            _require_rows(leaf, copies)
         return Ran(output, leaves, read)
 
     def _pass_to(self, cut: Watch, copies: Sequence[Tensor], then: Callable[[Ran], Any]) -> Any:
@@ -172,6 +181,7 @@ class Call:
 
         def tapped(activation: Any) -> None:
             if not mixed:
+                _require_rows(activation, copies)
                 read.append(activation.clone())
 
         try:
@@ -205,6 +215,16 @@ class Call:
             f"the group ({found}): something from before it, such as a shortcut, a mask or "
             "the batch size, passes the cut by; use a submodule that everything goes through, such "
             "as the module around it"
+        )
+
+
+def _require_rows(tensor: Tensor, copies: Sequence[Tensor]) -> None:
+    rows = copies[0].shape[0]
+    if tensor.shape[:1] != (rows,):
+        raise ValueError(
+            f"the backbone returned a tensor of shape {tuple(tensor.shape)} for a batch of "
+            f"{rows}; its first dimension must be the batch (use Drop() for a field that "
+            "has none, such as a loss)"
         )
 
 

@@ -16,10 +16,12 @@ from equitune.runners._batches import Batches
 from equitune.runners._call import Call
 from equitune.spaces import Space, Values
 from equitune.weightings import Copies
-from equitune.weightings._base import Mean
+from equitune.weightings._base import Mean, scored, shaking
 
 __all__ = ["MatrixProducts"]
 
+
+VALUES = Values()
 
 DIRECT = (None, "input", "output")
 """What a weighting may read of a call that is made fast."""
@@ -33,7 +35,8 @@ class MatrixProducts(Runner):
     checks of each call would take longer than the network; this runner is made for such networks.
     It has the values, weights and gradients of :class:`Batches`. Other calls go through that
     runner: half precision, autocast, inputs that are not (B, n), a submodule that is read or
-    replaced, and weightings that choose copies before the network runs.
+    replaced, weightings that choose copies before the network runs, actions that are not linear,
+    and while a model is compiled or exported that has never been called.
 
     Observations and outputs of the network must be finite: products of 0 and infinity are NaN. For
     a network that returns -inf for masked actions, use ``Batches()``.
@@ -74,52 +77,47 @@ class MatrixProducts(Runner):
             tables = self._tables(action, call.output_action, elements, x)
         if tables is None:
             return self._others.run(call, mix, elements)
-        copies = torch.mm(x, tables.before).view(-1, x.shape[1])
-        rows = Rows(tables, None, None)
-        if mix.reads == "input":
-            rows.inputs = copies.clone()
-            if mix.ask(rows) is not None:
-                return self._others.run(call, mix, elements)
-        rows.raw = tables.checked(call.run([copies]), len(copies))
-        return mix(rows)
+        copies = torch.mm(x, tables.before).view(-1, tables.size)
+        seen = copies.clone() if mix.reads == "input" else None
+        if seen is not None and mix.ask(Rows(tables, None, seen, None)) is not None:
+            return self._others.run(call, mix, elements)
+        raw = call.run([copies])
+        return mix(Rows(tables, tables.after(raw, copies), seen, raw))
 
     def bind(self, model: Any) -> Callable[[Any], Tensor | None] | None:
         if not isinstance(model.input_action, Action):
             return None
+        weighting = model.weighting
+        chooses_before = weighting.sparse and weighting.reads == "input"
+        if weighting.reads not in DIRECT or chooses_before or model.submodule is not None:
+            return None
         known: dict[tuple[torch.device, torch.dtype], Tables] = {}
         action, output_action, space = model.input_action, model.output_action, model.space
+        equal, reads_inputs = weighting.equal and space == VALUES, weighting.reads == "input"
         # Around so small a network each look-up of a submodule would count.
-        modules, averages_values = model._modules, space == Values()
+        modules = model._modules
 
-        def fast(x: Any) -> Tensor | None:
-            weighting = modules["weighting"]
-            reads = weighting.reads
-            if (
-                type(x) is not Tensor
-                or reads not in DIRECT
-                or (weighting.sparse and reads == "input")
-                or model.space is not space
-                or model.output_action is not output_action
-            ):
+        def fast(x: Any) -> Any:
+            if type(x) is not Tensor:
                 return None
             tables = known.get((x.device, x.dtype))
             if (
                 tables is None
-                or torch.is_autocast_enabled(tables.device_type)
                 or x.dim() != 2
                 or x.shape[1] != tables.size
+                or torch.is_autocast_enabled(tables.device_type)
             ):
                 tables = self._tables(action, output_action, model.group.elements, x)
                 if tables is None:
                     return None
-                if not torch.compiler.is_compiling():
-                    known[x.device, x.dtype] = tables
+                known[x.device, x.dtype] = tables
             copies = torch.mm(x, tables.before).view(-1, tables.size)
-            inputs = copies.clone() if reads == "input" else None
-            raw = tables.checked(modules["backbone"](copies), copies.shape[0])
-            if weighting.equal and averages_values:
-                return torch.mm(raw.reshape(-1, tables.width), tables.mean)
-            rows = Rows(tables, inputs, raw)
+            inputs = copies.clone() if reads_inputs else None
+            raw = modules["backbone"](copies)
+            after = tables.after(raw, copies)
+            if equal:
+                return torch.mm(raw.reshape(-1, after.width), after.mean)
+            rows = Rows(tables, after, inputs, raw)
             weights, _ = weighting(rows)
             return weighting.combine(rows.means(space)[0], weights)
 
@@ -128,23 +126,24 @@ class MatrixProducts(Runner):
     def _tables(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> Tables | None:
-        """The tables for a dtype and a device; None where only all copies themselves are exact."""
+        """The tables for a dtype and a device; None where only the copies themselves are exact."""
         kind = x.device.type
-        if not (action.linear and output_action.linear):
-            return None
-        if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
-            return None
-        if torch.is_autocast_enabled(kind) or (
-            kind != "cpu" and torch.get_float32_matmul_precision() != "highest"
+        if (
+            torch.compiler.is_compiling()
+            or x.dim() != 2
+            or x.dtype not in (torch.float32, torch.float64)
+            or not (action.linear and output_action.linear)
+            or torch.is_autocast_enabled(kind)
+            or (kind != "cpu" and torch.get_float32_matmul_precision() != "highest")
         ):
             return None
-        key = (action, output_action, tuple(elements), x.shape[1], x.device, x.dtype)
+        # The tables hold their actions, so that no other object has these ids.
+        key = (id(action), id(output_action), tuple(elements), x.shape[1], x.device, x.dtype)
         tables = self._known.get(key)
-        if tables is None:
-            tables = Tables(action, output_action, elements, x)
-            # What a tracer makes here is not a real tensor and must not outlive the trace.
-            if type(tables.before) is Tensor and not torch.compiler.is_compiling():
-                self._known[key] = tables
+        # What a tracer makes is not a real tensor, and must not outlive the trace.
+        if tables is None and type(torch.empty(0)) is Tensor:
+            with torch.inference_mode(False):
+                tables = self._known[key] = Tables(action, output_action, elements, x)
         return tables
 
 
@@ -153,81 +152,130 @@ class Tables:
     """What vectors are multiplied by, for one device and one dtype.
 
     Attributes:
-        before: (n, K n), makes the copies, one after the other.
-        undone: (K m, K m), undoes the action on each copy.
-        mean: (K m, m), the mean of that.
+        before: (n, K n), makes the K copies of a vector, one after the other.
     """
 
     def __init__(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> None:
-        self.device_type, self.size, self.count = x.device.type, x.shape[1], len(elements)
-        self._output_action, self._elements, self._like = output_action, [*elements], x.new_empty(0)
-        self.width = 0
-        self.before = self._put(
-            matrices(action, self.size)[self._elements].permute(2, 0, 1).flatten(1)
-        )
+        self.size, self.count = x.shape[1], len(elements)
+        self.device_type, self.dtypes = x.device.type, (x.dtype,)
+        self.before = _put(matrices(action, self.size)[[*elements]].permute(2, 0, 1).flatten(1), x)
+        self.actions = action, output_action
+        self._inverses = [action.group.inverses[g] for g in elements]
+        self._after: dict[int, After] = {}
 
-    def checked(self, raw: Any, rows: int) -> Tensor:
-        """What the network returned; refuses anything but one vector for each row."""
-        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != rows:
+    def after(self, raw: Any, copies: Tensor) -> After:
+        """What outputs are multiplied by; refuses anything but one vector for each copy."""
+        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != copies.shape[0]:
             raise ValueError(
-                f"the backbone must return a tensor of shape ({rows}, m), got {described(raw)}; "
-                "use the runner Batches()"
+                f"the backbone must return a tensor of shape ({copies.shape[0]}, m), got "
+                f"{described(raw)}; use the runner Batches()"
             )
-        if raw.shape[1] * self.count != self.width:
-            self._prepare(raw.shape[1])
-        return raw
+        after = self._after.get(raw.shape[1])
+        if after is None:
+            with torch.inference_mode(False):
+                undone = matrices(self.actions[1], raw.shape[1])[self._inverses].mT
+                after = self._after[raw.shape[1]] = After(undone, copies)
+        return after
 
-    def _prepare(self, size: int) -> None:
-        """Makes the tables for a size of outputs."""
-        inverses = [self._output_action.group.inverses[g] for g in self._elements]
-        undone = matrices(self._output_action, size)[inverses].mT
-        self.undone = self._put(torch.block_diag(*undone))
-        self.mean = self._put(undone.flatten(0, 1) / self.count)
-        self.width = size * self.count
+    def stack(self, rows: Tensor) -> Tensor:
+        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
+        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
 
-    def _put(self, table: Tensor) -> Tensor:
-        with torch.inference_mode(False):
-            # Products with transposed tables would take longer.
-            return table.to(self._like).contiguous()
+
+@final
+class After:
+    """What outputs of one size are multiplied by.
+
+    Args:
+        undone: (K, m, m), the transposed matrices of the inverse elements.
+        like: A tensor of the dtype and on the device of the products.
+
+    Attributes:
+        width: K m.
+        undone: (K m, K m), undoes the action on each copy.
+        total: (K m, m), the sum of that.
+        mean: (K m, m), the mean of that.
+    """
+
+    def __init__(self, undone: Tensor, like: Tensor) -> None:
+        self.width = len(undone) * undone.shape[1]
+        self.undone = _put(torch.block_diag(*undone), like)
+        self.total = _put(undone.flatten(0, 1), like)
+        self.mean = _put(undone.flatten(0, 1) / len(undone), like)
+        self._factors: dict[float, Tensor] = {}
+
+    def shaking(self, outputs: Tensor, rounding: float) -> Tensor:
+        """Factors (2, 1, 1, m): 1, and those of a rounding."""
+        factors = self._factors.get(rounding)
+        if factors is None:
+            moved = shaking(outputs, rounding)
+            factors = torch.stack([torch.ones_like(moved), moved])[:, None, None]
+            if type(factors) is Tensor and not torch.compiler.is_compiling():
+                self._factors[rounding] = factors
+        return factors
 
 
 @final
 class Rows(Copies):
-    """Copies as (B K, n), those of each sample one after the other."""
+    """Copies of vectors, from one product of matrices.
 
-    def __init__(self, tables: Tables, inputs: Tensor | None, raw: Tensor | None) -> None:
-        self.tables, self.inputs, self.raw = tables, inputs, raw
-        self.count = tables.count
+    Args:
+        tables: What made them.
+        after: What undoes them, once the model has run.
+        inputs: The copies of the input, (B K, n), if the weighting reads them.
+        raw: The raw outputs, (B K, m), once the model has run.
+    """
 
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:  # type: ignore[override]
-        return (self.tables.before.dtype if self.raw is None else self.raw.dtype,)
+    def __init__(
+        self, tables: Tables, after: Any, inputs: Tensor | None, raw: Tensor | None
+    ) -> None:
+        self.tables, self.after = tables, after
+        self.count, self.dtypes = tables.count, tables.dtypes
+        self._stacks = {}
+        if inputs is not None:
+            self._stacks["input"] = tables.stack(inputs)
+        if raw is not None:
+            self._stacks["output"] = tables.stack(raw)
 
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
-        return [(range(self.count), self._stack(self.inputs if what == "input" else self.raw))]
+        return [(range(self.count), self._stacks[what])]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
-        return [(slots, widened(stack)) for slots, stack in self.read("output")]
+        return [(range(self.count), widened(self._stacks["output"]))]
+
+    def noisy_scores(
+        self, function: Callable[[Any], Tensor], rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        outputs = widened(self._stacks["output"])
+        # Both at once: a function costs more than what it reads.
+        both = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
+        scores, moved = widened(scored(function, both, both.shape)).split(self.count)
+        return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
 
     def means(self, space: Space) -> list[Mean]:
-        tables, rows = self.tables, self.raw.reshape(-1, self.tables.width)
-        undone: list[Tensor] = []
+        tables, after, raw = self.tables, self.after, self._stacks["output"]
+        values = space == VALUES
+
+        def rows(stack: Tensor) -> Tensor:
+            return stack.transpose(0, 1).reshape(-1, after.width)
 
         def mean(weights: Tensor | None) -> Tensor:
-            if weights is None and space == Values():
-                return torch.mm(rows, tables.mean)
-            if not undone:
-                stack = self._stack(torch.mm(rows, tables.undone).view(self.raw.shape))
-                undone.append(space.enter(stack))
-            return space.mean(undone[0], weights)
+            if not values or (weights is not None and weights.shape != raw.shape[:2]):
+                undone = torch.mm(rows(raw), after.undone).view(-1, raw.shape[2])
+                return space.mean(space.enter(tables.stack(undone)), weights)
+            if weights is None:
+                return torch.mm(rows(raw), after.mean)
+            # All entries are finite, and weights of 0 need no care.
+            return torch.mm(rows(weights.unsqueeze(2) * raw).to(raw.dtype), after.total)
 
         return [mean]
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
 
-    def _stack(self, rows: Tensor) -> Tensor:
-        """(B K, n) as (K, B, n)."""
-        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
+
+def _put(table: Tensor, like: Tensor) -> Tensor:
+    """A table where it is used; products with transposed tables would take longer."""
+    return table.to(like.device, like.dtype).contiguous()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import described, readable, require_int, require_tensor, require_type
+from equitune._checks import (
+    described,
+    readable,
+    require,
+    require_int,
+    require_tensor,
+    require_type,
+)
 from equitune.functional import widened
 
-__all__ = ["Decoded", "GreedyDecoder", "Search", "Steps", "every_step", "log_probabilities"]
-
-
-class Steps(Protocol):
-    """A model that decodes step by step, from a state."""
-
-    def step(self, tokens: Tensor, state: Any, /) -> tuple[Tensor, Any]:
-        """Maps the last tokens (B,) to the scores (B, V) of the next ones, and the next state."""
+__all__ = ["Decoded", "GreedyDecoder", "every_step", "log_probabilities"]
 
 
 # Tensors have no truth value, by which values would compare.
@@ -37,24 +37,6 @@ class Decoded:
     tokens: Tensor
     scores: Tensor
     mask: Tensor
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Search:
-    """The start of a search, for R sequences.
-
-    Attributes:
-        state: The state of the step model.
-        first: (R,) int64, the tokens that start the sequences.
-        targets: (R, L) int64, the sequences to feed in place of the tokens found; or None.
-        length: The number of steps; None for as many as the sequences need.
-    """
-
-    state: Any
-    first: Tensor
-    targets: Tensor | None
-    length: int | None
 
 
 @final
@@ -112,16 +94,14 @@ class GreedyDecoder(nn.Module):
     ) -> None:
         super().__init__()
         use = "a module with the methods encode(source) and step(tokens, state)"
-        require_type("model", model, nn.Module, use)
-        if not (
-            callable(getattr(model, "encode", None)) and callable(getattr(model, "step", None))
-        ):
-            raise TypeError(f"`model` must be a step model, got {described(model)}; use {use}")
-        self.model: Any = model
+        self.model: Any = require_type("model", model, nn.Module, use)
+        steps = all(callable(getattr(model, name, None)) for name in ("encode", "step"))
+        require(steps, "model", "be a step model", described(model), use, TypeError)
         self.max_length = require_int("max_length", max_length, "a number of tokens", 1)
+        pad = eos if pad is None else pad
         self.bos, self.eos, self.pad = [
             require_int(name, token, "the id of a token", 0)
-            for name, token in (("bos", bos), ("eos", eos), ("pad", eos if pad is None else pad))
+            for name, token in (("bos", bos), ("eos", eos), ("pad", pad))
         ]
 
     def forward(
@@ -142,38 +122,47 @@ class GreedyDecoder(nn.Module):
                 None to stop when all sequences have ended, or at ``max_length``.
             **options: The other arguments of ``encode``.
         """
-        search = self.begin(source, targets, length=length, **options)
-        return self.read(log_probabilities(self.find(self.model, search)), search.targets)
+        state = self.begin(source, targets, length, **options)
+        first = self.first(source.shape[0], source.device)
+        scores = self.find(self.model, state, first, targets, length)
+        return self.read(log_probabilities(scores), targets)
 
     def begin(
-        self,
-        source: Any,
-        targets: Tensor | None = None,
-        *,
-        length: int | None = None,
-        **options: Any,
-    ) -> Search:
-        """Encodes the source and checks the arguments, which are those of a call."""
+        self, source: Any, targets: Tensor | None = None, length: int | None = None, **options: Any
+    ) -> Any:
+        """The state of the model for the arguments of a call, which are checked."""
         require_tensor("source", source, "(B, ...), with other arguments by name", 1)
-        length = self._checked_length(source.shape[0], targets, length)
-        first = torch.full((source.shape[0],), self.bos, device=source.device)
-        return Search(self.model.encode(source, **options), first, targets, length)
+        self._check_steps(source.shape[0], targets, length)
+        return self.model.encode(source, **options)
 
-    def find(self, model: Steps, search: Search) -> Tensor:
-        """The scores (R, L, V) of all steps, by a model that may be another than its own."""
-        if search.targets is not None:
-            fed = torch.cat([search.first[:, None], search.targets[:, :-1]], dim=1)
-            return every_step(model, fed, search.state)[0]
-        tokens, state = search.first, search.state
+    def first(self, rows: int, device: torch.device) -> Tensor:
+        """The tokens (R,) that start sequences."""
+        return torch.full((rows,), self.bos, device=device)
+
+    def find(
+        self, model: Any, state: Any, tokens: Tensor, targets: Tensor | None, length: int | None
+    ) -> Tensor:
+        """The scores (R, L, V) of all steps, by a model that may be another than its own.
+
+        Args:
+            model: A step model.
+            state: Its state.
+            tokens: (R,), the tokens that start the sequences.
+            targets: (R, L), the tokens to feed in place of those found; or None.
+            length: The number of steps without targets; None for as many as the sequences need.
+        """
+        if targets is not None:
+            fed = torch.cat([tokens[:, None], targets[:, :-1]], dim=1)
+            return every_step(model, fed, state)[0]
         going = torch.ones_like(tokens, dtype=torch.bool)
         found: list[Tensor] = []
-        for _ in range(search.length or self.max_length):
+        for _ in range(length or self.max_length):
             scores, state = model.step(tokens, state)
             _check_scores(scores, tokens)
             tokens = scores.detach().argmax(dim=-1)
             found.append(scores)
             going = going & (tokens != self.eos)
-            if search.length is None and not going.any():
+            if length is None and not going.any():
                 break
         return torch.stack(found, dim=1)
 
@@ -187,40 +176,25 @@ class GreedyDecoder(nn.Module):
     def extra_repr(self) -> str:
         return f"bos={self.bos}, eos={self.eos}, pad={self.pad}, max_length={self.max_length}"
 
-    def _checked_length(self, rows: int, targets: Tensor | None, length: int | None) -> int | None:
-        more = f"`GreedyDecoder` with a larger `max_length` than {self.max_length}"
+    def _check_steps(self, rows: int, targets: Any, length: int | None) -> None:
+        most = self.max_length
+        more = f"GreedyDecoder with a larger `max_length` than {most}"
         if targets is None:
-            if length is None:
-                return None
-            length = require_int("length", length, "a number of steps", 1)
-            if length > self.max_length:
-                raise ValueError(
-                    f"`length` must be {self.max_length} or less, got {length}; use {more}"
-                )
-            return length
-        if length is not None:
-            raise ValueError(f"`length` must be None with targets, got {length}; use one of them")
-        if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"`targets` must be the int64 ids of tokens, got {described(targets)}; use a "
-                "tensor of shape (B, L)"
-            )
-        if targets.dim() != 2 or targets.shape[0] != rows or targets.shape[1] == 0:
-            raise ValueError(
-                f"`targets` must be (B, L), got {described(targets)}; use {rows} sequences of one "
-                "token or more"
-            )
-        if targets.shape[1] > self.max_length:
-            raise ValueError(
-                f"`targets` must have {self.max_length} tokens or less per sequence, got "
-                f"{targets.shape[1]}; use {more}"
-            )
-        if readable(targets) and (targets < 0).any():
-            raise ValueError(
-                f"`targets` must be 0 or more, got {int(targets.min())}; use the decoder's pad, "
-                f"{self.pad}, for padding, because targets are fed to the model"
-            )
-        return None
+            if length is not None:
+                length = require_int("length", length, "a number of steps", 1)
+                require(length <= most, "length", f"be {most} or less", length, more)
+            return
+        require(length is None, "length", "be None with targets", length, "one of the two")
+        ids = isinstance(targets, Tensor) and targets.dtype in (torch.int64, torch.int32)
+        given = described(targets)
+        require(ids, "targets", "be int64 ids of tokens", given, "a tensor (B, L)", TypeError)
+        fits = targets.dim() == 2 and targets.shape[0] == rows and targets.shape[1] > 0
+        require(fits, "targets", "be (B, L)", given, f"{rows} sequences of one token or more")
+        count = targets.shape[1]
+        require(count <= most, "targets", f"have {most} tokens or less per sequence", count, more)
+        if readable(targets):
+            use = f"the decoder's pad, {self.pad}, for padding: the model is fed targets"
+            require(bool((targets >= 0).all()), "targets", "be 0 or more", int(targets.min()), use)
 
 
 def log_probabilities(scores: Tensor) -> Tensor:

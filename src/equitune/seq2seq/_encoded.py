@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import replace
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
-from equitune._submodules import read_submodule
 from equitune.functional import widened
 from equitune.runners import Call, Mix
 from equitune.runners._orbit import parts_of
-from equitune.seq2seq._decoding import Decoded, Search, every_step, log_probabilities
+from equitune.seq2seq._decoding import Decoded, every_step, log_probabilities
 from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join
 
-__all__ = ["DecodedCopies", "Encoded", "StepFunctions"]
+__all__ = ["DecodedCopies", "Encoded"]
 
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class StepFunctions:
-    """A step model made of two functions."""
-
-    step: Run
-    steps: Run
-
-
-@final
 class Encoded:
-    """The encoded copies of B sequences, in K slots, from which they can be decoded.
+    """The encoded copies of B sequences, in K slots: a step model of their mean, in lockstep.
 
     Copies of one source that are equal, and were fed the same, have the same scores to the last
     bit: those of the first of them. So rounding does not decide between tokens that a source
@@ -47,7 +37,8 @@ class Encoded:
         elements: The elements of the slots.
 
     Attributes:
-        parts: The copies of each shape, with the search that starts there for an output.
+        parts: The copies of each shape.
+        rows: For each batch that is run, the rows (N,) of the flat copies; None for all.
         same: (K, B) int64, the first slot with an equal copy of the source; None if all differ.
         whole: Whether scores are those of whole sequences, which differ where equal sources have
             been fed different tokens.
@@ -58,24 +49,41 @@ class Encoded:
 
     def __init__(self, call: Call, mix: Mix, elements: Sequence[int]) -> None:
         actions: Any = call.output_action
-        self.decoder: Any = call.backbone
-        self.call, self.elements = call, elements
+        self.decoder: Any = cast(Any, call.backbone)
+        self.call, self.mix, self.elements = call, mix, elements
         self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
         self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
-        self.parts = parts_of(call, elements)
+        self.length = call.kwargs.get("length")
+        self.parts: Any = parts_of(call, elements)
         self.same = self._equal_copies()
         self.whole = mix.reads == "output"
-        flat = [[stack.flatten(0, 1) for stack in part.inputs] for part in self.parts]
+        inputs, weights = [part.inputs for part in self.parts], None
         if mix.reads == "input":
             # The weighting and the model may both work in place on what they get.
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
-            mix.ask(DecodedCopies(self))
-        for part, copies in zip(self.parts, flat, strict=True):
-            part.output, part.read = self._encode(copies, len(part.slots))
-        search = self.parts[0].output
-        self.first, self.length = search.first[: call.batch_size], search.length
-        self.state = (self.same, [part.output.state for part in self.parts])
+            weights = mix.ask(DecodedCopies(self))
+        start, batch = replace(call, function=self.decoder.begin), call.batch_size
+        self.rows: list[Any] = []
+        states = []
+        for part, stacks in zip(self.parts, inputs, strict=True):
+            copies = [stack.flatten(0, 1) for stack in stacks]
+            rows: Any = None
+            if weights is not None or len(self.parts) > 1:
+                slots = torch.tensor(part.slots, device=copies[0].device)
+                rows = (slots[:, None] * batch + torch.arange(batch, device=slots.device)).flatten()
+            if weights is not None:
+                # Only copies that count are run.
+                counts = weights[list(part.slots)].flatten() != 0
+                rows, copies = rows[counts], [copy[counts] for copy in copies]
+                if not len(rows) and batch:
+                    continue
+            state, read = start.read(copies)
+            part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
+            states.append(state)
+            self.rows.append(rows)
+        self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
+        self.state = (self.same, states)
 
     def moved(self, tokens: Tensor) -> Tensor:
         """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
@@ -86,29 +94,27 @@ class Encoded:
         """The targets of all copies as a flat batch, (K B, L)."""
         return None if self.targets is None else self.moved(self.targets).flatten(0, 1)
 
-    def functions(self, mixed: Callable[[Run, Tensor, Any], tuple[Tensor, Any]]) -> StepFunctions:
-        """Steps that do something with those of the model, which come first."""
-        model = self.decoder.model
-        every = functools.partial(every_step, model)
-        return StepFunctions(*[functools.partial(mixed, run) for run in (model.step, every)])
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The scores (B, V) after tokens (B,), and the next state."""
+        return self.mixed(self.decoder.model.step, tokens, state)
 
-    def together(self, mix: Mix) -> StepFunctions:
-        """The steps of one sequence, where each copy is fed its tokens in its own frame."""
+    def steps(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The scores (B, L, V) after each of (B, L) tokens, and the next state."""
+        return self.mixed(functools.partial(every_step, self.decoder.model), tokens, state)
 
-        def mixed(run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-            scores, state = self.advance(run, self.moved(tokens), state)
-            return mix(DecodedCopies(self, scores)), state
+    def mixed(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The mean after a run of the model, where each copy is fed tokens in its own frame."""
+        scores, state = self.advance(run, self.moved(tokens), state)
+        return self.mix(DecodedCopies(self, scores)), state
 
-        return self.functions(mixed)
-
-    def decode(self, model: StepFunctions, state: Any) -> Decoded:
-        """Decodes one sequence for each source, with steps that mix the copies."""
-        search = Search(state, self.first, self.targets, self.length)
-        decoded: Decoded = self.decoder.read(self.decoder.find(model, search), self.targets)
+    def decode(self, state: Any) -> Decoded:
+        """Decodes one sequence for each source."""
+        scores = self.decoder.find(self, state, self.first, self.targets, self.length)
+        decoded: Decoded = self.decoder.read(scores, self.targets)
         return decoded
 
     def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Goes on with all copies, one batch per shape.
+        """Goes on with all copies that count, one batch per shape.
 
         Args:
             run: The step of the model, or all steps at once.
@@ -116,15 +122,23 @@ class Encoded:
             state: The state.
 
         Returns:
-            The scores (K, B, V), or (K, B, L, V), and the next state.
+            The scores (K, B, V), or (K, B, L, V), constant where a copy does not
+            count; and the next state.
         """
         same, states = state
-        scores, after = [], []
-        for part, before in zip(self.parts, states, strict=True):
-            ran, now = run(tokens[list(part.slots)].flatten(0, 1), before)
-            scores.append((part.slots, ran.unflatten(0, (len(part.slots), -1))))
-            after.append(now)
-        stack = join(scores, "the decoder")
+        flat = tokens.flatten(0, 1)
+        ran = [
+            run(flat if rows is None else flat[rows], before)
+            for rows, before in zip(self.rows, states, strict=True)
+        ]
+        stack = ran[0][0]
+        if self.rows[0] is not None:
+            stack = stack.new_zeros(len(flat), *stack.shape[1:])
+            # Nobody waits for the end of a copy that does not count.
+            stack[..., self.decoder.eos] = 1
+            for rows, (scores, _) in zip(self.rows, ran, strict=True):
+                stack = stack.index_put((rows,), scores)
+        stack = stack.unflatten(0, tokens.shape[:2])
         if same is not None:
             firsts = []
             for column in tokens.unflatten(1, (tokens.shape[1], -1)).flatten(2).unbind(2):
@@ -132,31 +146,15 @@ class Encoded:
                 firsts.append(same)
             index = torch.stack(firsts, dim=2).view_as(tokens).unsqueeze(-1)
             stack = stack.gather(0, index.expand_as(stack))
-        return stack, (same, after)
-
-    def _encode(self, copies: list[Tensor], rows: int) -> tuple[Search, Tensor | None]:
-        """The search of some copies, and what the weighting reads of the encoder, as a stack."""
-        tap = self.call.tap
-        begin = functools.partial(replace(self.call, function=self.decoder.begin).run, copies)
-        if tap is None:
-            return begin(), None
-        use = "the name of a submodule whose first dimension is the batch"
-        search, read = read_submodule(tap, begin, use)
-        if read.shape[0] != copies[0].shape[0]:
-            raise ValueError(
-                f"`weight_input` must name a submodule that returns {copies[0].shape[0]} rows for "
-                f"as many copies, got {tap.name!r} with shape {tuple(read.shape)}; use {use}"
-            )
-        return search, read.unflatten(0, (rows, -1))
+        return stack, (same, [after for _, after in ran])
 
     def _equal_copies(self) -> Tensor | None:
         # Targets are compared where they are fed, token by token.
         compared = [leaf is not self.targets for _, leaf in self.call.leaves]
         firsts = []
         for part in self.parts:
-            sources = [s for s, counts in zip(part.inputs, compared, strict=True) if counts]
-            slots = torch.tensor(part.slots, device=sources[0].device)
-            firsts.append((part.slots, slots[_first_equal(*sources)]))
+            first = _first_equal(*itertools.compress(part.inputs, compared))
+            firsts.append((part.slots, torch.tensor(part.slots, device=first.device)[first]))
         same = join(firsts, "the source")
         own = torch.arange(len(same), device=same.device)
         # To ask costs a synchronisation, once, and cannot be traced.
@@ -182,11 +180,8 @@ class DecodedCopies(Copies):
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
         if what == "output":
             return [(range(self.count), log_probabilities(self.raw))]
-        parts: list[tuple[Sequence[int], Any]] = [
-            (part.slots, part.inputs[0] if what == "input" else part.read)
-            for part in self.encoded.parts
-        ]
-        return parts
+        parts = self.encoded.parts
+        return [(part.slots, part.inputs[0] if what == "input" else part.read) for part in parts]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
         scores, targets = log_probabilities(self.raw).flatten(0, 1), self.encoded.moved_targets()
@@ -221,11 +216,8 @@ class DecodedCopies(Copies):
 
 def _first_equal(*stacks: Tensor) -> Tensor:
     """(E, B) int64: the first place that is equal in all of some stacks (E, B, ...)."""
-    count, batch = stacks[0].shape[:2]
-    first = torch.arange(count, device=stacks[0].device)[:, None].expand(count, batch)
-    for place in reversed(range(count)):
-        equal = torch.ones_like(first, dtype=torch.bool)
-        for stack in stacks:
-            equal = equal & (stack == stack[place]).unsqueeze(-1).flatten(2).all(dim=2)
-        first = torch.where(equal, place, first)
-    return first
+    equal = [
+        torch.stack([(stack == copy).unsqueeze(-1).flatten(2).all(dim=2) for copy in stack])
+        for stack in stacks
+    ]
+    return torch.stack(equal).all(dim=0).long().argmax(dim=0)

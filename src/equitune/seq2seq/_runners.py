@@ -9,8 +9,8 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune.runners import Call, Mix, Runner
-from equitune.seq2seq._decoding import Decoded, Search
-from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run, StepFunctions
+from equitune.seq2seq._decoding import Decoded
+from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run
 
 __all__ = ["Alone", "Independent", "Lockstep", "Start"]
 
@@ -29,7 +29,7 @@ class Lockstep(Runner):
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
         encoded = Encoded(call, mix, elements)
-        return encoded.decode(encoded.together(mix), encoded.state)
+        return encoded.decode(encoded.state)
 
 
 @final
@@ -45,17 +45,10 @@ class Independent(Runner):
     offers = frozenset({"input", "submodule"})
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
-        encoded = Encoded(call, mix, elements)
+        encoded = Apart(call, mix, elements)
         if encoded.targets is not None:
-            return encoded.decode(encoded.together(mix), encoded.state)
-
-        def mixed(run: Run, _: Tensor, state: Any) -> tuple[Tensor, Any]:
-            own, inner = state
-            scores, inner = encoded.advance(run, own, inner)
-            return mix(DecodedCopies(encoded, scores)), (scores.detach().argmax(dim=-1), inner)
-
-        state = (encoded.moved(encoded.first), encoded.state)
-        return encoded.decode(encoded.functions(mixed), state)
+            return encoded.decode(encoded.state)
+        return encoded.decode((encoded.moved(encoded.first), encoded.state))
 
 
 @final
@@ -70,15 +63,11 @@ class Alone(Runner):
     offers = frozenset({"input", "output", "submodule"})
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Decoded:
-        encoded = Encoded(call, mix, elements)
-
-        def each(run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-            scores, state = encoded.advance(run, tokens.unflatten(0, (len(elements), -1)), state)
-            return scores.flatten(0, 1), state
-
+        encoded = Flat(call, mix, elements)
         first = encoded.moved(encoded.first).flatten(0, 1)
-        search = Search(encoded.state, first, encoded.moved_targets(), encoded.length)
-        scores = encoded.decoder.find(encoded.functions(each), search)
+        scores = encoded.decoder.find(
+            encoded, encoded.state, first, encoded.moved_targets(), encoded.length
+        )
         mean = mix(DecodedCopies(encoded, scores.unflatten(0, (len(elements), -1))))
         decoded: Decoded = encoded.decoder.read(mean, encoded.targets)
         return decoded
@@ -86,8 +75,26 @@ class Alone(Runner):
 
 @final
 class Start(Runner):
-    """Encodes all copies, and decodes nothing: the steps in lockstep, and the state to start."""
+    """Encodes all copies, and decodes nothing: a step model, and its state."""
 
-    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> tuple[StepFunctions, Any]:
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> tuple[Encoded, Any]:
         encoded = Encoded(call, mix, elements)
-        return encoded.together(mix), encoded.state
+        return encoded, encoded.state
+
+
+class Apart(Encoded):
+    """The mean of copies that go on with their own tokens, which are a part of the state."""
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        own, inner = state
+        scores, inner = self.advance(self.decoder.model.step, own, inner)
+        return self.mix(DecodedCopies(self, scores)), (scores.detach().argmax(dim=-1), inner)
+
+
+class Flat(Encoded):
+    """The scores of all copies as one batch, (K B, ...), without a mean."""
+
+    def mixed(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        copies = tokens.unflatten(0, (len(self.elements), -1))
+        scores, state = self.advance(run, copies, state)
+        return scores.flatten(0, 1), state

@@ -8,14 +8,14 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from equitune._checks import described, require_function, require_type
+from equitune._checks import described, require, require_function, require_type
 from equitune.actions import Action, TreeAction, TrivialAction
 from equitune.runners import Runner
 from equitune.runners._base import Mixing
 from equitune.seq2seq._decoding import Decoded, GreedyDecoder
 from equitune.seq2seq._runners import Alone, Lockstep, Start
 from equitune.spaces import Logits, Probabilities, Space, Sums
-from equitune.weightings import Best, Learned, Uniform, Weighting
+from equitune.weightings import Best, Learned, Weighting
 from equitune.weightings._best import Gradient
 from equitune.wrappers import Symmetrized
 
@@ -51,8 +51,8 @@ class SymmetrizedSeq2Seq(Symmetrized):
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If the actions are of different groups, ``token_action`` moves ``bos``, ``eos``
-            or ``pad``, or the runner does not offer what the weighting reads. Calls raise it for
-            tensors without an action.
+            or ``pad``, the runner does not offer what the weighting reads, or the space is not one
+            of log-probabilities. Calls raise it for tensors without an action.
 
     Example:
         >>> import torch
@@ -97,20 +97,18 @@ class SymmetrizedSeq2Seq(Symmetrized):
         if isinstance(inputs, Mapping):
             _check_names(backbone, inputs)
             inputs = {**inputs, "targets": token_action}
-        fields = {
-            "tokens": token_action,
-            "scores": token_action.on_logits(),
-            "mask": TrivialAction(token_action.group),
-        }
-        weighting = Uniform() if weighting is None else weighting
+        scores, mask = token_action.on_logits(), TrivialAction(token_action.group)
+        outputs = TreeAction({"tokens": token_action, "scores": scores, "mask": mask})
+        reads, chooses = [getattr(weighting, name, None) for name in ("reads", "chooses")]
         if runner is None:
-            runner = Alone() if getattr(weighting, "reads", None) == "output" else Lockstep()
+            runner = Alone() if reads == "output" else Lockstep()
         require_type("runner", runner, Runner, "Lockstep(), Independent() or Alone()")
         if space is None:
-            space = Chances() if getattr(weighting, "chooses", False) else Probabilities()
-        super().__init__(
-            backbone, inputs, TreeAction(fields), weighting=weighting, runner=runner, space=space
-        )
+            space = Chances() if chooses else Probabilities()
+        use = "Probabilities() or Logits()"
+        logarithmic = require_type("space", space, Space, use).logarithmic
+        require(logarithmic, "space", "be one of log-probabilities", space, use)
+        super().__init__(backbone, inputs, outputs, weighting=weighting, runner=runner, space=space)
         self.input_action = input_action
         self.token_action = token_action
 
@@ -127,26 +125,24 @@ class SymmetrizedSeq2Seq(Symmetrized):
         Raises:
             ValueError: If the weighting reads decoded sequences.
         """
-        if self.weighting.reads == "output":
-            raise ValueError(
-                "`weighting` must be known before the first step, got one that reads whole "
-                f"sequences, {type(self.weighting).__name__}; use one that reads 'input', or call "
-                "the model"
-            )
+        require(
+            self.weighting.reads != "output", "weighting", "be known before the first step",
+            "one that reads whole sequences", "one that reads 'input', or call the model",
+        )  # fmt: skip
         mix = Mixing(self.weighting, self.space)
         return self.run(mix, source, (), options, Start())
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The mean log-probabilities (B, V) after tokens (B,), and the next state."""
-        functions, inner = state
-        scores, inner = functions.step(tokens, inner)
-        return scores, (functions, inner)
+        encoded, inner = state
+        scores, inner = encoded.step(tokens, inner)
+        return scores, (encoded, inner)
 
     def steps(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The mean log-probabilities (B, L, V) after each of (B, L) tokens, and the next state."""
-        functions, inner = state
-        scores, inner = functions.steps(tokens, inner)
-        return scores, (functions, inner)
+        encoded, inner = state
+        scores, inner = encoded.steps(tokens, inner)
+        return scores, (encoded, inner)
 
 
 @final
@@ -307,6 +303,8 @@ class Chances(Space):
     which is that of the mean of the losses of all copies, however sure each of them is.
     """
 
+    logarithmic = True
+
     def enter(self, stack: Tensor) -> Tensor:
         return Probabilities().enter(stack)
 
@@ -319,38 +317,24 @@ class Chances(Space):
 
 def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
     """Refuses actions on arguments that the model's ``encode`` does not take."""
-    if "targets" in inputs:
-        raise ValueError(
-            "`input_action` must not move 'targets', got an action for them; use `token_action`"
-        )
     parameters = [*inspect.signature(decoder.model.encode).parameters.values()]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
     # The first one is the source, whatever the model calls it.
     names = ["source", *(p.name for p in parameters[1:])]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    use = "'source' and the other names of the model's encode; `token_action` moves targets"
     for name in inputs:
-        if name not in names:
-            raise ValueError(
-                f"`input_action` must have names out of {names}, got {name!r}; use 'source' for "
-                "the first argument of the model's encode, and its own names for the others"
-            )
+        known = name in names or (open_ended and name != "targets")
+        require(known, "input_action", f"have names out of {names}", repr(name), use)
 
 
 def _check_tokens(decoder: GreedyDecoder, action: Action) -> None:
-    use = "a TokenAction, the action of the group on output ids"
+    use = "a TokenAction of the whole vocabulary, which fixes bos, eos and pad"
     size = require_type("token_action", action, Action, use).vocabulary_size
-    if size is None:
-        raise TypeError(f"`token_action` must act on ids, got {described(action)}; use {use}")
+    require(size is not None, "token_action", "act on ids", described(action), use, TypeError)
     rows = action.on_logits().permutations
     for name in ("bos", "eos", "pad"):
         token = getattr(decoder, name)
-        if token >= size:
-            raise ValueError(
-                f"`token_action` must act on all tokens, the decoder's {name} {token} included, "
-                f"got an action on {size} of them; use that of the whole vocabulary"
-            )
-        if any(row[token] != token for row in rows):
-            raise ValueError(
-                f"`token_action` must keep the decoder's {name} where it is, got one that moves "
-                f"{token}; use an action that fixes it"
-            )
+        known = token < len(rows[0])
+        fixed = known and all(row[token] == token for row in rows)
+        got = "one that moves it" if known else f"an action on {size} ids"
+        require(fixed, "token_action", f"fix the decoder's {name}, {token}", got, use)

@@ -59,7 +59,7 @@ def assert_group(group: Group) -> None:
                 "identity, compose(g, h) and inverse(g), or FiniteGroup(cayley_table)"
             )
     elements, e = range(group.order), group.identity
-    _require(e in elements, f"the identity {e} is no element of 0 to {group.order - 1}")
+    _require(e in elements, f"the identity {e} is not among the elements 0 to {group.order - 1}")
     table = [[group.compose(g, h) for h in elements] for g in elements]
     for g, h in itertools.product(elements, repeat=2):
         _require(
@@ -71,7 +71,7 @@ def assert_group(group: Group) -> None:
             f"{e} is not neutral: {e}*{g} is {table[e][g]} and {g}*{e} is {table[g][e]}",
         )
         h = group.inverse(g)
-        _require(h in elements, f"the inverse of {g} is {h}, which is no element")
+        _require(h in elements, f"the inverse of {g} is {h}, which is not an element")
         _require(
             table[g][h] == e and table[h][g] == e,
             f"the inverse of {g} is not {h}: {g}*{h} is {table[g][h]} and {h}*{g} is {table[h][g]}",
@@ -99,12 +99,11 @@ def assert_action(action: Action, x: Any) -> None:
 
     Raises:
         AssertionError: If one of these fails; the message names the elements.
-        TypeError: If ``action`` is no action, or does not fit the structure of ``x``.
+        TypeError: If ``action`` is not an action, or does not fit the structure of ``x``.
         ValueError: If ``x`` is empty or holds NaN, or the action cannot act on it.
 
     Example:
         >>> import torch
-    from torch import Tensor
         >>> from equitune import ImageAction, d4
         >>> from equitune.testing import assert_action
         >>> assert_action(ImageAction(d4()), torch.randn(3, 1, 4, 6))

@@ -6,7 +6,8 @@ Equivariance alone does not tell argmin from argmax, or lambda from its reciproc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast, final
 
 import torch
@@ -14,20 +15,14 @@ from torch import Tensor, nn
 
 from equitune._checks import optional_tolerance, require_function, require_module, require_type
 from equitune.actions import Action, TrivialAction
+from equitune.functional import widened
 from equitune.groups import FiniteGroup
+from equitune.spaces import Space, Values
 from equitune.testing._batches import copied
-from equitune.weightings import OrbitWeightNet, tie_tolerance
-
-__all__ = [
-    "CanonicalizeFormula",
-    "EquiTuneFormula",
-    "EquiZeroFormula",
-    "Formula",
-    "LambdaEquiTuneFormula",
-    "RegularFeaturesFormula",
-]
+from equitune.weightings import Copies, OrbitWeightNet, Weighting, tie_tolerance
 
 
+@dataclass(eq=False, repr=False)
 class Formula(ABC):
     """A formula over the copies g^-1 M(gx), evaluated literally; for modules in eval mode.
 
@@ -37,23 +32,24 @@ class Formula(ABC):
         output_action: How it acts on what the module returns; None means one invariant tensor.
         submodule: The dotted name of a submodule; M is then the module up to its output, and the
             rest of the module follows on the combination.
+        space: The space in which the copies are averaged; None for the values themselves.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        input_action: Action,
-        output_action: Action | None = None,
-        *,
-        submodule: str | None = None,
-    ) -> None:
-        self.backbone = require_module("backbone", backbone)
-        self.input_action: Action = require_type("input_action", input_action, Action, "an action")
-        out = TrivialAction(input_action.group) if output_action is None else output_action
-        self.output_action: Action = require_type("output_action", out, Action, "an action")
-        self.submodule: str | None = submodule
-        if submodule is not None:
-            require_type("submodule", submodule, str, "the name of a submodule")
+    backbone: nn.Module
+    input_action: Action
+    output_action: Action = None  # type: ignore[assignment]
+    _: KW_ONLY
+    submodule: str | None = None
+    space: Space | None = None
+
+    def __post_init__(self) -> None:
+        require_module("backbone", self.backbone)
+        require_type("input_action", self.input_action, Action, "an action such as ImageAction")
+        if self.output_action is None:
+            self.output_action = TrivialAction(self.input_action.group)  # type: ignore[unreachable]
+        require_type("output_action", self.output_action, Action, "an action such as ImageAction")
+        if self.submodule is not None:
+            require_type("submodule", self.submodule, str, "the dotted name of a submodule")
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
@@ -105,12 +101,23 @@ class Formula(ABC):
 
     def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
         """The combination of the copies g^-1 M(gx), of shape (1, ...) each."""
+        if self.space is not None and self.space != Values():
+            stack = self.space.enter(torch.stack(copies))
+            return self.space.mean(stack, torch.tensor(weights).to(stack)[:, None])
         total = torch.zeros_like(copies[0])
         for weight, copy in zip(weights, copies, strict=True):
             # An infinite entry of a copy without weight does not count.
             if weight:
                 total = total + weight * copy
         return total
+
+    def seen(self, what: str, x: Any, y: Any) -> Tensor:
+        """What a weighting reads of one copy: its input, its output or an activation."""
+        if what == "input":
+            return self.input_action.flatten(x)[0][1]
+        if what == "output":
+            return self.output_action.flatten(y)[0][1]
+        return cast(Tensor, read_submodule(self.backbone, what, copied(self.input_action, x)))
 
 
 @final
@@ -123,7 +130,7 @@ class EquiTuneFormula(Formula):
 
 @final
 class RegularFeaturesFormula(Formula):
-    """All g^-1 M(gx), stacked behind the batch, Algorithm 1 of the first paper."""
+    """All g^-1 M(gx), stacked after the batch dimension, Algorithm 1 of the first paper."""
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         return []
@@ -133,6 +140,7 @@ class RegularFeaturesFormula(Formula):
 
 
 @final
+@dataclass(eq=False, repr=False, kw_only=True)
 class EquiZeroFormula(Formula):
     """g*^-1 M(g* x), where g* minimises the proxy loss; equation 2 of the second paper.
 
@@ -143,21 +151,16 @@ class EquiZeroFormula(Formula):
         proxy_loss: As for :class:`equitune.EquiZero`; called for one copy at a time.
         tie_tolerance: As for :class:`equitune.EquiZero`.
         submodule: As for :class:`Formula`.
+        space: As for :class:`Formula`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        input_action: Action,
-        output_action: Action | None = None,
-        *,
-        proxy_loss: Callable[[Any], Tensor],
-        tie_tolerance: float | None = None,
-        submodule: str | None = None,
-    ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.proxy_loss = require_function("proxy_loss", proxy_loss, "a proxy loss")
-        self.tie_tolerance = optional_tolerance(tie_tolerance)
+    proxy_loss: Callable[[Any], Tensor]
+    tie_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_function("proxy_loss", self.proxy_loss, "a proxy loss")
+        optional_tolerance(self.tie_tolerance)
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
@@ -180,18 +183,19 @@ class EquiZeroFormula(Formula):
         """The output with its entries off by a rounding, one down and the next one up."""
         leaves = []
         for _, leaf in self.output_action.flatten(output):
-            signs = torch.ones(leaf.shape[1:], dtype=_widened(leaf).dtype).flatten()
+            signs = torch.ones(leaf.shape[1:], dtype=widened(leaf).dtype).flatten()
             signs[::2] = -1
-            off = _widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
+            off = widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
             leaves.append(off if leaf.is_floating_point() else leaf)
         return self.output_action.unflatten(output, leaves)
 
     def _stack_of_one(self, output: Any) -> Any:
-        leaves = [leaf[None] for _, leaf in self.output_action.flatten(output)]
-        return self.output_action.unflatten(output, [_widened(leaf) for leaf in leaves])
+        leaves = [widened(leaf[None]) for _, leaf in self.output_action.flatten(output)]
+        return self.output_action.unflatten(output, leaves)
 
 
 @final
+@dataclass(eq=False, repr=False, kw_only=True)
 class LambdaEquiTuneFormula(Formula):
     """sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), equation 4 of the second paper.
 
@@ -202,38 +206,26 @@ class LambdaEquiTuneFormula(Formula):
         weight_net: As for :class:`equitune.LambdaEquiTune`; log lambda.
         weight_input: As for :class:`equitune.LambdaEquiTune`.
         submodule: As for :class:`Formula`.
+        space: As for :class:`Formula`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        input_action: Action,
-        output_action: Action | None = None,
-        *,
-        weight_net: nn.Module,
-        weight_input: str = "input",
-        submodule: str | None = None,
-    ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.weight_net = require_module("weight_net", weight_net)
-        self.weight_input = require_type("weight_input", weight_input, str, "a name")
+    weight_net: nn.Module
+    weight_input: str = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_module("weight_net", self.weight_net)
+        require_type("weight_input", self.weight_input, str, "'input', 'output' or a submodule")
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]
-        logits = logits_of(self.weight_net, seen)
+        pairs = zip(inputs, outputs, strict=True)
+        logits = logits_of(self.weight_net, [self.seen(self.weight_input, x, y) for x, y in pairs])
         factors = (logits - logits.max()).exp()
         return cast(list[float], (factors / factors.sum()).tolist())
 
-    def _seen(self, x: Any, y: Any) -> Tensor:
-        if self.weight_input == "input":
-            return self.input_action.flatten(x)[0][1]
-        if self.weight_input == "output":
-            return self.output_action.flatten(y)[0][1]
-        read = read_submodule(self.backbone, self.weight_input, copied(self.input_action, x))
-        return cast(Tensor, read)
-
 
 @final
+@dataclass(eq=False, repr=False, kw_only=True)
 class CanonicalizeFormula(Formula):
     """g*^-1 M(g* x), where g* maximises what a network says of gx.
 
@@ -244,24 +236,19 @@ class CanonicalizeFormula(Formula):
         weight_net: As for :class:`equitune.Canonicalize`.
         tie_tolerance: As for :class:`equitune.Canonicalize`.
         submodule: As for :class:`Formula`.
+        space: As for :class:`Formula`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        input_action: Action,
-        output_action: Action | None = None,
-        *,
-        weight_net: nn.Module,
-        tie_tolerance: float | None = None,
-        submodule: str | None = None,
-    ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.weight_net = require_module("weight_net", weight_net)
-        self.tie_tolerance = optional_tolerance(tie_tolerance)
+    weight_net: nn.Module
+    tie_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_module("weight_net", self.weight_net)
+        optional_tolerance(self.tie_tolerance)
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        seen = [self.input_action.flatten(x)[0][1] for x in inputs]
+        seen = [self.seen("input", x, None) for x in inputs]
         logits = [float(logit) for logit in logits_of(self.weight_net, seen)]
         tolerance = self.tie_tolerance
         if tolerance is None:
@@ -269,6 +256,71 @@ class CanonicalizeFormula(Formula):
         allowed = tolerance * max(map(abs, logits))
         ties = [max(logits) - logit <= allowed for logit in logits]
         return [tie / sum(ties) for tie in ties]
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class WeightingFormula(Formula):
+    """sum_g w_g(x) g^-1 M(gx) for any weighting, which sees one sample and each copy by itself.
+
+    Args:
+        backbone: As for :class:`Formula`.
+        input_action: As for :class:`Formula`.
+        output_action: As for :class:`Formula`.
+        weighting: Yours. What it computes of the copies of one sample is taken for right.
+        submodule: As for :class:`Formula`.
+        space: As for :class:`Formula`.
+    """
+
+    weighting: Weighting
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_type("weighting", self.weighting, Weighting, "a weighting such as Uniform()")
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        weights, _ = self.weighting(SampleCopies(self, inputs, outputs))
+        if weights is None:
+            return [1 / len(outputs)] * len(outputs)
+        return [float(weight) for weight in weights.flatten()]
+
+    def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
+        mean = super().combine
+
+        def literal(given: Tensor | None) -> Tensor:
+            equal = [1 / len(copies)] * len(copies)
+            return mean(copies, equal if given is None else given[:, 0].tolist())
+
+        return self.weighting.combine(literal, torch.tensor(weights, dtype=torch.float64)[:, None])
+
+
+@final
+class SampleCopies(Copies):
+    """The copies of one sample, each by itself, as a weighting sees them."""
+
+    def __init__(self, formula: Formula, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        self.formula, self.pairs = formula, [*zip(inputs, outputs, strict=True)]
+        self.count = len(outputs)
+        early = isinstance(formula, WeightingFormula) and formula.weighting.reads == "input"
+        action = formula.input_action if early else formula.output_action
+        first = inputs[0] if early else outputs[0]
+        self.dtypes = tuple([leaf.dtype for _, leaf in action.flatten(first)])
+
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        return [([k], self.formula.seen(what, *pair)[None]) for k, pair in enumerate(self.pairs)]
+
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        action = self.formula.output_action
+        leaves = [[widened(leaf[None]) for _, leaf in action.flatten(y)] for _, y in self.pairs]
+        return [
+            ([k], action.unflatten(self.pairs[k][1], stacks)) for k, stacks in enumerate(leaves)
+        ]
+
+    def means(self, space: Space) -> list[Callable[[Tensor | None], Tensor]]:
+        raise NotImplementedError("a weighting gets the mean in combine, not from its copies")
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        return self.formula.output_action.unflatten(self.pairs[0][1], tensors)
 
 
 def logits_of(weight_net: nn.Module, seen: list[Tensor]) -> Tensor:
@@ -296,9 +348,3 @@ def _samples(action: Action, x: Any) -> list[Any]:
     leaves = [leaf for _, leaf in action.flatten(x)]
     places = range(len(leaves[0]))
     return [action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in places]
-
-
-def _widened(leaf: Tensor) -> Tensor:
-    """At least float32, as wrappers compute proxy losses."""
-    wide = torch.promote_types(leaf.dtype, torch.float32)
-    return leaf.to(wide) if leaf.is_floating_point() else leaf

@@ -136,17 +136,17 @@ def formula_of(wrapper: object) -> Formula:
             return EquiTuneFormula(*parts, submodule=submodule)
         if isinstance(weighting, Best):
             return EquiZeroFormula(
-                *parts, proxy_loss=weighting.loss, tie_tolerance=weighting.tie_tolerance,
+                *parts, proxy_loss=weighting.proxy_loss, tie_tolerance=weighting.tie_tolerance,
                 submodule=submodule,
             )  # fmt: skip
         if isinstance(weighting, Learned):
             return LambdaEquiTuneFormula(
-                *parts, weight_net=weighting.net, weight_input=str(weighting.reads),
+                *parts, weight_net=weighting.weight_net, weight_input=str(weighting.reads),
                 submodule=submodule,
             )  # fmt: skip
         if isinstance(weighting, Canonical):
             return CanonicalizeFormula(
-                *parts, weight_net=weighting.net, tie_tolerance=weighting.tie_tolerance,
+                *parts, weight_net=weighting.weight_net, tie_tolerance=weighting.tie_tolerance,
                 submodule=submodule,
             )  # fmt: skip
     raise TypeError(

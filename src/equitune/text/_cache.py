@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import described
-from equitune._extras import require
+from equitune._checks import described, require
 from equitune.text._branches import Branches
-from equitune.text._checks import checkpoints_gradients, text_config
-from equitune.text._interfaces import Interface
+from equitune.text._interfaces import Interface, checkpoints_gradients, text_config, transformers
 
-DynamicCache: Any = require("transformers", '"equitune[text]"').DynamicCache
+DynamicCache: Any = transformers.DynamicCache
 
 
 @final
@@ -54,14 +52,12 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
 
     def rows_of(self, elements: Tensor) -> Tensor:
         """The row of each copy (S, K); refuses other copies than those that the cache holds."""
-        if self.rows is None or self.elements is None or not torch.equal(self.elements, elements):
-            held = 0 if self.rows is None else self.rows.shape[0]
-            raise ValueError(
-                f"`past_key_values` must be of the {elements.shape[0]} sequences of input_ids and "
-                f"their copies, got one of {held} sequences, or other copies of them; use the "
-                "cache that the last call returned"
-            )
-        return self.rows
+        rows, held = self.rows, self.elements
+        fits = rows is not None and held is not None and torch.equal(held, elements)
+        must = f"be of the {len(elements)} sequences of input_ids and their copies"
+        got = f"one of {0 if rows is None else len(rows)} sequences, or other copies of them"
+        require(fits, "past_key_values", must, got, "the cache that the last call returned")
+        return cast("Tensor", rows)
 
     def go_on(self, branches: Branches, elements: Tensor) -> None:
         """Takes the step from the rows to those branches; rows that lead nowhere are dropped."""
@@ -101,17 +97,12 @@ def orbit_cache(given: Any, config: Any) -> OrbitCache:
     """The cache to go on with; an empty one of transformers is replaced by one of copies."""
     if given is None:
         return OrbitCache(config=config)
-    if type(given) is not DynamicCache:
-        raise TypeError(
-            f"`past_key_values` must be the cache of the last call, got {described(given)}; leave "
-            "it and cache_implementation out, because the number of copies changes while tokens "
-            "are generated"
-        )
-    if any(layer.get_seq_length() for layer in given.layers[:1]):
-        raise ValueError(
-            "`past_key_values` must be the cache of the last call, got a DynamicCache that is not "
-            "empty, of a model without copies; use what a call of this model returned"
-        )
+    must = "be the cache of the last call"
+    use = "what it returned, and no cache_implementation, because the number of copies changes"
+    kind, got = type(given) is DynamicCache, described(given)
+    require(kind, "past_key_values", must, got, use, TypeError)
+    full = any(layer.get_seq_length() for layer in given.layers[:1])
+    require(not full, "past_key_values", must, f"{got} that is not empty, without copies", use)
     return OrbitCache.adopt(given)
 
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, cast, final
 
-from equitune.text._choosing import ChoosingLM
+import torch
+from torch import Tensor, nn
+
+from equitune._checks import described, require, require_int
+from equitune.runners._base import Mixing
+from equitune.text._blocks import BestSentence, Search
+from equitune.text._interfaces import require_tokens
+from equitune.text._orbit import OrbitLM
+from equitune.text._scorers import Scorer
+from equitune.text._settings import check_settings, merged_settings
+from equitune.text._words import ResolvedWords
+from equitune.weightings import Uniform
+
+REFUSED = (
+    "streamer", "stopping_criteria", "assistant_model", "cache", "past_key_values", "stop_strings",
+    "max_time", "prefix_allowed_tokens_fn", "guidance_scale", "prompt_lookup_num_tokens",
+    "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+)  # fmt: skip
 
 
-@final
-class EquiZeroLM(ChoosingLM):
+class EquiZeroLM(OrbitLM):
     """Generates from all copies of a prompt and keeps what a scorer likes best, mapped back.
 
     Fair like :class:`EquiLM`, and more positive where the scorer is one of regard (second paper,
-    section 4.1 and appendix C.2).
+    section 4.1 and appendix C.2). Everything is in the frame of the prompt: copy g of a prompt X
+    gives the next token v the probability p_M(gv | gX), so that its tokens are mapped back already,
+    and only the scorer reads gX and what follows.
 
     Args:
         model: A causal language model of transformers.
@@ -46,11 +64,85 @@ class EquiZeroLM(ChoosingLM):
         torch.Size([1, 7])
     """
 
-    relaxed = False
+    relaxed: bool = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        words: ResolvedWords,
+        *,
+        tokenizer: Any,
+        scorer: Scorer,
+        beam_length: int = 5,
+    ) -> None:
+        super().__init__(model, words, weighting=BestSentence(scorer), relaxed=self.relaxed)
+        decodes, use = hasattr(tokenizer, "decode"), "that of the model, which makes sentences"
+        must = "have a method decode"
+        require(decodes, "tokenizer", must, described(tokenizer), use, TypeError)
+        self.tokenizer = tokenizer
+        self.beam_length = require_int("beam_length", beam_length, "a number of tokens", least=1)
+
+    def _mixing(self) -> Mixing:
+        # Each copy has a distribution of its own.
+        return Mixing(Uniform(), self.space)
+
+    def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Tensor:
+        batch, given = len(input_ids), described(elements)
+        fits = isinstance(elements, Tensor) and tuple(elements.shape) == (batch,)
+        use = "one for each sequence, since copies are chosen in generate alone, or use EquiLM"
+        require(fits, "elements", f"be of shape ({batch},)", given, use)
+        return cast("Tensor", elements)[:, None]
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Generates ``beam_length`` tokens from each copy, keeps the best, and goes on from it.
+
+        The copy with the best score of its whole sentence is kept; of several, that with the higher
+        sum of its new tokens' probabilities; of several still, one by chance: by the noise of a
+        :class:`GumbelNoise` among ``logits_processor``, by torch's generator otherwise (second
+        paper, appendix C.2).
+
+        Args:
+            inputs: (B, T), the prompts.
+            generation_config: The settings of transformers' ``generate``.
+            **kwargs: The arguments of transformers' ``generate``: greedy, sampling and beams within
+                the ``beam_length`` tokens, ``attention_mask``, ``max_new_tokens``, ...
+
+        Returns:
+            The sequences, or a ``GenerateDecoderOnlyOutput`` of them, as transformers do.
+
+        Raises:
+            ValueError: If something is asked for that has no meaning here, the scorer does not
+                return a number for each sentence, or the context of the model is too short.
+        """
+        prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
+        require_tokens("inputs", prompts)
+        mask = kwargs.pop("attention_mask", None)
+        settings, options = merged_settings(self, generation_config, kwargs)
+        for name in REFUSED:
+            if getattr(settings, name, None) or options.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` has no meaning for {type(self).__name__}, which generates in pieces "
+                    "from several copies; leave it out"
+                )
+        check_settings(settings, options, self.words)
+        return Search(self, prompts, mask, settings, options).run()
+
+    def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
+        """The ``generate`` of transformers, of the copies that ``elements`` names.
+
+        Args:
+            inputs: (B, T), the prompts.
+            **kwargs: The arguments of transformers' ``generate``, and ``elements`` of shape (B,).
+        """
+        # Past the checks of OrbitLM, which were made for the whole.
+        return super(OrbitLM, self).generate(inputs, **kwargs)
 
 
 @final
-class REquiZeroLM(ChoosingLM):
+class REquiZeroLM(EquiZeroLM):
     """EquiZeroLM, relaxed: in every copy, general words keep the plain model's probabilities.
 
     Equality and neutral words of copy g have the scores p_M(gv | gX), general words p_M(v | X); the

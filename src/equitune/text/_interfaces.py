@@ -1,4 +1,4 @@
-"""What transformers and its models call things: asked of signatures, because the names change."""
+"""What transformers and its models call things, asked of signatures because the names change."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import dataclasses
 import inspect
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from equitune._extras import require
-from equitune.text._checks import positions_of
+from equitune import _extras
+from equitune._checks import described, require, require_tensor, require_type
+
+transformers: Any = _extras.require("transformers", '"equitune[text]"')
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What the cache of a model is called, the newer name first."""
 
-_GenerationMixin: Any = require("transformers", '"equitune[text]"').GenerationMixin
-_Output: Any = require("transformers.modeling_outputs", '"equitune[text]"').CausalLMOutputWithPast
+LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
+
+_Output: Any = transformers.modeling_outputs.CausalLMOutputWithPast
 
 
 def _first(known: Any) -> str:
@@ -23,7 +26,7 @@ def _first(known: Any) -> str:
 
 
 GENERATE_CACHE = _first(
-    inspect.signature(_GenerationMixin.prepare_inputs_for_generation).parameters
+    inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
 )
 """The name by which ``generate`` takes a cache and hands it to a model."""
 
@@ -50,7 +53,11 @@ class Interface:
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         found = inspect.signature(inner.forward).parameters
         self._known = None if "input_ids" not in found else frozenset(found)
-        self.cache = self._cache_name()
+        names = (name for name in (GENERATE_CACHE, "past_key_values") if self.takes(name))
+        self.cache = next(names, None)
+        # Without `use_cache` the newer name means something else, as in XLM.
+        if self.cache == "cache" and not self.takes("use_cache"):
+            self.cache = None
         # Asked of the model, because what is around it may hide the signature.
         asked = getattr(model, "_supports_logits_to_keep", None)
         self.keeps_logits = "logits_to_keep" in found if asked is None else bool(asked())
@@ -74,12 +81,82 @@ class Interface:
             mask: (B, past + T), 0 at padding.
             past: The number of tokens that are in the cache already.
         """
-        return {"position_ids": positions_of(mask)[:, past:]} if self.takes("position_ids") else {}
+        # As ``generate`` counts them.
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return {"position_ids": positions[:, past:]} if self.takes("position_ids") else {}
 
-    def _cache_name(self) -> str | None:
-        if self._known is None:
-            return GENERATE_CACHE
-        # Without `use_cache` the newer name means something else, as in XLM.
-        names = (GENERATE_CACHE, "past_key_values")
-        name = next((name for name in names if name in self._known), None)
-        return None if name == "cache" and not self.takes("use_cache") else name
+
+def text_config(model: Any) -> Any:
+    """The configuration of a model's language part."""
+    return model.config.get_text_config(decoder=True)
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens that a model reads; None where its configuration names no limit."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    # Models with relative positions only, such as XLNet, say -1.
+    return limit if limit is not None and limit > 0 else None
+
+
+def check_model(model: Any) -> None:
+    """Refuses anything but a causal language model, with a TypeError."""
+    use = "AutoModelForCausalLM.from_pretrained(...)"
+    require_type("model", model, nn.Module, use)
+    config, generates = getattr(model, "config", None), getattr(model, "can_generate", None)
+    for right, why in (
+        (config is not None, "has no config"),
+        (generates is None or generates(), "cannot generate"),
+        (not getattr(config, "is_encoder_decoder", False), "has an encoder"),
+    ):
+        got = f"{described(model)}, which {why}"
+        require(right, "model", "be a causal language model of transformers", got, use, TypeError)
+
+
+def require_tokens(name: str, tokens: Any, least: int = 0) -> Tensor:
+    """The token ids themselves; refuses anything but a tensor (B, T) of enough columns."""
+    checked = require_tensor(name, tokens, "(B, T)", dims=2)
+    fits = checked.dim() == 2 and checked.shape[1] >= least
+    use = f"token ids, {least} or more for each sample"
+    require(fits, name, "be (B, T)", tuple(checked.shape), use)
+    return checked
+
+
+def check_length(model: Any, length: int, new: int = 0) -> None:
+    """Refuses texts that are longer than the context of a model, with what is to be generated."""
+    limit = context_length(model)
+    # The last new token is not read.
+    if limit is not None and length + max(0, new - 1) > limit:
+        given = f"{length} tokens" + (f" and {new} new ones" if new else "")
+        raise ValueError(
+            f"{given} are more than the {limit} tokens of the model's context; use a shorter "
+            "prompt, or fewer new tokens"
+        )
+
+
+def checkpoints_gradients(model: Any) -> bool:
+    """Whether a model computes its layers again for the gradient, and keeps no cache then."""
+    if not model.training:
+        return False
+    # The newer name first; the older one warns where there are both.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    return next((bool(getattr(model, name)) for name in names if hasattr(model, name)), False)
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a loss takes and what a backbone takes; refuses what has no meaning for copies."""
+    loss = {k: v for k, v in options.items() if k in LOSS_OPTIONS}
+    # Positions are counted by the cache; older versions of transformers still pass them.
+    passed = {k: v for k, v in options.items()
+              if v is not None and k not in (*LOSS_OPTIONS, "cache_position")}  # fmt: skip
+    for name, value in passed.items():
+        if name in ("output_attentions", "output_hidden_states") and value:
+            raise ValueError(
+                f"{name}=True asks for activations, which are those of copies and cannot be put "
+                "together; use model.unwrap()"
+            )
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"`{name}` is a tensor, on which the group does not act; use token ids as "
+                "input_ids, and leave it out"
+            )
+    return loss, passed

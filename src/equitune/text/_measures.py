@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equitune import _extras
 from equitune._checks import (
+    require,
     require_entries,
     require_int,
     require_module,
     require_tensor,
     require_type,
 )
-from equitune._extras import require
-from equitune.text._checks import context_length, require_tokens
-from equitune.text._interfaces import Interface
+from equitune.text._interfaces import Interface, context_length, require_tokens
 from equitune.text._words import ResolvedWords
 
 # A requirement of transformers.
-tqdm: Any = require("tqdm", '"equitune[text]"').tqdm
+tqdm: Any = _extras.require("tqdm", '"equitune[text]"').tqdm
 
 
 @torch.no_grad()
@@ -62,27 +62,18 @@ def sequence_log_prob(
     require_module("model", model)
     require_tokens("context", context, least=1)
     require_tokens("continuation", continuation, least=1)
-    if context.shape[0] != continuation.shape[0]:
-        raise ValueError(
-            f"`continuation` must be one for each context, got {tuple(continuation.shape)} for "
-            f"{tuple(context.shape)}; use one batch size"
-        )
-    tokens = torch.cat([context, continuation], dim=1)
-    options: dict[str, Any] = {}
+    shapes = tuple(context.shape), tuple(continuation.shape)
+    must = f"be one for each context of {shapes[0]}"
+    require(shapes[0][0] == shapes[1][0], "continuation", must, shapes[1], "one batch size")
+    tokens, options = torch.cat([context, continuation], dim=1), {}
     if attention_mask is not None:
-        require_tensor("attention_mask", attention_mask, "(B, T1 + T2)")
-        if attention_mask.shape != tokens.shape:
-            raise ValueError(
-                f"`attention_mask` must be {tuple(tokens.shape)}, got "
-                f"{tuple(attention_mask.shape)}; use one for context and continuation together"
-            )
-        if not attention_mask[:, context.shape[1] - 1].all():
-            raise ValueError(
-                "`attention_mask` must be 1 at the end of each context, got 0; pad contexts on "
-                "their left"
-            )
-        positions = Interface(model).positions(attention_mask)
-        options = {"attention_mask": attention_mask, **positions}
+        must = f"be {tuple(tokens.shape)}, for context and continuation together"
+        given = tuple(require_tensor("attention_mask", attention_mask, "(B, T1 + T2)").shape)
+        require(given == tokens.shape, "attention_mask", must, given, "a number for each token")
+        ends = bool(attention_mask[:, context.shape[1] - 1].all())
+        use = "contexts that are padded on their left"
+        require(ends, "attention_mask", "be 1 at the end of each context", 0, use)
+        options = Interface(model).positions(attention_mask) | {"attention_mask": attention_mask}
     scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
     found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
@@ -166,21 +157,15 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
     """
     require_module("model", model)
     require_tensor("tokens", tokens, "(T,)")
-    if tokens.dim() != 1 or tokens.shape[0] < 2:
-        raise ValueError(
-            f"`tokens` must be (T,) with T at least 2, got {tuple(tokens.shape)}; use one text"
-        )
-    limit = context_length(model)
+    shape, limit = tuple(tokens.shape), context_length(model)
+    fits = len(shape) == 1 and shape[0] >= 2
+    require(fits, "tokens", "be (T,) with T at least 2", shape, "one text")
     window = require_int("window", window, "how many tokens are read at a time", least=2)
-    if limit is not None and window > limit:
-        raise ValueError(
-            f"`window` must be at most {limit}, got {window}; use the model's context or less"
-        )
+    fits, use = limit is None or window <= limit, "the model's context or less"
+    require(fits, "window", f"be at most {limit}", window, use)
     stride = require_int("stride", stride, "how many tokens the window moves on", least=1)
-    if stride >= window:
-        raise ValueError(
-            f"`stride` must be less than the window of {window}, got {stride}; use fewer tokens"
-        )
+    must = f"be less than the window of {window}"
+    require(stride < window, "stride", must, stride, "fewer tokens")
     device = next(model.parameters()).device
     total, read = 0.0, 1
     # Shown on terminals only.
@@ -219,11 +204,8 @@ def regard_distribution(
     labels = require_entries("labels", labels, "one label for each sentence", least=1)
     categories = require_entries("categories", categories, "all labels that there are")
     counts = Counter(labels)
-    if not counts.keys() <= set(categories):
-        raise ValueError(
-            f"`labels` must be among the categories {categories}, got "
-            f"{[label for label in counts if label not in categories]}; use all of them"
-        )
+    unknown = [label for label in counts if label not in categories]
+    require(not unknown, "labels", f"be among the categories {categories}", unknown, "all of them")
     return {category: counts[category] / len(labels) for category in categories}
 
 
@@ -247,12 +229,10 @@ def regard_gap(distributions: Mapping[Hashable, Mapping[Hashable, float]]) -> fl
     """
     require_type("distributions", distributions, Mapping, "a distribution for each group")
     categories = {frozenset(distribution) for distribution in distributions.values()}
-    if len(distributions) < 2 or len(categories) != 1:
-        raise ValueError(
-            f"`distributions` must be of two or more groups with the same categories, got "
-            f"{len(distributions)} groups and {len(categories)} sets of categories; use those of "
-            "regard_distribution(labels, categories)"
-        )
+    got = f"{len(distributions)} groups and {len(categories)} sets of categories"
+    must = "be of two or more groups with the same categories"
+    use = "those of regard_distribution(labels, categories)"
+    require(len(distributions) >= 2 and len(categories) == 1, "distributions", must, got, use)
     return max(
         sum(abs(first[category] - second[category]) for category in first) / 2
         for first, second in itertools.combinations(distributions.values(), 2)

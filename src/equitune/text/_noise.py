@@ -10,11 +10,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_ints, require_type
-from equitune._extras import require
+from equitune._checks import require, require_ints, require_type
 from equitune.actions import Action
+from equitune.text._interfaces import transformers
 
-LogitsProcessor: Any = require("transformers", '"equitune[text]"').LogitsProcessor
+LogitsProcessor: Any = transformers.LogitsProcessor
 
 
 @final
@@ -76,14 +76,15 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         ]
         return drawn.gather(1, torch.tensor(moved, dtype=torch.int64, device="cpu"))
 
+    def require_sequences(self, count: int) -> None:
+        """Refuses another number of sequences than that of the seeds."""
+        use = "one for each prompt, times num_return_sequences, and no beams"
+        must = f"be one for each of {count} sequences"
+        require(len(self.seeds) == count, "seeds", must, len(self.seeds), use)
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores (S, V) with the noise of the next position, that of ``input_ids.shape[1]``."""
-        if scores.shape[0] != len(self.seeds):
-            raise ValueError(
-                f"`seeds` must be one for each of {scores.shape[0]} sequences, got "
-                f"{len(self.seeds)}; use one for each prompt, times num_return_sequences, and no "
-                "beams"
-            )
+        self.require_sequences(len(scores))
         drawn = self._draw(input_ids.shape[1], scores.shape[1], stream=0)
         elements = torch.tensor(self.elements, dtype=torch.int64, device="cpu")
         moved: Tensor = self._on_scores.transform(drawn, elements)

@@ -7,21 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equitune._checks import described, require_flag, require_type
-from equitune._extras import require
+from equitune._checks import described, require, require_flag, require_type
 from equitune.runners import Call, Mix
 from equitune.runners._base import Mixing
 from equitune.spaces import Probabilities, Space
+from equitune.text import _interfaces as interfaces
 from equitune.text._cache import OrbitCache, orbit_cache, why_no_cache
-from equitune.text._checks import (
-    check_length,
-    check_model,
-    checkpoints_gradients,
-    require_tokens,
-    split_options,
-    text_config,
-)
-from equitune.text._interfaces import CACHE_ARGUMENTS, GENERATE_CACHE, language_model_output
+from equitune.text._interfaces import CACHE_ARGUMENTS, GENERATE_CACHE, transformers
 from equitune.text._phrases import check_phrases
 from equitune.text._prefixes import Prefixes
 from equitune.text._settings import check_settings, merged_settings, new_tokens
@@ -30,9 +22,7 @@ from equitune.text._words import ResolvedWords
 from equitune.weightings import Weighting
 from equitune.wrappers import Explanation, Symmetrized
 
-_transformers: Any = require("transformers", '"equitune[text]"')
-GenerationMixin: Any = _transformers.GenerationMixin
-
+GenerationMixin: Any = transformers.GenerationMixin
 
 TWICE = "cache and past_key_values are two names of one argument; use one of them"
 
@@ -72,7 +62,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         >>> from equitune.text import OrbitLM, ResolvedWords
         >>> config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2)
         >>> words = ResolvedWords(TokenAction.cyclic_swaps(20, [(3, 4)]), (), ((3, 4),), ())
-        >>> weighting = Learned(torch.nn.Linear(8, 1), reads="transformer.ln_f")
+        >>> weighting = Learned(torch.nn.Linear(8, 1), weight_input="transformer.ln_f")
         >>> model = OrbitLM(GPT2LMHeadModel(config).eval(), words, weighting=weighting)
         >>> model.explain(torch.tensor([[1, 3, 7]])).weights.shape
         torch.Size([2, 1, 3])
@@ -92,38 +82,29 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         space: Space = Probabilities(),  # noqa: B008
         relaxed: bool = False,
     ) -> None:
-        if isinstance(model, OrbitLM):
-            raise TypeError(
-                f"`model` must be a plain model, got {described(model)} already; use first * "
-                "second as words for several demographics"
-            )
-        check_model(model)
+        plain, use = (
+            not isinstance(model, OrbitLM),
+            "first * second as words for several demographics",
+        )
+        require(plain, "model", "be a plain model", f"{described(model)} already", use, TypeError)
+        interfaces.check_model(model)
         require_type("words", words, ResolvedWords, "EqualityWords(...).resolve(tokenizer)")
-        size = text_config(model).vocab_size
-        if words.action.vocabulary_size != size:
-            raise ValueError(
-                f"`words` must be of the model's vocabulary of {size} tokens, got one of "
-                f"{words.action.vocabulary_size}; use "
-                "EqualityWords(...).resolve(tokenizer, model.config.vocab_size)"
-            )
-        require_type("space", space, Space, "Probabilities() or Logits()")
-        if not space.logarithmic:
-            raise ValueError(
-                f"`space` must be one of log-probabilities, got {space}; use Probabilities() or "
-                "Logits()"
-            )
-        if require_flag("relaxed", relaxed) and not words.general:
-            raise ValueError(
-                "`words` must have general words, which a relaxed model leaves to the plain model, "
-                "got none; use EqualityWords(lists, general=[...]), or the model whose name has no "
-                "R"
-            )
+        known, size = words.action.vocabulary_size, interfaces.text_config(model).vocab_size
+        use = "EqualityWords(...).resolve(tokenizer, model.config.vocab_size)"
+        must = f"be of the model's vocabulary of {size} tokens"
+        require(known == size, "words", must, f"one of {known}", use)
+        require_type("space", space, Space, use := "Probabilities() or Logits()")
+        require(space.logarithmic, "space", "be one of log-probabilities", space, use)
+        use = "EqualityWords(lists, general=[...]), or the model whose name has no R"
+        must = "have general words, which a relaxed model leaves to the plain model"
+        general = words.general if require_flag("relaxed", relaxed) else ()
+        require(bool(general) or not relaxed, "words", must, "none", use)
         super().__init__(
             model,
             words.action,
             words.action.on_logits(),
             weighting=weighting,
-            runner=Prefixes(model, words.action, words.general if relaxed else ()),
+            runner=Prefixes(model, words.action, general),
             space=space,
         )
         self.words, self.relaxed = words, relaxed
@@ -171,15 +152,13 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         settings, options = merged_settings(self, generation_config, kwargs)
         check_settings(settings, options, self.words)
         if isinstance(prompt, Tensor):
-            check_length(self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1]))
+            interfaces.check_length(
+                self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1])
+            )
         elif prompt is None:
             check_phrases("bos_token_id", settings.bos_token_id, self.words)
-        why_not = (
-            None
-            if settings.use_cache is False
-            else why_no_cache(self.backbone, self.runner.interface)
-        )
-        if why_not is not None:
+        why_not = why_no_cache(self.backbone, self.runner.interface)
+        if why_not is not None and settings.use_cache is not False:
             raise TypeError(why_not)
         given = [kwargs.pop(name) for name in CACHE_ARGUMENTS if name in kwargs]
         if len(given) > 1:
@@ -269,33 +248,24 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
                 changing number of copies.
             ValueError: If an argument cannot be symmetrised, or the sequence is too long.
         """
-        input_ids = require_tokens("input_ids", input_ids)
-        loss_options, passed = split_options(kwargs)
-        if position_ids is not None and not self.runner.interface.takes("position_ids"):
-            raise ValueError(
-                f"`position_ids` must be None, because {type(self.backbone).__name__} takes none, "
-                "got a tensor; leave it out"
-            )
-        if cache is None:
-            cache = past_key_values
-        elif past_key_values is not None:
+        input_ids = interfaces.require_tokens("input_ids", input_ids)
+        loss_options, passed = interfaces.split_options(kwargs)
+        takes = position_ids is None or self.runner.interface.takes("position_ids")
+        must = f"be None, because {type(self.backbone).__name__} takes none"
+        require(takes, "position_ids", must, "a tensor", "None")
+        if cache is not None and past_key_values is not None:
             raise ValueError(TWICE)
+        cache = past_key_values if cache is None else cache
         cache = self._cache(cache, use_cache)
-        check_length(self, input_ids.shape[1] + (0 if cache is None else cache.get_seq_length()))
+        interfaces.check_length(
+            self, input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
+        )
         if isinstance(logits_to_keep, int) and labels is None:
             passed["logits_to_keep"] = logits_to_keep
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
         action = self.words.action
-        call = Call(
-            self.backbone,
-            (input_ids,),
-            given | passed,
-            {0: action},
-            [(action, input_ids)],
-            self.group,
-            self.output_action,
-            tap=self._watched("weight_input"),
-        )
+        call = Call(self.backbone, (input_ids,), given | passed, {0: action}, [(action, input_ids)],
+                    self.group, self.output_action, self._watched("weight_input"))  # fmt: skip
         mix = self._mixing() if mix is None else mix
         logits = self.runner.run(call, mix, self._elements(elements, input_ids))
         if isinstance(logits_to_keep, Tensor):
@@ -304,7 +274,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         if labels is not None:
             size = action.vocabulary_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
-        result = language_model_output(loss, logits, cache)
+        result = interfaces.language_model_output(loss, logits, cache)
         return result.to_tuple() if return_dict is False else result
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
@@ -327,11 +297,8 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
 
     def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Any:
         """The elements whose copies are run: of the group, or (B, K)."""
-        if elements is not None:
-            raise ValueError(
-                f"`elements` must be None, because {type(self).__name__} averages the whole group, "
-                f"got {described(elements)}; leave it out"
-            )
+        must = f"be None, because {type(self).__name__} averages the whole group"
+        require(elements is None, "elements", must, described(elements), "None")
         return self.group.elements
 
     def _cache(self, given: Any, wanted: bool | None) -> Any:
@@ -343,14 +310,14 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
             if wanted is None:
                 wanted = getattr(self.config, "use_cache", True)
             # Models that compute layers again return none either, whatever they are asked for.
-            if not wanted or checkpoints_gradients(self.backbone):
+            if not wanted or interfaces.checkpoints_gradients(self.backbone):
                 return None
         why_not = why_no_cache(self.backbone, self.runner.interface)
         if why_not is not None:
             if asked:
                 raise TypeError(why_not)
             return None
-        return orbit_cache(given, text_config(self))
+        return orbit_cache(given, interfaces.text_config(self))
 
 
 ARGUMENTS = frozenset({*inspect.signature(OrbitLM.forward).parameters, "cache_position"})

@@ -17,7 +17,7 @@ from equitune.runners import Call, Mix, Ran, Runner
 from equitune.spaces import Space
 from equitune.text._branches import TokenCall, branch, split_points
 from equitune.text._few_rows import few_rows
-from equitune.text._interfaces import CACHE_ARGUMENTS, Interface
+from equitune.text._interfaces import CACHE_ARGUMENTS, Interface, check_model
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean
 
@@ -42,9 +42,10 @@ class Prefixes(Runner):
     offers = frozenset({"output", "submodule"})
 
     def __init__(self, model: Any, action: Action, general: Sequence[int] = ()) -> None:
+        check_model(model)
         require_type("action", action, Action, "words.action")
         size = require_int("action.vocabulary_size", action.vocabulary_size, "words.action")
-        permutations = action.orbit(torch.arange(size)[:, None])[..., 0]
+        permutations = action.orbit(torch.arange(size, device="cpu")[:, None])[..., 0]
         moved = (permutations != permutations[0]).any(dim=0).nonzero().flatten()
         self.interface = Interface(model)
         self.moved = Table(moved)
@@ -90,7 +91,7 @@ class Prefixes(Runner):
             own = options | given.options(branches.examples // rows.shape[1], start, stop)
             part = self._pass(call, moved[branches.examples, start:stop], own, cache, wanted)
             if cache is not None and cache.get_seq_length() != past + stop:
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             if wanted > 0:
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
@@ -108,7 +109,7 @@ class Prefixes(Runner):
             with few_rows(tokens):
                 output = call.backbone(tokens, return_dict=True, **options)
             if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
-                raise TypeError(unfilled(call.function))
+                raise TypeError(unfilled(call.backbone))
             return output.logits
 
         part = dataclasses.replace(

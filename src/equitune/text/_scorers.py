@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import described, require_function, require_int, require_type
+from equitune._checks import described, require, require_function, require_int, require_type
 
 Scorer = Callable[[list[str]], Any]
 """A list of sentences to as many numbers, the larger the better."""
@@ -43,10 +43,8 @@ class ClassificationScorer:
         use = 'transformers.pipeline("text-classification", ...)'
         self.pipeline = require_function("pipeline", pipeline, use)
         self.values = dict(require_type("values", values, Mapping, "a number for each label"))
-        if not self.values or not all(map(math.isfinite, self.values.values())):
-            raise ValueError(
-                f"`values` must be finite numbers, got {self.values}; use one for each label"
-            )
+        fits = bool(self.values) and all(map(math.isfinite, self.values.values()))
+        require(fits, "values", "be finite numbers", self.values, "one for each label")
         self.batch_size = require_int(
             "batch_size", batch_size, "the sentences in one pass", least=1
         )
@@ -66,11 +64,9 @@ class ClassificationScorer:
 
     def _expected(self, labels: Sequence[Mapping[str, Any]]) -> float:
         missing = sorted({entry["label"] for entry in labels} - self.values.keys())
-        if missing:
-            raise ValueError(
-                f"`values` must have all labels of the pipeline, got {sorted(self.values)}; use a "
-                f"number for {missing} as well"
-            )
+        use = f"a number for {missing} as well"
+        must = "have all labels of the pipeline"
+        require(not missing, "values", must, sorted(self.values), use)
         return math.fsum(self.values[entry["label"]] * entry["score"] for entry in labels)
 
 
@@ -78,20 +74,15 @@ def checked_scores(scorer: Scorer, texts: list[str]) -> Tensor:
     """The scores of sentences, each distinct one scored once; refuses anything but numbers."""
     distinct = list(dict.fromkeys(texts))
     given = scorer(list(distinct))
-    use = f"return one number for each sentence, ({len(distinct)},)"
+    use = f"one number for each sentence, ({len(distinct)},)"
     try:
         scores = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"`scorer` must return numbers, got {described(given)} ({error}); {use}"
-        ) from error
-    if scores.shape != (len(distinct),):
-        raise ValueError(
-            f"`scorer` must return {len(distinct)} numbers for as many sentences, got shape "
-            f"{tuple(scores.shape)}; {use}"
-        )
-    if scores.isnan().any():
-        bad = distinct[int(scores.isnan().nonzero()[0])]
-        raise ValueError(f"`scorer` must return numbers, got NaN for {bad!r}; {use}")
+        got = f"{described(given)} ({error})"
+        require(False, "scorer", "return numbers", got, use, TypeError)
+    must, fits = f"return {len(distinct)} numbers for as many sentences", (len(distinct),)
+    require(scores.shape == fits, "scorer", must, f"shape {tuple(scores.shape)}", use)
+    bad = [text for text, wrong in zip(distinct, scores.isnan().tolist(), strict=True) if wrong]
+    require(not bad, "scorer", "return numbers", f"NaN for {bad[:1]}", use)
     place = {text: index for index, text in enumerate(distinct)}
     return scores[[place[text] for text in texts]]

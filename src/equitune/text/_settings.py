@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from equitune.text._checks import context_length
+from equitune.text._interfaces import context_length
 from equitune.text._noise import GumbelNoise
 from equitune.text._phrases import check_phrases
 from equitune.text._variants import token_ids
@@ -98,9 +98,7 @@ def check_settings(settings: Any, options: dict[str, Any], words: ResolvedWords)
             "another token as pad_token_id"
         )
     if settings.cache_implementation == "paged":
-        raise ValueError(
-            "`cache_implementation` is 'paged', a cache of a fixed number of copies; leave it out"
-        )
+        raise ValueError("`cache_implementation` is 'paged', of a fixed size; leave it out")
     processors = options.get("logits_processor") or ()
     if settings.do_sample and any(isinstance(p, GumbelNoise) for p in processors):
         raise ValueError(

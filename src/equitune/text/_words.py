@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from equitune._checks import (
+    require,
     require_entries,
     require_flag,
     require_function,
@@ -64,22 +65,15 @@ class ResolvedWords:
         require_ints("general", self.general, "the ids of the general words")
         for i, cycle in enumerate(require_entries("cycles", self.cycles, "tuples of token ids")):
             require_ints(f"cycles[{i}]", cycle, "the token ids that are exchanged")
-        for i, entry in enumerate(
-            require_entries("skipped", self.skipped, "a tuple of SkippedWords")
-        ):
+        for i, entry in enumerate(require_entries("skipped", self.skipped, "SkippedWords")):
             require_type(f"skipped[{i}]", entry, SkippedWords, "SkippedWords(words, tokens)")
         identity = range(self.action.vocabulary_size)
-        moved = {i for row in self.action.permutations for i in identity if row[i] != i}
-        if moved != self.equality:
-            raise ValueError(
-                f"`cycles` must be what `action` moves, {sorted(moved)}, got "
-                f"{sorted(self.equality)}; use the tokens that are exchanged"
-            )
-        if not set(self.general) <= set(identity) or moved & set(self.general):
-            raise ValueError(
-                f"`general` must be tokens that `action` does not move, got {self.general}; use "
-                f"tokens of the vocabulary of {len(identity)} other than {sorted(moved)}"
-            )
+        moved = sorted({i for row in self.action.permutations for i in identity if row[i] != i})
+        found, use = sorted(self.equality), "the tokens that are exchanged"
+        require(moved == found, "cycles", f"be what `action` moves, {moved}", found, use)
+        still = {*self.general} <= {*identity} and not {*moved} & {*self.general}
+        must, use = "be tokens that `action` does not move", f"others than {moved} of {identity}"
+        require(still, "general", must, self.general, use)
 
     @property
     def group(self) -> FiniteGroup:
@@ -101,17 +95,14 @@ class ResolvedWords:
                 "with one tokenizer"
             )
         both = {*self.equality, *self.general} & other.equality
-        both |= self.equality & set(other.general)
+        both |= self.equality & {*other.general}
         if both:
             raise ValueError(
                 f"the tokens {sorted(both)} are equality words of one demographic, and equality or "
                 "general words of the other; leave them out of one"
             )
-        rows = [
-            [first[token] for token in second]
-            for first in self.action.permutations
-            for second in other.action.permutations
-        ]
+        pairs = itertools.product(self.action.permutations, other.action.permutations)
+        rows = [[first[token] for token in second] for first, second in pairs]
         return ResolvedWords(
             TokenAction(self.group * other.group, rows, self.action.ignore_index),
             tuple(sorted({*self.general, *other.general})),
@@ -160,7 +151,7 @@ class EqualityWords:
 
     def resolve(
         self,
-        tokenizer: Callable[..., Any],
+        tokenizer: Any,
         vocabulary_size: int | None = None,
         *,
         skip_split: bool = False,
@@ -186,7 +177,10 @@ class EqualityWords:
                 exchanged for two others, or if the model knows fewer tokens than the tokenizer.
         """
         require_flag("skip_split", skip_split)
-        size = _vocabulary(tokenizer, vocabulary_size)
+        require_function("tokenizer", tokenizer, "one of transformers")
+        size, use = len(tokenizer), "model.config.vocab_size, with the tokenizer of the model"
+        if vocabulary_size is not None:
+            size = require_int("vocabulary_size", vocabulary_size, use, least=size)
         unknown = getattr(tokenizer, "unk_token_id", None)
         cycles, left_out, split = _exchanged(tokenizer, self.lists, unknown)
         equality = frozenset(itertools.chain.from_iterable(cycles))
@@ -255,16 +249,14 @@ def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     entries = require_entries("lists", lists, use)
     checked = tuple([require_strings(f"lists[{i}]", ws, use) for i, ws in enumerate(entries)])
     lengths = sorted({len(words) for words in checked})
-    if len(lengths) != 1 or lengths[0] < 2:
-        raise ValueError(
-            f"`lists` must be lists of one length, got the lengths {lengths}; use at least one "
-            "list, with a word for each demographic group, 2 or more"
-        )
+    fits, got = len(lengths) == 1 and lengths[0] >= 2, f"the lengths {lengths}"
+    use = "at least one list, with a word for each demographic group, 2 or more"
+    require(fits, "lists", "be lists of one length", got, use)
     seen: dict[str, tuple[str, ...]] = {}
     for words in checked:
         for word in words:
-            if not word or word != word.strip():
-                raise ValueError(f"`lists` has {word!r}; use words without spaces around them")
+            bare = word != "" and word == word.strip()
+            require(bare, "lists", "have words", repr(word), "words without spaces around them")
             if word in seen:
                 raise ValueError(
                     f"{word!r} stands in {seen[word]} and in {words}; it can be exchanged for one "
@@ -280,15 +272,6 @@ def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -
     if both:
         raise ValueError(f"{both} are general and equality words; a word can be one of them")
     return words
-
-
-def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
-    require_function("tokenizer", tokenizer, "one of transformers")
-    own = len(tokenizer)
-    if vocabulary_size is None:
-        return own
-    use = "model.config.vocab_size, with the tokenizer of the model"
-    return require_int("vocabulary_size", vocabulary_size, use, least=own)
 
 
 def _general_ids(

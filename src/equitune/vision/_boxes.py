@@ -73,11 +73,11 @@ class BoxAction(CoordinateAction):
         known = box_format in FORMATS
         require(known, "box_format", f"be one of {FORMATS}", repr(box_format), "that of the model")
         self.box_format: BoxFormat = box_format
-        self._set(images, image_size)
+        super().__init__(images, image_size)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
         ends = corners(x, "xywh") if self.box_format == "xywh" else x
-        moved: Tensor = self._coordinates.unchecked_transform(ends, g)
+        moved: Tensor = self.coordinates.unchecked_transform(ends, g)
         if self.box_format != "xywh":
             return moved
         moved = torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)

@@ -32,14 +32,14 @@ class CoordinateAction(Composed):
     numbers: tuple[int, ...]
     """How many numbers there may be along the last dimension."""
 
-    def _set(self, images: ImageAction, image_size: Size | None) -> None:
+    def __init__(self, images: ImageAction, image_size: Size | None) -> None:
         self.group = require_image_action(images).group
         self.images = images
         self.image_size = _check_size(images, image_size)
         height, width = self.image_size or (1.0, 1.0)
         rows = [self._row(vector_moves(element), (width, height)) for element in images.elements]
         sources, signs, offsets = zip(*rows, strict=True)
-        self._coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
+        self.coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
 
     @abstractmethod
     def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
@@ -102,14 +102,14 @@ class KeypointAction(CoordinateAction):
         swaps: Sequence[tuple[int, int]] = (),
         image_size: Size | None = None,
     ) -> None:
-        self._set(images, image_size)
+        super().__init__(images, image_size)
         require_counts(keypoints=keypoints)
         self._labels = label_swaps(images, keypoints, swaps, dim=-2)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
         exchanged = self._labels.unchecked_transform(x, g)
         points, visibility = exchanged[..., :2], exchanged[..., 2:]
-        moved = self._coordinates.unchecked_transform(points, g)
+        moved = self.coordinates.unchecked_transform(points, g)
         if visibility.shape[-1]:
             moved = torch.where(self._unlabelled(points, visibility), points, moved)
             moved = torch.cat([moved, visibility], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self, final
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from equitune._modes import freeze, learn, learning
+from equitune.actions._tree import mapped
 from equitune.functional import widened
 from equitune.spaces import LOCAL, Space, Sums
 
-__all__ = ["Copies", "Mean", "Uniform", "Weighting", "join", "require_one_shape"]
+__all__ = ["Copies", "Uniform", "Weighting", "join", "require_one_shape"]
 
 Mean = Callable[[Tensor | None], Tensor]
 """The mean of the copies of one tensor of the output, as a function of the weights."""
@@ -72,18 +74,29 @@ class Copies(ABC):
         Raises:
             ValueError: If the function returns something else than (E, B).
         """
-        parts = []
-        for (slots, stack), (_, outputs) in zip(self.read("output"), self.outputs(), strict=True):
-            scores = function(outputs)
-            if not isinstance(scores, Tensor) or scores.shape != stack.shape[:2]:
-                given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-                raise ValueError(
-                    f"`{name}` must return one number per element and sample, "
-                    f"{tuple(stack.shape[:2])}, got {given} for raw outputs of shape "
-                    f"{tuple(stack.shape)}; use a function from (|G|, B, ...) to (|G|, B)"
-                )
-            parts.append((slots, scores))
+        parts = [
+            (slots, scored(function, outputs, stack.shape, name))
+            for (slots, stack), (_, outputs) in zip(
+                self.read("output"), self.outputs(), strict=True
+            )
+        ]
         return self.gathered(widened(join(parts, name)))
+
+    def noisy_scores(
+        self, function: Callable[[Any], Tensor], rounding: float
+    ) -> tuple[Tensor, Tensor]:
+        """A function of the raw outputs, and what their rounding makes of it.
+
+        Args:
+            function: From raw outputs to (E, B), as for :meth:`scores`.
+            rounding: How far the entries of the raw outputs may be off, relative to their size.
+
+        Returns:
+            The scores and how far they may be off, (K, B).
+        """
+        scores = self.scores(function)
+        moved = self.scores(lambda y: function(mapped(y, lambda x: _shaken(x, rounding))))
+        return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
 
     def gathered(self, scores: Tensor) -> Tensor:
         """The scores of all slots, those of other processes included."""
@@ -162,8 +175,9 @@ class Weighting(nn.Module, ABC):
 
     @property
     def learned(self) -> bool:
-        """Whether it is made of modules that a loss on the output reaches."""
-        return not self.chooses and any(True for _ in self.children())
+        """Whether it has modules or parameters that a loss on the output reaches."""
+        parts = itertools.chain(self.children(), self.parameters())
+        return not self.chooses and any(True for _ in parts)
 
     @property
     def drifts(self) -> bool:
@@ -217,11 +231,39 @@ class Uniform(Weighting):
 
     equal = True
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def score(self, copies: Copies) -> Tensor | None:
         return None
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor | None:
         return None
+
+
+def scored(
+    function: Callable[[Any], Tensor], outputs: Any, shape: Sequence[int], name: str = "proxy_loss"
+) -> Tensor:
+    """A function of raw outputs of shape (E, B, ...); refuses what it returns but for (E, B)."""
+    scores = function(outputs)
+    if isinstance(scores, Tensor) and scores.shape == shape[:2]:
+        return scores
+    given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    raise ValueError(
+        f"`{name}` must return one number per element and sample, {tuple(shape[:2])}, got {given} "
+        f"for raw outputs of shape {tuple(shape)}; use a function from (|G|, B, ...) to (|G|, B)"
+    )
+
+
+def shaking(x: Tensor, rounding: float) -> Tensor:
+    """Factors by which entries (...) are off by a rounding, one up and the next one down."""
+    signs = torch.ones(x.shape[2:], dtype=x.dtype, device=x.device).flatten()
+    signs[::2] = -1
+    return 1 + rounding * signs.view(x.shape[2:])
+
+
+def _shaken(x: Tensor, rounding: float) -> Tensor:
+    return x * shaking(x, rounding) if x.is_floating_point() else x
 
 
 def require_one_shape(first: Tensor, other: Tensor, name: str) -> None:

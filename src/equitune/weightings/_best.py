@@ -11,7 +11,6 @@ from torch.autograd import forward_ad
 
 from equitune._checks import optional_tolerance, require_function, require_type
 from equitune._modes import evaluating
-from equitune.actions._tree import mapped
 from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
@@ -48,10 +47,10 @@ class Best(Weighting):
     cannot be shared: those of the first minimiser count.
 
     Args:
-        loss: Maps the raw outputs M(gx), (|G|, B, ...) or a structure of such stacks, in float32 or
-            higher, to losses (|G|, B); the smallest wins. See :mod:`equitune.losses`. For images
-            that are not square it is called once per shape. A module becomes a submodule, and is
-            kept in eval mode.
+        proxy_loss: Maps the raw outputs M(gx), (|G|, B, ...) or a structure of such stacks, in
+            float32 or higher, to losses (|G|, B); the smallest wins. See :mod:`equitune.losses`.
+            For images that are not square it is called once per shape. A module becomes a
+            submodule, and is kept in eval mode.
         gradient: Whose gradient the selected copy has, since the choice has none (second paper,
             section 3.2): ``"equitune"``, that of the mean, the paper's preference;
             ``"identity"``, that of M(x), the plain straight-through estimator; ``"selected"``,
@@ -63,7 +62,7 @@ class Best(Weighting):
             only equal losses are ties.
 
     Raises:
-        TypeError: If ``loss`` is not a function.
+        TypeError: If ``proxy_loss`` is not a function.
         ValueError: For another ``gradient`` or a negative ``tie_tolerance``. Calls raise it if the
             loss returns another shape.
 
@@ -82,13 +81,13 @@ class Best(Weighting):
 
     def __init__(
         self,
-        loss: Callable[[Any], Tensor],
+        proxy_loss: Callable[[Any], Tensor],
         gradient: Gradient | None = "equitune",
         tie_tolerance: float | None = None,
     ) -> None:
         super().__init__()
         use = "one of the raw outputs, such as equitune.losses.entropy"
-        self.loss = require_function("proxy_loss", loss, use)
+        self.proxy_loss = require_function("proxy_loss", proxy_loss, use)
         if gradient not in GRADIENTS:
             raise ValueError(
                 f"`gradient` must be one of {GRADIENTS}, got {gradient!r}; use 'equitune' for the "
@@ -101,27 +100,34 @@ class Best(Weighting):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a loss that is a module stays in eval mode."""
         super().train(mode)
-        if isinstance(self.loss, nn.Module):
-            self.loss.eval()
+        if isinstance(self.proxy_loss, nn.Module):
+            self.proxy_loss.eval()
         return self
 
-    def score(self, copies: Copies) -> Tensor:
-        # The choice is piecewise constant.
+    def forward(self, copies: Copies) -> tuple[Tensor, Tensor]:
+        """The weights and the scores that they come from; the choice is piecewise constant."""
+        tolerance, rounding = self._tolerances(copies)
+        noise = None
         with torch.no_grad():
-            return -copies.scores(self.loss)
+            if rounding:
+                losses, noise = copies.noisy_scores(self.proxy_loss, rounding)
+            else:
+                losses = copies.scores(self.proxy_loss)
+            return select_minimum(losses, tolerance, noise), -losses
+
+    def score(self, copies: Copies) -> Tensor:
+        return self(copies)[1]  # type: ignore[no-any-return]
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
+        return self(copies)[0]  # type: ignore[no-any-return]
+
+    def _tolerances(self, copies: Copies) -> tuple[float, float]:
+        """Which losses are ties, relative to the minimum, and how far outputs may be off."""
         tolerance = self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*copies.dtypes)
         floating = [torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point]
-        rounding = min(1024 * max(floating, default=0.0), tolerance)
-        if not rounding:
-            return select_minimum(-scores, tolerance)
-        with torch.no_grad():
-            # What the rounding of the outputs makes of the losses, however these are scaled.
-            moved = copies.scores(lambda y: self.loss(mapped(y, lambda x: _shaken(x, rounding))))
-        return select_minimum(-scores, tolerance, (moved + scores).abs().nan_to_num(0.0, 0.0))
+        return tolerance, min(1024 * max(floating, default=0.0), tolerance)
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)
@@ -139,15 +145,15 @@ class Canonical(Weighting):
     """The copy that a network prefers, so that the backbone need not run on the others.
 
     The choice has no gradient: the network does not learn here, and runs in eval mode. One that was
-    trained by :class:`Learned` with ``reads="input"`` fits.
+    trained by :class:`Learned` with ``weight_input="input"`` fits.
 
     Args:
-        net: As in :class:`Learned`; it sees the copies of the first moved argument.
+        weight_net: As in :class:`Learned`; it sees the copies of the first moved argument.
         tie_tolerance: Logits closer than this to the largest, relative to the largest in size,
             count as ties. Default by the dtype of the input, as in :class:`Best`.
 
     Raises:
-        TypeError: If ``net`` is not a module.
+        TypeError: If ``weight_net`` is not a module.
         ValueError: For a negative ``tie_tolerance``. Calls raise it if the network returns another
             shape.
     """
@@ -155,14 +161,16 @@ class Canonical(Weighting):
     reads = "input"
     sparse = chooses = True
 
-    def __init__(self, net: nn.Module, tie_tolerance: float | None = None) -> None:
+    def __init__(self, weight_net: nn.Module, tie_tolerance: float | None = None) -> None:
         super().__init__()
-        self.net = require_type("weight_net", net, nn.Module, "one that returns one logit per copy")
+        self.weight_net = require_type(
+            "weight_net", weight_net, nn.Module, "one that returns one logit per copy"
+        )
         self.tie_tolerance = optional_tolerance(tie_tolerance)
 
     def score(self, copies: Copies) -> Tensor:
-        with torch.no_grad(), evaluating(self.net):
-            return copy_logits(self.net, copies, "input")
+        with torch.no_grad(), evaluating(self.weight_net):
+            return copy_logits(self.weight_net, copies, "input")
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
         tolerance = self.tie_tolerance
@@ -187,15 +195,6 @@ def _differentiable(x: Tensor) -> bool:
 
 def _tangent(x: Tensor) -> Tensor | None:
     return None if torch.compiler.is_compiling() else forward_ad.unpack_dual(x).tangent
-
-
-def _shaken(x: Tensor, rounding: float) -> Tensor:
-    """Outputs (E, B, ...) whose entries are off by a rounding, one up and the next one down."""
-    if not x.is_floating_point():
-        return x
-    signs = torch.ones(x.shape[2:], dtype=x.dtype, device=x.device).flatten()
-    signs[::2] = -1
-    return torch.addcmul(x, x, signs.view(x.shape[2:]), value=rounding)
 
 
 def _first(weights: Tensor) -> Tensor:

@@ -41,11 +41,12 @@ class Learned(Weighting):
     the softmax of its logits over the group.
 
     Args:
-        net: A module that sees single copies as a flat batch (N, ...) and returns one logit each,
-            (N,) or (N, 1); or an :class:`OrbitWeightNet`.
-        reads: What it sees: ``"input"``, the copies gx of the first moved argument (the paper's
-            lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or the dotted name
-            of a submodule of the backbone, whose activation is read in the pass that runs anyway.
+        weight_net: A module that sees single copies as a flat batch (N, ...) and returns one logit
+            each, (N,) or (N, 1); or an :class:`OrbitWeightNet`.
+        weight_input: What it sees: ``"input"``, the copies gx of the first moved argument (the
+            paper's lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or the
+            dotted name of a submodule of the backbone, whose activation is read in the pass that
+            runs anyway.
 
     Raises:
         TypeError: If an argument is of the wrong type. Calls raise ValueError if the network
@@ -55,21 +56,21 @@ class Learned(Weighting):
         >>> import torch
         >>> from equitune import ImageAction, Learned, Symmetrized, c4
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-        >>> weighting = Learned(torch.nn.Linear(10, 1), reads="output")
+        >>> weighting = Learned(torch.nn.Linear(10, 1), weight_input="output")
         >>> model = Symmetrized(backbone, ImageAction(c4()), weighting=weighting)
         >>> model.explain(torch.rand(2, 1, 8, 8)).weights.shape
         torch.Size([4, 2])
     """
 
-    def __init__(self, net: nn.Module, reads: str = "input") -> None:
+    def __init__(self, weight_net: nn.Module, weight_input: str = "input") -> None:
         super().__init__()
-        require_type("weight_net", net, nn.Module, "one that returns one logit per copy")
+        require_type("weight_net", weight_net, nn.Module, "one that returns one logit per copy")
         use = "'input', 'output' or the dotted name of a submodule of the backbone"
-        self.reads = require_type("weight_input", reads, str, use)
-        self.net = net
+        self.reads = require_type("weight_input", weight_input, str, use)
+        self.weight_net = weight_net
 
     def score(self, copies: Copies) -> Tensor:
-        return copy_logits(self.net, copies, str(self.reads))
+        return copy_logits(self.weight_net, copies, str(self.reads))
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
         return scores.softmax(dim=0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equitune._checks import require_type
 from equitune.actions import Action
-from equitune.runners import Runner
+from equitune.runners import Batches, Runner
 from equitune.runners._base import Mixing, Stacking
 from equitune.spaces import Space, Values
 from equitune.weightings import Uniform, Weighting
@@ -217,11 +217,11 @@ class RegularFeatures(OrbitModule):
         input_action: How the group acts on the first argument of the backbone, or a mapping from
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor.
-        runner: How the backbone is evaluated on the copies. Default one batch.
+        chunk_size: The most copies in one pass of the backbone; None for no limit.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the actions are of different groups.
+        ValueError: If the actions are of different groups, or ``chunk_size`` is below 1.
 
     Example:
         >>> import torch
@@ -230,6 +230,16 @@ class RegularFeatures(OrbitModule):
         >>> RegularFeatures(backbone, ImageAction(c4()))(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 4, 10])
     """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action | Mapping[str, Action],
+        output_action: Action | None = None,
+        *,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(backbone, input_action, output_action, runner=Batches(chunk_size))
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
         return self.run(Stacking(), x, args, kwargs)
