@@ -443,8 +443,8 @@ VISION = {
     "vision.AbsoluteCoordinates": Call(
         vision.AbsoluteCoordinates, lambda: given(model=Detector(), fields=["boxes"])
     ),
-    "vision.RelativeCoordinates": Call(
-        vision.RelativeCoordinates, lambda: given(model=Detector(), fields=["boxes"])
+    "vision.NormalizedCoordinates": Call(
+        vision.NormalizedCoordinates, lambda: given(model=Detector(), fields=["boxes"])
     ),
     "vision.BoxAction": call(
         vision.BoxAction, images=IMAGES, box_format="xyxy", image_size=(4, 4)
@@ -828,7 +828,8 @@ NOT_CALLED = {
         "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
-        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit", "runners.Part", "runners.Ran",
+        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit",
+        "runners.Part", "runners.Ran",
         "seq2seq.Decoded", "rl.Mismatch",
         "rl.SymmetryReport", "audit.Audit", "audit.Classifier", "audit.ModelAudit", "audit.Table",
         "testing.ElementErrors", "testing.EquivarianceReport", "text.SkippedWords",
