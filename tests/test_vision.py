@@ -346,7 +346,7 @@ def test_detections_with_equal_weights_leave_the_labels_out(weighting):
     model = Symmetrized(padded, D4, action, weighting=weighting()).eval()
     assert_equivariant(model, x, D4, action)
     assert_matches_formula(model, x)
-    with pytest.raises((TypeError, AssertionError), match="int64|not equivariant"):
+    with pytest.raises((TypeError, AssertionError), match=r"int64|not equivariant"):
         assert_equivariant(
             Symmetrized(padded, D4, DETECTIONS, weighting=weighting()).eval(), x, D4, DETECTIONS
         )
