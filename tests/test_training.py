@@ -55,10 +55,10 @@ def step(model, parameters):
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     torch.manual_seed(1)
     x, labels = images(9, 3, 8, 8)(torch.float32), torch.arange(9) % 4
-    told = model.explain(x)
-    loss = F.cross_entropy(told.output, labels)
-    if told.scores is not None:
-        loss = loss + upright_loss(told.scores)
+    explanation = model.explain(x)
+    loss = F.cross_entropy(explanation.output, labels)
+    if explanation.scores is not None:
+        loss = loss + upright_loss(explanation.scores)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -274,12 +274,12 @@ def test_detections_are_selected_as_a_whole(size):
     )
     for model in models:
         assert_equivariant(model, x, D4, DETECTIONS)
-        told = model.explain(x)
-        for sample, g in enumerate(told.elements.tolist()):
+        explanation = model.explain(x)
+        for sample, g in enumerate(explanation.elements.tolist()):
             alone = padded(D4.transform(x[sample : sample + 1], g))
             back = DETECTIONS.transform(alone, D4.group.inverse(g))
             for name, values in back.items():
-                torch.testing.assert_close(told.output[name][sample], values[0])
+                torch.testing.assert_close(explanation.output[name][sample], values[0])
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(padded, x, D4, DETECTIONS)
 

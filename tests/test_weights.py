@@ -100,10 +100,10 @@ def test_orientation_is_learned(make, weight_input):
         optimizer.step()
     model.eval()
     turned = C4.transform(images, torch.arange(64) % 4)
-    told = model.explain(turned)
+    explanation = model.explain(turned)
     assert float(before) < 0.5
     # Element g brings an image that was turned by h upright again: g h = e.
-    assert torch.equal(told.elements, (-torch.arange(64)) % 4)
+    assert torch.equal(explanation.elements, (-torch.arange(64)) % 4)
 
 
 @pytest.mark.parametrize(("make", "message"), [
