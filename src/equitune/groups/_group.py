@@ -221,8 +221,8 @@ class FiniteGroup:
 
     def check_elements(self, elements: Sequence[int] | None) -> Sequence[int]:
         """Returns some elements; refuses what is not one. All of them for None."""
-        if elements is None:
-            return self.elements
+        if elements is None or elements == range(len(self.cayley_table)):
+            return range(len(self.cayley_table))
         some = require_entries("elements", elements, "a list of elements of the group", least=1)
         # At once, since every call of an action asks; then one by one, for the message.
         strange = [g for g in some if type(g) is not int or not 0 <= g < len(self.cayley_table)]
