@@ -171,7 +171,14 @@ class Call:
                     f"weight_input is {self.tap.name!r}, which does not run before the cut at "
                     f"{cut.name!r}; use a submodule of the part that is symmetrised"
                 )
-            mixed.append(then(self._ran(activation, read[0] if read else None, copies)))
+            ran = self._ran(activation, read[0] if read else None, copies)
+            try:
+                mixed.append(then(ran))
+            except ValueError as error:
+                raise ValueError(
+                    f"submodule is {cut.name!r}, whose activation output_action cannot move: "
+                    f"{error}; use the action of that activation, or None where it is invariant"
+                ) from error
             if mixed[0] is None and not torch.compiler.is_compiling():
                 raise _Reached
             return mixed[0]

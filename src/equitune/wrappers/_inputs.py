@@ -70,13 +70,9 @@ class InputActions:
         arguments.update(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
         first = 0 if args else self._names[0] if self._names else next(iter(kwargs), None)
         for key, value in arguments.items():
-            name = (
-                key
-                if isinstance(key, str)
-                else names[key]
-                if key < len(names)
-                else f"argument {key}"
-            )
+            name = key if isinstance(key, str) else f"argument {key}"
+            if isinstance(key, int) and key < len(names):
+                name = names[key]
             action = self._first if key == first else None
             if self._by_name is not None:
                 action = self._by_name.get(name)
