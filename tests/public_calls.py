@@ -823,12 +823,13 @@ NOT_CALLED = {
     **dict.fromkeys([
         "actions.Action", "heads.GroupPool", "wrappers.OrbitModule",
         "weightings.Copies", "weightings.OrbitWeightNet", "weight_nets.OrbitWeightNet",
-        "weightings.Weighting", "runners.Mix",
-        "runners.Runner", "spaces.Space", "spaces.Sums",
+        "weightings.Weighting", "runners.Runner",
+        "spaces.Space",
         "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
-        "wrappers.Explanation", "runners.Call", "runners.Orbit", "runners.Part", "runners.Ran",
+        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit",
+        "runners.Part", "runners.Ran",
         "seq2seq.Decoded", "rl.Mismatch",
         "rl.SymmetryReport", "audit.Audit", "audit.Classifier", "audit.ModelAudit", "audit.Table",
         "testing.ElementErrors", "testing.EquivarianceReport", "text.SkippedWords",

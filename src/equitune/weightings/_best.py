@@ -48,9 +48,9 @@ class Best(Weighting):
 
     Args:
         proxy_loss: Maps the raw outputs M(gx), (|G|, B, ...) or a structure of such stacks, in
-            float32 or higher, to losses (|G|, B); the smallest wins. See :mod:`equitune.losses`. For images
-            that are not square it is called once per shape. A module becomes a submodule, and is
-            kept in eval mode.
+            float32 or higher, to losses (|G|, B); the smallest wins. See :mod:`equitune.losses`.
+            For images that are not square it is called once per shape. A module becomes a
+            submodule, and is kept in eval mode.
         gradient: Whose gradient the selected copy has, since the choice has none (second paper,
             section 3.2): ``"equitune"``, that of the mean, the paper's preference;
             ``"identity"``, that of M(x), the plain straight-through estimator; ``"selected"``,

@@ -44,8 +44,9 @@ class Learned(Weighting):
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one logit
             each, (N,) or (N, 1); or an :class:`OrbitWeightNet`.
         weight_input: What it sees: ``"input"``, the copies gx of the first moved argument (the
-            paper's lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or the dotted name
-            of a submodule of the backbone, whose activation is read in the pass that runs anyway.
+            paper's lambda(gx)); ``"output"``, the first tensor of the raw outputs M(gx); or the
+            dotted name of a submodule of the backbone, whose activation is read in the pass that
+            runs anyway.
 
     Raises:
         TypeError: If an argument is of the wrong type. Calls raise ValueError if the network
