@@ -117,7 +117,7 @@ def test_a_users_top_k_is_frozen_trained_and_saved(plain, tmp_path):
 
 
 def learned_from_values(network, on_observations, on_actions):
-    weighting = Learned(MlpWeightNet(4, 8), reads="output")
+    weighting = Learned(MlpWeightNet(4, 8), "output")
     return Symmetrized(network, on_observations, on_actions, weighting=weighting)
 
 
