@@ -54,6 +54,11 @@ class Encoded:
         self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
         self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
         self.length = call.kwargs.get("length")
+        # One element for each row is one look-up; one for each stack would be as many as elements.
+        ids = torch.tensor(elements, device=call.leaves[0][1].device)
+        inverses = torch.tensor(call.group.inverses, device=ids.device)
+        self.row_elements = ids.repeat_interleave(call.batch_size)
+        self.row_inverses = inverses[self.row_elements]
         self.parts: Any = parts_of(call, elements)
         self.same = self._equal_copies()
         self.whole = mix.reads == "output"
@@ -87,7 +92,15 @@ class Encoded:
 
     def moved(self, tokens: Tensor) -> Tensor:
         """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
-        stack: Tensor = self.token_action.orbit(tokens, self.elements)
+        copies = tokens.repeat(len(self.elements), *[1] * (tokens.dim() - 1))
+        moved = self.token_action.transform(copies, self.row_elements)
+        stack: Tensor = moved.unflatten(0, (len(self.elements), -1))
+        return stack
+
+    def undone(self, scores: Tensor) -> Tensor:
+        """The scores of all copies, (K, B, ..., V), in the frame of the sources."""
+        moved = self.score_action.transform(scores.flatten(0, 1), self.row_inverses)
+        stack: Tensor = moved.view_as(scores)
         return stack
 
     def moved_targets(self) -> Tensor | None:
@@ -192,8 +205,7 @@ class DecodedCopies(Copies):
     def means(self, space: Space) -> list[Mean]:
         # Normalised in the frame of the copy, where equal copies are equal entry by entry.
         entered = space.enter(self.raw)
-        stack = self.encoded.score_action.inverse_orbit(entered, self.encoded.elements)
-        return [functools.partial(self._mean, space, stack)]
+        return [functools.partial(self._mean, space, self.encoded.undone(entered))]
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
