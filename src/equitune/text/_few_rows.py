@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,13 +25,7 @@ class _FewRows(TorchFunctionMode):
     2.14.1, MKL on an AMD EPYC), and a step with two copies 1.2 times.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not functional.linear or kwargs or not _turns(*args[:2]):
             return func(*args, **(kwargs or {}))
         x, weight, bias = (*args, None)[:3]
@@ -41,13 +35,10 @@ class _FewRows(TorchFunctionMode):
 
 
 def _turns(x: Tensor, weight: Tensor) -> bool:
-    return (
-        1 < x.numel() // max(x.shape[-1], 1) <= MOST_ROWS
-        # Subclasses, such as quantised weights, may have this product in one order only.
-        and type(weight) in (Tensor, Parameter)
-        and x.dtype == weight.dtype == torch.float32
-        and weight.numel() >= max(LEAST_WEIGHTS, WIDENING * weight.shape[1] ** 2)
-    )
+    few = 1 < x.numel() // max(x.shape[-1], 1) <= MOST_ROWS
+    # Subclasses, such as quantised weights, may have this product in one order only.
+    plain = type(weight) in (Tensor, Parameter) and x.dtype == weight.dtype == torch.float32
+    return few and plain and weight.numel() >= max(LEAST_WEIGHTS, WIDENING * weight.shape[1] ** 2)
 
 
 @contextlib.contextmanager
@@ -57,12 +48,7 @@ def few_rows(x: Tensor) -> Iterator[None]:
     It is for eager float32 inference on a CPU and does nothing elsewhere. The products differ from
     the usual ones in rounding only.
     """
-    helps = (
-        x.device.type == "cpu"
-        and 1 < x.numel() <= MOST_ROWS
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
-    with _FewRows() if helps else contextlib.nullcontext():
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    helps = eager and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    with _FewRows() if helps and 1 < x.numel() <= MOST_ROWS else contextlib.nullcontext():
         yield

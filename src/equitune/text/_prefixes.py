@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_int, require_ints, require_module, require_type
+from equitune._checks import require_int, require_ints, require_type
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -17,7 +17,7 @@ from equitune.runners import Call, Mix, Ran, Runner
 from equitune.spaces import Space
 from equitune.text._branches import TokenCall, branch, split_points
 from equitune.text._few_rows import few_rows
-from equitune.text._interfaces import CACHE_ARGUMENTS, Interface
+from equitune.text._interfaces import CACHE_ARGUMENTS, Interface, check_model
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean
 
@@ -42,10 +42,10 @@ class Prefixes(Runner):
     offers = frozenset({"output", "submodule"})
 
     def __init__(self, model: Any, action: Action, general: Sequence[int] = ()) -> None:
-        require_module("model", model)
+        check_model(model)
         require_type("action", action, Action, "words.action")
         size = require_int("action.vocabulary_size", action.vocabulary_size, "words.action")
-        permutations = action.orbit(torch.arange(size)[:, None])[..., 0]
+        permutations = action.orbit(torch.arange(size, device="cpu")[:, None])[..., 0]
         moved = (permutations != permutations[0]).any(dim=0).nonzero().flatten()
         self.interface = Interface(model)
         self.moved = Table(moved)

@@ -151,7 +151,7 @@ class EqualityWords:
 
     def resolve(
         self,
-        tokenizer: Callable[..., Any],
+        tokenizer: Any,
         vocabulary_size: int | None = None,
         *,
         skip_split: bool = False,
@@ -177,7 +177,10 @@ class EqualityWords:
                 exchanged for two others, or if the model knows fewer tokens than the tokenizer.
         """
         require_flag("skip_split", skip_split)
-        size = _vocabulary(tokenizer, vocabulary_size)
+        require_function("tokenizer", tokenizer, "one of transformers")
+        size, use = len(tokenizer), "model.config.vocab_size, with the tokenizer of the model"
+        if vocabulary_size is not None:
+            size = require_int("vocabulary_size", vocabulary_size, use, least=size)
         unknown = getattr(tokenizer, "unk_token_id", None)
         cycles, left_out, split = _exchanged(tokenizer, self.lists, unknown)
         equality = frozenset(itertools.chain.from_iterable(cycles))
@@ -269,15 +272,6 @@ def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -
     if both:
         raise ValueError(f"{both} are general and equality words; a word can be one of them")
     return words
-
-
-def _vocabulary(tokenizer: Any, vocabulary_size: int | None) -> int:
-    require_function("tokenizer", tokenizer, "one of transformers")
-    own = len(tokenizer)
-    if vocabulary_size is None:
-        return own
-    use = "model.config.vocab_size, with the tokenizer of the model"
-    return require_int("vocabulary_size", vocabulary_size, use, least=own)
 
 
 def _general_ids(
