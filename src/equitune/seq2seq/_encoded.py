@@ -1,4 +1,4 @@
-"""All copies of each sequence, encoded: how they go on step by step, and what weightings read."""
+"""The encoded copies of each sequence: their steps, and what weightings read of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 class Encoded:
     """The encoded copies of B sequences, in K slots: a step model of their mean, in lockstep.
 
-    Copies of one source that are equal, and were fed the same, have the same scores to the last
-    bit: those of the first of them. So rounding does not decide between tokens that a source
-    with a symmetry of its own leaves equally probable.
+    Equal copies of a source that were fed the same tokens have the same scores to the last bit,
+    those of the first of them. So rounding does not decide between tokens that are equally
+    probable because the source is symmetric itself.
 
     Args:
         call: The call of the decoder.
@@ -127,7 +127,7 @@ class Encoded:
         return decoded
 
     def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Goes on with all copies that count, one batch per shape.
+        """Runs the next steps of all copies that count, one batch per shape.
 
         Args:
             run: The step of the model, or all steps at once.
