@@ -68,25 +68,23 @@ class Encoded:
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
             weights = mix.ask(DecodedCopies(self))
-        start, batch = replace(call, function=self.decoder.begin), call.batch_size
+        start = replace(call, function=self.decoder.begin)
+        places = torch.arange(len(self.row_elements), device=ids.device).view(len(ids), -1)
         self.rows: list[Any] = []
         states = []
         for part, stacks in zip(self.parts, inputs, strict=True):
             copies = [stack.flatten(0, 1) for stack in stacks]
-            rows: Any = None
-            if weights is not None or len(self.parts) > 1:
-                slots = torch.tensor(part.slots, device=copies[0].device)
-                rows = (slots[:, None] * batch + torch.arange(batch, device=slots.device)).flatten()
+            rows: Any = places[list(part.slots)].flatten()
             if weights is not None:
                 # Only copies that count are run.
                 counts = weights[list(part.slots)].flatten() != 0
                 rows, copies = rows[counts], [copy[counts] for copy in copies]
-                if not len(rows) and batch:
+                if not len(rows) and call.batch_size:
                     continue
             state, read = start.read(copies)
             part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
             states.append(state)
-            self.rows.append(rows)
+            self.rows.append(None if len(rows) == len(self.row_elements) else rows)
         self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
         self.state = (self.same, states)
 

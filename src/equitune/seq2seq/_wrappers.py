@@ -125,10 +125,8 @@ class SymmetrizedSeq2Seq(Symmetrized):
         Raises:
             ValueError: If the weighting reads decoded sequences.
         """
-        require(
-            self.weighting.reads != "output", "weighting", "be known before the first step",
-            "one that reads whole sequences", "one that reads 'input', or call the model",
-        )  # fmt: skip
+        early, use = self.weighting.reads != "output", "one that reads 'input', or call the model"
+        require(early, "weighting", "be known before the first step", "one of sequences", use)
         mix = Mixing(self.weighting, self.space)
         return self.run(mix, source, (), options, Start())
 
