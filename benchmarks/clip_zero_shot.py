@@ -166,9 +166,9 @@ class Bench:
         upright = self.arguments.upright
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            told = model.explain(images)
-            known = upright * upright_loss(told.scores) if upright else 0.0
-            return F.cross_entropy(told.output, labels) + known
+            explanation = model.explain(images)
+            known = upright * upright_loss(explanation.scores) if upright else 0.0
+            return F.cross_entropy(explanation.output, labels) + known
 
         self.optimise(
             parameters, loss, self.arguments.lambda_steps, self.arguments.lambda_rate, seed

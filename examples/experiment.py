@@ -37,8 +37,10 @@ def train_weight_net(
         for _ in range(epochs):
             order = torch.randperm(len(images), generator=generator)
             for batch in order.split(batch_size)[: len(images) // batch_size]:
-                told = model.explain(images[batch])
-                loss = F.cross_entropy(told.output, labels[batch]) + upright_loss(told.scores)
+                explanation = model.explain(images[batch])
+                loss = F.cross_entropy(explanation.output, labels[batch]) + upright_loss(
+                    explanation.scores
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -828,7 +828,8 @@ NOT_CALLED = {
         "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
-        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit", "runners.Part", "runners.Ran",
+        "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit",
+        "runners.Part", "runners.Ran",
         "seq2seq.Decoded", "rl.Mismatch",
         "rl.SymmetryReport", "audit.Audit", "audit.Classifier", "audit.ModelAudit", "audit.Table",
         "testing.ElementErrors", "testing.EquivarianceReport", "text.SkippedWords",

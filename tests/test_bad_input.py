@@ -127,7 +127,7 @@ VALUE_ERRORS = {
     "image without batch": (lambda: EquiTune(conv(), C4)(torch.zeros(6, 6)), "batch dimension"),
     "token outside": (
         lambda: EquiTune(TokenModel(12), TOKENS, TOKENS.on_logits())(torch.tensor([[12]])),
-        "the id 12, but the vocabulary",
+        "vocabulary of 12 ids, got the id 12",
     ),
     "batch lost": (
         lambda: EquiTune(Returns(lambda x: x.mean(0)), C4)(X),

@@ -367,8 +367,8 @@ def test_default_boxes_of_torchvision():
      "4 channels for each of 1 anchors, got 8"),
     (lambda: BoxMapAction(D4).transform(torch.zeros(4, 3, 3), 1), ValueError, "batch"),
     (lambda: BoxMapAction(D4).transform(torch.zeros(1, 4, 3, 3).long(), 1), TypeError, "int64"),
-    (lambda: BoxMapAction(D4).on_scores("a"), ValueError, "classes is 'a'"),
-    (lambda: BoxMapAction(D4).on_scores(0), ValueError, "classes is 0"),
+    (lambda: BoxMapAction(D4).on_scores("a"), ValueError, "`classes` must be 1 or more, got 'a'"),
+    (lambda: BoxMapAction(D4).on_scores(0), ValueError, "`classes` must be 1 or more, got 0"),
     (lambda: GridBoxAction(ImageAction(cyclic(3)), [(2, 2)]), ValueError, "`elements` must say"),
 ])  # fmt: skip
 def test_bad_input(call, error, said):

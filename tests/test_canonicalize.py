@@ -28,18 +28,18 @@ def photographs(*size):
 def test_it_is_the_formula(size):
     backbone, net = ConvNet(3, 2, dense=True).double().eval(), AnyWeightNet().double()
     model, x = Canonicalize(backbone, ACTION, ACTION, weight_net=net), photographs(*size)
-    told = model.explain(x)
+    explanation = model.explain(x)
     logits = torch.stack([net(ACTION.transform(x, g))[:, 0] for g in range(8)])
-    torch.testing.assert_close(told.scores, logits)
-    assert torch.equal(told.elements, logits.argmax(0))
-    assert len(told.elements.unique()) > 2
-    for sample, g in enumerate(told.elements.tolist()):
+    torch.testing.assert_close(explanation.scores, logits)
+    assert torch.equal(explanation.elements, logits.argmax(0))
+    assert len(explanation.elements.unique()) > 2
+    for sample, g in enumerate(explanation.elements.tolist()):
         one = x[sample : sample + 1]
         expected = ACTION.transform(backbone(ACTION.transform(one, g)), d4().inverse(g))
-        torch.testing.assert_close(told.output[sample : sample + 1], expected)
+        torch.testing.assert_close(explanation.output[sample : sample + 1], expected)
         # Without the inverse, or with the identity, it is something else.
-        assert not torch.equal(told.output[sample : sample + 1], backbone(one)) or g == 0
-    assert torch.equal(model(x), told.output)
+        assert not torch.equal(explanation.output[sample : sample + 1], backbone(one)) or g == 0
+    assert torch.equal(model(x), explanation.output)
 
 
 def test_the_backbone_runs_once_for_each_sample():
@@ -110,16 +110,16 @@ def test_the_weight_network_is_left_as_it_is():
     kept = x.clone()
     model = Canonicalize(backbone, ACTION, weight_net=net)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    told = model.explain(x)
+    explanation = model.explain(x)
     assert torch.equal(x, kept)
     # It goes on training elsewhere, and its statistics do not move here.
     assert net.training
     assert net.norm.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     chosen = torch.cat([
-        ACTION.transform(x[i : i + 1], g) for i, g in enumerate(told.elements.tolist())
+        ACTION.transform(x[i : i + 1], g) for i, g in enumerate(explanation.elements.tolist())
     ])  # fmt: skip
-    torch.testing.assert_close(told.output, backbone(chosen))
+    torch.testing.assert_close(explanation.output, backbone(chosen))
 
 
 def test_maps_of_two_shapes_without_an_action():

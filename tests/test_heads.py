@@ -407,7 +407,7 @@ def test_inputs_of_another_shape(shape):
 
 
 def test_heads_name_their_own_arguments():
-    with pytest.raises(ValueError, match="hidden_channels is 0"):
+    with pytest.raises(ValueError, match="`hidden_channels` must be 1 or more, got 0"):
         InvariantHead(regular(d4()), 4, 3, hidden_channels=0)
     with pytest.raises(TypeError, match=r"^`action` must permute points, got an ImageAction"):
         InvariantHead(ImageAction(d4()), 4, 3, hidden_channels=2)

@@ -268,7 +268,7 @@ VALUE_ERRORS = {
     ),
     "samples": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), samples=0),
-        "samples is 0",
+        "`samples` must be 1 or more, got 0",
     ),
     "tolerance": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), tolerance=0),

@@ -169,20 +169,65 @@ def test_methods_are_weightings():
             assert one.grad is other.grad is None or torch.equal(one.grad, other.grad)
 
 
+class Counting(nn.Module):
+    """A step model that counts what it is asked for."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.encoded, self.fed = model, 0, []
+
+    def encode(self, source):
+        self.encoded += len(source)
+        return self.model.encode(source)
+
+    def step(self, tokens, state):
+        self.fed.append(len(tokens))
+        return self.model.step(tokens, state)
+
+
+@pytest.mark.parametrize("runner", [None, Independent(), Alone()])
+@pytest.mark.parametrize("name", ["runs, symmetric(3)", "captions, c4"])
 @torch.no_grad()
-def test_canonical_weights_choose_a_copy():
-    source, decoder = CASE.sources(), CASE.decoder()
-    net = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(20, 1)).double()
-    model = SymmetrizedSeq2Seq(decoder, CASE.source, CASE.tokens, weighting=Canonical(net))
-    explanation = model.explain(source, length=5)
-    copies = copies_alone(CASE, decoder, source, length=5)
+def test_only_copies_that_count_are_decoded(name, runner):
+    case = CASES[name]
+    source, decoder = case.sources(), case.decoder()
+    counting = Counting(decoder.model)
+    counted = GreedyDecoder(counting, bos=BOS, eos=EOS, pad=PAD, max_length=12)
+    pixels = name.startswith("captions")
+    reads = [nn.Flatten(), nn.Linear(72, 1)] if pixels else [nn.Flatten(), nn.Linear(5, 1)]
+    net = nn.Sequential(*reads).double() if pixels else Words(*reads)
+    model = SymmetrizedSeq2Seq(
+        counted, case.source, case.tokens, weighting=Canonical(net), runner=runner
+    )
+    explanation = model.explain(source)
+    assert counting.encoded == len(source)
+    steps = explanation.output.tokens.shape[1]
+    assert sum(counting.fed) == len(source) * steps
+    copies = copies_alone(case, decoder, source, length=steps)
     for row, g in enumerate(explanation.elements.tolist()):
         assert explanation.weights[g, row] == 1
         assert torch.equal(explanation.output.tokens[row], copies[g].tokens[row])
         torch.testing.assert_close(
             explanation.output.scores[row].exp(), copies[g].scores[row].exp(), **EXACT
         )
-    assert_equivariant(model, source, CASE.source, actions(CASE.tokens))
+    assert_equivariant(model, source, case.source, actions(case.tokens))
+    # Sources that stay as they are have several copies that count, and share.
+    if not pixels:
+        still = torch.tensor([[4, 6, 4, 9, 9], [5, 6, 4, 9, 5]])
+        weights = model.explain(still).weights
+        assert torch.equal(weights[:, 0], torch.full((6,), 1 / 6, dtype=torch.float64))
+        assert (weights[:, 1] == 0.5).sum() == 2
+
+
+class Words(nn.Module):
+    """A network of the sines of ids."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers).double()
+
+    def forward(self, words):
+        return self.layers(words.double().sin())
 
 
 @pytest.mark.parametrize("space", [Probabilities(), Logits()])

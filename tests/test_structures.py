@@ -239,11 +239,11 @@ def test_outputs_without_a_tensor_are_explained():
     model = EquiTune(Structured(lambda a, b: {"a": [], "b": 3}), IMAGE, TreeAction(others=NOTHING))
     x = torch.randn(2, 3, 6, 6)
     assert model(x) == {"a": [], "b": 3}
-    told = model.explain(x)
-    assert told.output == {"a": [], "b": 3}
+    explanation = model.explain(x)
+    assert explanation.output == {"a": [], "b": 3}
     order = IMAGE.group.order
-    assert torch.equal(told.weights, torch.full((order, 2), 1 / order))
-    assert told.elements.tolist() == [0, 0]
+    assert torch.equal(explanation.weights, torch.full((order, 2), 1 / order))
+    assert explanation.elements.tolist() == [0, 0]
 
 
 def test_fields_that_are_left_to_others():

@@ -160,8 +160,8 @@ def test_every_wrapper_can_stop_at_a_cut(wrapper):
     assert_equivariant(model, photographs(), action)
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     assert_equivariant(model, x, action)
-    told = model.explain(x)
-    assert torch.allclose(told.output, model(x), rtol=1e-12, atol=1e-12)
+    explanation = model.explain(x)
+    assert torch.allclose(explanation.output, model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_the_formula():

@@ -55,10 +55,10 @@ def step(model, parameters):
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     torch.manual_seed(1)
     x, labels = images(9, 3, 8, 8)(torch.float32), torch.arange(9) % 4
-    told = model.explain(x)
-    loss = F.cross_entropy(told.output, labels)
-    if told.scores is not None:
-        loss = loss + upright_loss(told.scores)
+    explanation = model.explain(x)
+    loss = F.cross_entropy(explanation.output, labels)
+    if explanation.scores is not None:
+        loss = loss + upright_loss(explanation.scores)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -313,7 +313,7 @@ def test_upright_loss():
     (lambda: upright_loss(torch.zeros(4, 2), torch.tensor([-1, 0])), ValueError, "holds -1"),
     (lambda: FrozenFeatures(3), TypeError, "torch.nn.Module"),
     (lambda: FrozenFeatures(nn.Linear(2, 2), "wieght"), ValueError, "no submodule"),
-    (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "chunk_size is 0"),
+    (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "must be 1 or more, got 0"),
     (lambda: FrozenFeatures(nn.LSTM(2, 2))(torch.zeros(3, 2)), TypeError, "returns a tuple"),
     (lambda: OnFeatures(nn.Flatten(), MlpWeightNet(3)), TypeError, "nn.Sequential"),
 ])  # fmt: skip

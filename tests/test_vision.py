@@ -274,12 +274,12 @@ def test_detections_are_selected_as_a_whole(size):
     )
     for model in models:
         assert_equivariant(model, x, D4, DETECTIONS)
-        told = model.explain(x)
-        for sample, g in enumerate(told.elements.tolist()):
+        explanation = model.explain(x)
+        for sample, g in enumerate(explanation.elements.tolist()):
             alone = padded(D4.transform(x[sample : sample + 1], g))
             back = DETECTIONS.transform(alone, D4.group.inverse(g))
             for name, values in back.items():
-                torch.testing.assert_close(told.output[name][sample], values[0])
+                torch.testing.assert_close(explanation.output[name][sample], values[0])
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(padded, x, D4, DETECTIONS)
 
@@ -306,7 +306,7 @@ def test_advice_on_detections_is_not_given_for_other_lists():
     with pytest.raises(TypeError, match="TreeAction") as raised:
         EquiTune(Listed(), D4, D4)(x)
     assert "PaddedDetections" not in str(raised.value)
-    with pytest.raises(ValueError, match="an action for 2") as raised:
+    with pytest.raises(ValueError, match="the field 2") as raised:
         EquiTune(Listed(), D4, TreeAction([D4, D4, D4]))(x)
     assert "PaddedDetections" not in str(raised.value)
     assert len(EquiTune(Listed(), D4, TreeAction([D4, D4]))(x)) == 2
@@ -707,7 +707,7 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "swaps names 3"),
     (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "which names one twice"),
     (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "which names one twice"),
-    (lambda: KeypointAction(D4, 0), ValueError, "keypoints is 0"),
+    (lambda: KeypointAction(D4, 0), ValueError, "`keypoints` must be 1 or more, got 0"),
     (lambda: KeypointAction(D4, 3, None), TypeError, "`swaps` must be a sequence"),
     (lambda: BoxAction(D4, image_size=("a", 3)), ValueError, "give .H, W."),
     (lambda: PaddedDetections(Detector(), drop=3), TypeError, "`drop` must be a sequence"),
@@ -731,7 +731,7 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: RelativeCoordinates(InPixels())(torch.zeros(2, 3, 4, 4)), TypeError, "fields="),
     (lambda: RelativeCoordinates(InPixels(), ["box"])(torch.zeros(2, 3, 4, 4)), ValueError,
      r"\['boxes', 'logits'\]"),
-    (lambda: PaddedDetections(Detector(), 0), ValueError, "most is 0"),
+    (lambda: PaddedDetections(Detector(), 0), ValueError, "`most` must be 1 or more, got 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
     (lambda: PaddedDetections(Detector(), inputs=3), TypeError, "`inputs` must be a function"),
     (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"of names, \['masks'\]"),

@@ -420,7 +420,7 @@ BAD_WEIGHTS = [
         ValueError,
         "`names` must have one name per element, got 2 for 4",
     ),
-    (torch.full((4, 7), 0.25), {"bins": 0}, ValueError, "bins is 0"),
+    (torch.full((4, 7), 0.25), {"bins": 0}, ValueError, "`bins` must be 1 or more, got 0"),
 ]
 
 

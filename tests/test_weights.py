@@ -100,10 +100,10 @@ def test_orientation_is_learned(make, weight_input):
         optimizer.step()
     model.eval()
     turned = C4.transform(images, torch.arange(64) % 4)
-    told = model.explain(turned)
+    explanation = model.explain(turned)
     assert float(before) < 0.5
     # Element g brings an image that was turned by h upright again: g h = e.
-    assert torch.equal(told.elements, (-torch.arange(64)) % 4)
+    assert torch.equal(explanation.elements, (-torch.arange(64)) % 4)
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -111,7 +111,7 @@ def test_orientation_is_learned(make, weight_input):
     (lambda: MlpWeightNet(3, 1.5), r"`hidden_features` must be 1 or more, got 1\.5"),
     (lambda: ConvWeightNet(0), "`in_channels` must be 1 or more, got 0"),
     (lambda: AttentionWeightNet(3, 10, 4), "hidden_features is 10 and heads is 4; use a multiple"),
-    (lambda: AttentionWeightNet(3, 8, 0), "heads is 0; use"),
+    (lambda: AttentionWeightNet(3, 8, 0), "`heads` must be 1 or more, got 0"),
     (lambda: MlpWeightNet(3)(torch.zeros(2, 4)), "4 features each in `copies`"),
     (lambda: AttentionWeightNet(3)(torch.zeros(2, 2, 4)), "have 4 features each"),
     (lambda: ConvWeightNet(3)(torch.zeros(2, 4, 5, 5)), r"takes \(N, 3, H, W\): check in_channels"),

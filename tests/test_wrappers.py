@@ -74,9 +74,9 @@ def test_lambda_is_the_weighted_mean():
     weights = weights / weights.sum(0)
     expected = (weights[..., None, None] * copies(model, x)).sum(0)
     torch.testing.assert_close(wrapped(x), expected)
-    told = wrapped.explain(x)
-    torch.testing.assert_close(told.weights, weights[..., 0])
-    torch.testing.assert_close(told.elements, weights[..., 0].argmax(0))
+    explanation = wrapped.explain(x)
+    torch.testing.assert_close(explanation.weights, weights[..., 0])
+    torch.testing.assert_close(explanation.elements, weights[..., 0].argmax(0))
 
 
 def test_equizero_selects_the_minimum_for_the_whole_output():
@@ -86,9 +86,9 @@ def test_equizero_selects_the_minimum_for_the_whole_output():
     chosen = proxy(raw).argmin(0)
     expected = torch.stack([copies(model, x)[g, i] for i, g in enumerate(chosen)])
     assert torch.equal(wrapped(x), expected)
-    told = wrapped.explain(x)
-    assert torch.equal(told.elements, chosen)
-    assert torch.equal(told.weights.sum(0), torch.ones(4, dtype=torch.float64))
+    explanation = wrapped.explain(x)
+    assert torch.equal(explanation.elements, chosen)
+    assert torch.equal(explanation.weights.sum(0), torch.ones(4, dtype=torch.float64))
 
 
 def test_regular_features_are_the_copies():
@@ -181,9 +181,9 @@ def test_symmetric_inputs_stay_equivariant(dtype):
     model = EquiZero(backbone().to(dtype), ACTION, ACTION, proxy_loss=proxy)
     half = torch.randn(6, 3, 6, 6, dtype=dtype)
     x = torch.cat([half + half.flip(-1), half + half.transpose(-1, -2), half])
-    told = model.explain(x)
+    explanation = model.explain(x)
     # The stabiliser of the first twelve has two elements. (In half precision, others come close.)
-    minimisers = (told.weights > 0).sum(0)
+    minimisers = (explanation.weights > 0).sum(0)
     assert bool((minimisers[:12] >= 2).all())
     if dtype != torch.bfloat16:
         assert torch.equal(minimisers, torch.tensor([2] * 12 + [1] * 6))
@@ -384,12 +384,12 @@ def test_explain_says_what_forward_does(wrapper):
     if isinstance(model, RegularFeatures):
         assert not hasattr(model, "explain")
         return
-    told = model.explain(x)
-    assert torch.equal(told.output, model(x))
-    assert told.weights.shape == (8, 4)
-    torch.testing.assert_close(told.weights.sum(0), torch.ones_like(told.weights[0]))
-    assert (told.scores is None) == isinstance(model, EquiTune)
-    assert told.elements.dtype == torch.int64
+    explanation = model.explain(x)
+    assert torch.equal(explanation.output, model(x))
+    assert explanation.weights.shape == (8, 4)
+    torch.testing.assert_close(explanation.weights.sum(0), torch.ones_like(explanation.weights[0]))
+    assert (explanation.scores is None) == isinstance(model, EquiTune)
+    assert explanation.elements.dtype == torch.int64
 
 
 def test_arguments_by_position_and_by_name():
@@ -500,11 +500,11 @@ def test_backbones_that_work_in_place(action, chunk_size, batch_size):
     actions = {"x": action, "mask": TrivialAction(action.group)}
     net = AnyWeightNet()
     model = LambdaEquiTune(InPlace(), actions, weight_net=net, chunk_size=chunk_size).eval()
-    told = model.explain(x, mask)
+    explanation = model.explain(x, mask)
     assert torch.equal(x, before[0])
     assert torch.equal(mask, before[1])
     logits = torch.stack([net(action.transform(x, g))[:, 0] for g in action.group.elements])
-    torch.testing.assert_close(told.scores, logits)
+    torch.testing.assert_close(explanation.scores, logits)
     EquiTune(InPlace(), actions, chunk_size=chunk_size)(
         x.clone().requires_grad_(), mask
     ).sum().backward()

@@ -356,32 +356,32 @@ def test_equitune_is_the_literal_formula(action, classifier, images):
 @pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
 def test_equizero_is_a_loop_over_the_elements(action, classifier, images):
     model = symmetrized(classifier, action, "EquiZero")
-    logits, told = model(images), model.explain(images)
+    logits, explanation = model(images), model.explain(images)
     classes = classifier.class_embeddings
     by_class = []
     for i, image in enumerate(images):
         best, best_similarity, best_element = None, -math.inf, None
         for g in action.group.elements:
             cosines = classes @ unit(classifier.encoder(action.transform(image[None], g))[0])
-            close(told.scores[g, i], -cosines.max())
+            close(explanation.scores[g, i], -cosines.max())
             if cosines.max() > best_similarity:
                 best, best_similarity, best_element = cosines, cosines.max(), g
         close(logits[i], 7.0 * best)
-        assert told.elements[i] == best_element
-        assert told.weights[best_element, i] == 1
+        assert explanation.elements[i] == best_element
+        assert explanation.weights[best_element, i] == 1
         by_class.append(torch.stack([
             7.0 * classes @ unit(classifier.encoder(action.transform(image[None], g))[0])
             for g in action.group.elements
         ]).amax(0))  # fmt: skip
     # One element per image: the best copy of each class for itself would be something else.
     assert (logits - torch.stack(by_class)).abs().max() > 1e-2
-    assert torch.equal(told.output, logits)
+    assert torch.equal(explanation.output, logits)
 
 
 @pytest.mark.parametrize("action", [C4, D4], ids=["c4", "d4"])
 def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
     model = symmetrized(classifier, action, "LambdaEquiTune")
-    logits, told = model(images), model.explain(images)
+    logits, explanation = model(images), model.explain(images)
     net = model.encoder.weighting.weight_net
     for i, image in enumerate(images):
         copies = [unit(classifier.encoder(action.transform(image[None], g))[0])
@@ -390,15 +390,15 @@ def test_lambda_equitune_is_the_literal_formula(action, classifier, images):
         total = sum(lambdas)
         mean = sum(w / total * e for w, e in zip(lambdas, copies, strict=True))
         close(logits[i], 7.0 * classifier.class_embeddings @ unit(mean))
-        close(told.weights[:, i], torch.stack(lambdas) / total)
-    assert told.weights.std(0).max() > 1e-3
+        close(explanation.weights[:, i], torch.stack(lambdas) / total)
+    assert explanation.weights.std(0).max() > 1e-3
 
 
 def test_explanations_are_of_each_image(classifier, images):
-    told = symmetrized(classifier, C4).explain(images)
-    assert told.output.shape == (7, 4)
-    assert told.weights.shape == (4, 7)
-    assert (told.weights == 0.25).all()
+    explanation = symmetrized(classifier, C4).explain(images)
+    assert explanation.output.shape == (7, 4)
+    assert explanation.weights.shape == (4, 7)
+    assert (explanation.weights == 0.25).all()
     with pytest.raises(TypeError, match=r"symmetrise it first: classifier.symmetrize\(lambda"):
         classifier.explain(images)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from equitune._checks import (
     naming,
-    require_int,
+    require_counts,
     require_mean,
     require_number,
     require_tensor,
@@ -146,6 +146,7 @@ def matrices(action: Action, size: int) -> Tensor:
         The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
 
     Raises:
+        TypeError: If ``action`` is not an action.
         ValueError: If the action does not act on vectors of that size, or not linearly.
 
     Example:
@@ -154,8 +155,8 @@ def matrices(action: Action, size: int) -> Tensor:
         >>> matrices(PermutationAction(cyclic(2), [(0, 1), (1, 0)]), 2).int().tolist()
         [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
     """
-    require_type("action", action, Action, "one such as a MatrixAction")
-    size = require_int("size", size, "the number of entries", least=1)
+    require_type("action", action, Action, "an action such as a MatrixAction")
+    require_counts(size=size)
     basis = torch.eye(size, dtype=torch.float64, device="cpu")
     try:
         found: Tensor = action.orbit(basis).mT.contiguous()

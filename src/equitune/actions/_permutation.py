@@ -248,8 +248,9 @@ class TokenAction(Composed, each_sample=True):
     Raises:
         TypeError: If ``permutations`` are not integers. Calls raise it for anything but ids of an
             integer dtype that holds the whole vocabulary, unlike uint8 for 300 ids.
-        ValueError: If a row is not a permutation, or the rows are not a homomorphism. Calls raise it in eager mode on the CPU and outside of ``vmap`` for an id outside the
-            vocabulary.
+        ValueError: If a row is not a permutation, or the rows are not a homomorphism. Calls raise
+            it for an id outside the vocabulary, where ids can be looked at for nothing: in eager
+            mode on the CPU and outside of ``vmap``.
 
     Example:
         >>> import torch

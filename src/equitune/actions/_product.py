@@ -75,8 +75,7 @@ class ProductAction(Composed):
             >>> ProductAction.simultaneous(flip, sides).group.order
             2
         """
-        _check_commuting(first, second)
-        common_group({"first": first, "second": second})
+        _check_commuting(first, second, together=True)
         diagonal = object.__new__(cls)
         diagonal._set(first, second)
         return diagonal
@@ -100,12 +99,14 @@ class ProductAction(Composed):
         return moved
 
 
-def _check_commuting(first: Action, second: Action) -> None:
+def _check_commuting(first: Action, second: Action, together: bool = False) -> None:
     for name, action in (("first", first), ("second", second)):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
         single, got = action.fields is None, f"a {type(action).__name__}"
         use = "products in the fields of the structure"
         require(single, name, "act on one tensor", got, use, TypeError)
+    if together:
+        common_group({"first": first, "second": second})
     probe = _probe(first, second)
     rounding = SLACK * max(first.rounding, second.rounding)
     for a, b in itertools.product(first.group.generators, second.group.generators):

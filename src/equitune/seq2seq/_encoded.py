@@ -37,7 +37,8 @@ class Encoded:
         elements: The elements of the slots.
 
     Attributes:
-        parts: The copies of each shape, with the state of the model for an output.
+        parts: The copies of each shape.
+        rows: For each batch that is run, the rows (N,) of the flat copies; None for all.
         same: (K, B) int64, the first slot with an equal copy of the source; None if all differ.
         whole: Whether scores are those of whole sequences, which differ where equal sources have
             been fed different tokens.
@@ -56,18 +57,33 @@ class Encoded:
         self.parts: Any = parts_of(call, elements)
         self.same = self._equal_copies()
         self.whole = mix.reads == "output"
-        flat = [[stack.flatten(0, 1) for stack in part.inputs] for part in self.parts]
+        inputs, weights = [part.inputs for part in self.parts], None
         if mix.reads == "input":
             # The weighting and the model may both work in place on what they get.
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
-            mix.ask(DecodedCopies(self))
-        start = replace(call, function=self.decoder.begin)
-        for part, copies in zip(self.parts, flat, strict=True):
-            part.output, read = start.read(copies)
+            weights = mix.ask(DecodedCopies(self))
+        start, batch = replace(call, function=self.decoder.begin), call.batch_size
+        self.rows: list[Any] = []
+        states = []
+        for part, stacks in zip(self.parts, inputs, strict=True):
+            copies = [stack.flatten(0, 1) for stack in stacks]
+            rows: Any = None
+            if weights is not None or len(self.parts) > 1:
+                slots = torch.tensor(part.slots, device=copies[0].device)
+                rows = (slots[:, None] * batch + torch.arange(batch, device=slots.device)).flatten()
+            if weights is not None:
+                # Only copies that count are run.
+                counts = weights[list(part.slots)].flatten() != 0
+                rows, copies = rows[counts], [copy[counts] for copy in copies]
+                if not len(rows) and batch:
+                    continue
+            state, read = start.read(copies)
             part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
+            states.append(state)
+            self.rows.append(rows)
         self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
-        self.state = (self.same, [part.output for part in self.parts])
+        self.state = (self.same, states)
 
     def moved(self, tokens: Tensor) -> Tensor:
         """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
@@ -98,7 +114,7 @@ class Encoded:
         return decoded
 
     def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Goes on with all copies, one batch per shape.
+        """Goes on with all copies that count, one batch per shape.
 
         Args:
             run: The step of the model, or all steps at once.
@@ -106,15 +122,23 @@ class Encoded:
             state: The state.
 
         Returns:
-            The scores (K, B, V), or (K, B, L, V), and the next state.
+            The scores (K, B, V), or (K, B, L, V), constant where a copy does not
+            count; and the next state.
         """
         same, states = state
-        scores, after = [], []
-        for part, before in zip(self.parts, states, strict=True):
-            ran, now = run(tokens[list(part.slots)].flatten(0, 1), before)
-            scores.append((part.slots, ran.unflatten(0, (len(part.slots), -1))))
-            after.append(now)
-        stack = join(scores, "the decoder")
+        flat = tokens.flatten(0, 1)
+        ran = [
+            run(flat if rows is None else flat[rows], before)
+            for rows, before in zip(self.rows, states, strict=True)
+        ]
+        stack = ran[0][0]
+        if self.rows[0] is not None:
+            stack = stack.new_zeros(len(flat), *stack.shape[1:])
+            # Nobody waits for the end of a copy that does not count.
+            stack[..., self.decoder.eos] = 1
+            for rows, (scores, _) in zip(self.rows, ran, strict=True):
+                stack = stack.index_put((rows,), scores)
+        stack = stack.unflatten(0, tokens.shape[:2])
         if same is not None:
             firsts = []
             for column in tokens.unflatten(1, (tokens.shape[1], -1)).flatten(2).unbind(2):
@@ -122,7 +146,7 @@ class Encoded:
                 firsts.append(same)
             index = torch.stack(firsts, dim=2).view_as(tokens).unsqueeze(-1)
             stack = stack.gather(0, index.expand_as(stack))
-        return stack, (same, after)
+        return stack, (same, [after for _, after in ran])
 
     def _equal_copies(self) -> Tensor | None:
         # Targets are compared where they are fed, token by token.

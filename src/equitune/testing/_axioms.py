@@ -104,7 +104,6 @@ def assert_action(action: Action, x: Any) -> None:
 
     Example:
         >>> import torch
-    from torch import Tensor
         >>> from equitune import ImageAction, d4
         >>> from equitune.testing import assert_action
         >>> assert_action(ImageAction(d4()), torch.randn(3, 1, 4, 6))

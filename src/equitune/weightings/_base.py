@@ -15,7 +15,7 @@ from equitune.actions._tree import mapped
 from equitune.functional import widened
 from equitune.spaces import LOCAL, Space, Sums
 
-__all__ = ["Copies", "Mean", "Uniform", "Weighting", "join", "require_one_shape"]
+__all__ = ["Copies", "Uniform", "Weighting", "join", "require_one_shape"]
 
 Mean = Callable[[Tensor | None], Tensor]
 """The mean of the copies of one tensor of the output, as a function of the weights."""
@@ -230,6 +230,9 @@ class Uniform(Weighting):
     """Equal weights, as in equi-tuning (first paper, equation 3)."""
 
     equal = True
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def score(self, copies: Copies) -> Tensor | None:
         return None
