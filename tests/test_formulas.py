@@ -9,18 +9,23 @@ from torch import nn
 import cases
 from cases import CASES, WRAPPERS, ConvNet
 from equitune import (
+    Best,
     Canonicalize,
     EquiTune,
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     RegularFeatures,
     Symmetrized,
+    Uniform,
     Weighting,
     c4,
     d4,
 )
 from equitune.losses import entropy, negative_log_max_probability
+from equitune.runners import Batches, Loop, Orbit, Runner
+from equitune.spaces import Logits, Probabilities
 from equitune.testing import (
     CanonicalizeFormula,
     EquiTuneFormula,
@@ -28,9 +33,12 @@ from equitune.testing import (
     Formula,
     LambdaEquiTuneFormula,
     RegularFeaturesFormula,
+    WeightingFormula,
     assert_equivariant,
     assert_matches_formula,
 )
+from equitune.testing._literal import formula_of
+from equitune.wrappers import OrbitModule
 
 D4 = ImageAction(d4())
 TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
@@ -166,26 +174,189 @@ def test_ties_share_the_weight_in_the_formula_too(backbone):
 
 def test_bad_input(backbone, x):
     model = EquiTune(ConvNet(3, 4, dense=False).double(), D4)
-    with pytest.raises(ValueError, match=r"fn has modules in train mode.*\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"`fn` must be in eval mode, .*\.eval\(\)"):
         assert_matches_formula(model, x)
-    with pytest.raises(ValueError, match=r"formula\.backbone has modules in train mode"):
+    with pytest.raises(ValueError, match=r"`formula\.backbone` must be in eval mode"):
         assert_matches_formula(lambda x: x, x, EquiTuneFormula(model.backbone, D4))
-    with pytest.raises(TypeError, match="formula is None; use the formula"):
+    with pytest.raises(
+        TypeError, match="`fn` must be an OrbitModule, got a function; use the formula"
+    ):
         assert_matches_formula(lambda x: x, x)
-    with pytest.raises(TypeError, match=r"input actions for \['x'\]"):
+    with pytest.raises(TypeError, match="`input_action` must be an Action, got a dict"):
         assert_matches_formula(EquiTune(backbone, {"x": D4}).eval(), x)
     with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
         assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
 
-    class First(Weighting):
-        def score(self, copies):
-            return None
+    class Own(OrbitModule):
+        def forward(self, x):
+            return x
 
-        def weigh(self, scores, copies):
-            return None
+    with pytest.raises(TypeError, match="`formula` must be given for an Own, got None"):
+        assert_matches_formula(Own(backbone, D4).eval(), x)
 
-    with pytest.raises(TypeError, match=r"whose formula is not known.*subclass of Formula"):
-        assert_matches_formula(Symmetrized(backbone, D4, weighting=First()).eval(), x)
+
+class Two(Weighting):
+    """Yours: the mean of the two copies with the largest first logits; ties are cut."""
+
+    reads = "output"
+
+    def score(self, copies):
+        return -copies.scores(cases.proxy)
+
+    def weigh(self, scores, copies):
+        kept = scores >= scores.topk(2, dim=0).values[1:]
+        return kept / kept.sum(0).to(scores)
+
+
+class OfInput(Two):
+    """One that is asked before the model runs, and most of whose weights are 0."""
+
+    reads, sparse = "input", True
+
+    def score(self, copies):
+        stacks = [(slots, stack.flatten(2).double()) for slots, stack in copies.read("input")]
+        rows = {}
+        for slots, stack in stacks:
+            places = torch.arange(stack.shape[2]) + 0.7
+            rows |= dict(zip(slots, (stack * places.cos()).sum(2), strict=True))
+        return torch.stack([rows[slot] for slot in sorted(rows)])
+
+
+class Unscored(Weighting):
+    """One without scores."""
+
+    def score(self, copies):
+        return None
+
+    def weigh(self, scores, copies):
+        raise AssertionError("there are no scores")
+
+
+@pytest.mark.parametrize("weighting", [Two, OfInput, Unscored])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_weighting_matches_its_formula(case, weighting):
+    parts = case.backbone(), case.input_action, case.output_action
+    model = Symmetrized(*parts, weighting=weighting()).double().eval()
+    x = case.input(torch.float64)[:3]
+    assert_matches_formula(model, x)
+    for runner in (Loop(), Batches(chunk_size=4)):
+        model.runner = runner
+        assert_matches_formula(model, x)
+
+
+@pytest.mark.parametrize("space", [Probabilities(), Logits()], ids=str)
+@pytest.mark.parametrize("weighting", [
+    Uniform, Two, lambda: Best(cases.proxy), lambda: Learned(cases.AnyWeightNet()),
+], ids=["Uniform", "Two", "Best", "Learned"])  # fmt: skip
+def test_spaces_match(weighting, space, backbone, x):
+    model = Symmetrized(backbone, D4, weighting=weighting(), space=space).double().eval()
+    assert_matches_formula(model, x)
+    other = formula_of(model)
+    other.space = None
+    with pytest.raises(AssertionError, match="fn is not"):
+        assert_matches_formula(model, x, other)
+
+
+def test_a_weighting_and_a_cut(x):
+    model = Symmetrized(Layers().double().eval(), D4, D4, weighting=Two(), submodule="features")
+    assert_matches_formula(model.eval(), x)
+    with pytest.raises(AssertionError, match="fn is not WeightingFormula"):
+        assert_matches_formula(
+            model, x, WeightingFormula(model.backbone, D4, D4, weighting=OfInput().eval(),
+                                       submodule="features"),
+        )  # fmt: skip
+
+
+class OverTheBatch(Two):
+    def weigh(self, scores, copies):
+        return scores.softmax(dim=1)
+
+
+class Twice(Two):
+    def weigh(self, scores, copies):
+        return 2 * scores.softmax(dim=0)
+
+
+class Sums(Two):
+    def weigh(self, scores, copies):
+        return super().weigh(scores, copies).sum(0, keepdim=True)
+
+
+class Steps(Two):
+    def weigh(self, scores, copies):
+        return super().weigh(scores, copies)[..., None]
+
+
+class OfOthers(Two):
+    """A sample's weights change with the other samples."""
+
+    def weigh(self, scores, copies):
+        return (scores - scores.mean(1, keepdim=True)).softmax(dim=0)
+
+
+class OfTheFirst(Two):
+    """The weights of the first sample for all."""
+
+    def weigh(self, scores, copies):
+        return scores.softmax(dim=0)[:, :1].expand_as(scores)
+
+
+@pytest.mark.parametrize(("weighting", "message"), [
+    (OverTheBatch, r"`weighting` .* sum over the copies is 1, got .* for sample 0; check OverThe"),
+    (Twice, r"`weighting` must return weights whose sum over the copies is 1, got 2 for sample 0"),
+    (Sums, r"`weighting` must return one weight for each of 8 copies, got .* check Sums.weigh"),
+    (Steps, r"`weighting` must return weights of shape \(8, 5\), got weights of shape \(8, 5, 1"),
+    (OfOthers, r"`weighting` must weigh the copies of each sample by themselves.* OfOthers"),
+    (OfTheFirst, r"`weighting` must weigh the copies of each sample by themselves"),
+])  # fmt: skip
+def test_weightings_that_are_wrong_are_named(weighting, message, backbone, x):
+    model = Symmetrized(backbone, D4, weighting=weighting()).eval()
+    with pytest.raises((AssertionError, ValueError), match=message):
+        assert_matches_formula(model, x)
+
+
+class OneByOne(Runner):
+    """A pass for each element; which, its subclasses get wrong."""
+
+    def passes(self, elements):
+        return [[g] for g in elements]
+
+    def run(self, call, mix, elements):
+        each = self.passes(elements)
+        copies = [[stack.flatten(0, 1) for stack in call.copies(one)] for one in each]
+        return call.evaluate(copies, lambda ran: mix(Orbit.of(call, each, ran)))
+
+
+class Drops(OneByOne):
+    def passes(self, elements):
+        return super().passes(elements)[:-1]
+
+
+class Repeats(OneByOne):
+    def passes(self, elements):
+        return super().passes([*elements, elements[1]])
+
+
+class Replaces(OneByOne):
+    """As many copies as there are elements, one of them twice."""
+
+    def passes(self, elements):
+        return super().passes([*elements[:-1], elements[1]])
+
+
+@pytest.mark.parametrize(("runner", "message"), [
+    (Drops, r"`runner` must run each copy once, 8 .* \(7, 5\); check Drops.run"),
+    (Repeats, r"`runner` must run each copy once, 8 .* \(9, 5\); check Repeats.run"),
+    (Replaces, r"`runner` must run each copy once .* of Loop\(\).* check Replaces.run"),
+])  # fmt: skip
+@pytest.mark.parametrize("weighting", [Uniform, Two, lambda: Best(cases.proxy)],
+                         ids=["Uniform", "Two", "Best"])  # fmt: skip
+def test_runners_that_drop_or_repeat_copies_are_named(runner, message, weighting, backbone, x):
+    model = Symmetrized(backbone, D4, weighting=weighting(), runner=OneByOne()).eval()
+    assert_matches_formula(model, x)
+    model.runner = runner()
+    with pytest.raises(AssertionError, match=message):
+        assert_matches_formula(model, x)
 
 
 def test_a_formula_of_ones_own(backbone, x):
@@ -208,9 +379,9 @@ def test_formulas_do_not_touch_what_they_are_given():
 
 
 def test_formulas_that_are_none(backbone, x):
-    with pytest.raises(TypeError, match="formula is a str; use one such as EquiTuneFormula"):
+    with pytest.raises(TypeError, match="`formula` must be a Formula, got 'mean'; use one such as"):
         assert_matches_formula(backbone, x, "mean")
     net = nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)).double()
     formula = LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output")
-    with pytest.raises(ValueError, match=r"formula\.weight_net has modules in train mode"):
+    with pytest.raises(ValueError, match=r"`formula\.weight_net` must be in eval mode"):
         assert_matches_formula(lambda x: x, x, formula)

@@ -586,7 +586,7 @@ def test_bad_functions():
 
 @pytest.mark.parametrize("batch_size", [0, 2.5, True])
 def test_bad_batch_sizes(batch_size):
-    with pytest.raises(ValueError, match="batch_size is"):
+    with pytest.raises(ValueError, match="`batch_size` must be"):
         embed_classes(embed_one, ["cat"], ["{}"], batch_size=batch_size)
 
 

@@ -16,6 +16,7 @@ from equitune.testing._formulas import (
     Formula,
     LambdaEquiTuneFormula,
     RegularFeaturesFormula,
+    WeightingFormula,
 )
 from equitune.testing._literal import assert_matches_formula
 from equitune.testing._report import ElementErrors, EquivarianceReport
@@ -30,6 +31,7 @@ __all__ = [
     "Formula",
     "LambdaEquiTuneFormula",
     "RegularFeaturesFormula",
+    "WeightingFormula",
     "assert_action",
     "assert_equivariant",
     "assert_group",

@@ -37,6 +37,14 @@ def copied(action: Action, x: Any) -> Any:
     return action.unflatten(x, [leaf.detach().clone() for _, leaf in action.flatten(x)])
 
 
+def samples_of(action: Action, x: Any) -> list[Any]:
+    """The samples of a batch, as batches of one."""
+    leaves = [leaf for _, leaf in action.flatten(x)]
+    return [
+        action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in range(len(leaves[0]))
+    ]
+
+
 def check_batch(action: Action, x: Any) -> None:
     """Refuses a batch without samples, of several sizes, or with NaN."""
     leaves = tensors_of(action, x)

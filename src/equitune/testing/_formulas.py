@@ -13,12 +13,18 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import optional_tolerance, require_function, require_module, require_type
+from equitune._checks import (
+    optional_tolerance,
+    require,
+    require_function,
+    require_module,
+    require_type,
+)
 from equitune.actions import Action, TrivialAction
 from equitune.functional import widened
 from equitune.groups import FiniteGroup
 from equitune.spaces import Space, Values
-from equitune.testing._batches import copied
+from equitune.testing._batches import copied, samples_of
 from equitune.weightings import Copies, OrbitWeightNet, Weighting, tie_tolerance
 
 
@@ -37,41 +43,42 @@ class Formula(ABC):
 
     backbone: nn.Module
     input_action: Action
-    output_action: Action = None  # type: ignore[assignment]
+    output_action: Action | None = None
     _: KW_ONLY
     submodule: str | None = None
     space: Space | None = None
 
     def __post_init__(self) -> None:
+        use = "an action such as ImageAction(d4())"
         require_module("backbone", self.backbone)
-        require_type("input_action", self.input_action, Action, "an action such as ImageAction")
-        if self.output_action is None:
-            self.output_action = TrivialAction(self.input_action.group)  # type: ignore[unreachable]
-        require_type("output_action", self.output_action, Action, "an action such as ImageAction")
+        require_type("input_action", self.input_action, Action, use)
+        require_type("output_action", self.on_outputs, Action, use)
+        if self.space is not None:
+            require_type("space", self.space, Space, "one such as Values(), or None")
         if self.submodule is not None:
             require_type("submodule", self.submodule, str, "the dotted name of a submodule")
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
-        samples = [self._evaluate(sample) for sample in _samples(self.input_action, x)]
+        samples = [self._evaluate(sample) for sample in samples_of(self.input_action, x)]
         if self.submodule is not None:
             return torch.cat(samples)
-        leaves = [self.output_action.flatten(sample) for sample in samples]
+        leaves = [self.on_outputs.flatten(sample) for sample in samples]
         columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
-        return self.output_action.unflatten(samples[0], columns)
+        return self.on_outputs.unflatten(samples[0], columns)
 
     def _evaluate(self, x: Any) -> Any:
-        group = self.output_action.group
+        group = self.on_outputs.group
         inputs = [self.input_action.transform(x, g) for g in group.elements]
         raw = [self._run(copy) for copy in inputs]
-        moved = [self.output_action.transform(raw[g], group.inverse(g)) for g in group.elements]
+        moved = [self.on_outputs.transform(raw[g], group.inverse(g)) for g in group.elements]
         weights = self.weigh(inputs, raw)
-        leaves = [self.output_action.flatten(copy) for copy in moved]
+        leaves = [self.on_outputs.flatten(copy) for copy in moved]
         combined = [
             self.combine([leaf for _, leaf in column], weights)
             for column in zip(*leaves, strict=True)
         ]
-        output = self.output_action.unflatten(raw[0], combined)
+        output = self.on_outputs.unflatten(raw[0], combined)
         return output if self.submodule is None else self._finish(x, output)
 
     def _run(self, x: Any) -> Any:
@@ -91,6 +98,12 @@ class Formula(ABC):
             handle.remove()
 
     @property
+    def on_outputs(self) -> Action:
+        """The action on the output: the trivial one if none was given."""
+        act = self.output_action
+        return TrivialAction(self.input_action.group) if act is None else act
+
+    @property
     def group(self) -> FiniteGroup:
         """The group that acts."""
         return self.input_action.group
@@ -103,7 +116,9 @@ class Formula(ABC):
         """The combination of the copies g^-1 M(gx), of shape (1, ...) each."""
         if self.space is not None and self.space != Values():
             stack = self.space.enter(torch.stack(copies))
-            return self.space.mean(stack, torch.tensor(weights).to(stack)[:, None])
+            return self.space.mean(
+                stack, torch.tensor(weights, dtype=torch.float64).to(stack)[:, None]
+            )
         total = torch.zeros_like(copies[0])
         for weight, copy in zip(weights, copies, strict=True):
             # An infinite entry of a copy without weight does not count.
@@ -116,7 +131,7 @@ class Formula(ABC):
         if what == "input":
             return self.input_action.flatten(x)[0][1]
         if what == "output":
-            return self.output_action.flatten(y)[0][1]
+            return self.on_outputs.flatten(y)[0][1]
         return cast(Tensor, read_submodule(self.backbone, what, copied(self.input_action, x)))
 
 
@@ -164,7 +179,7 @@ class EquiZeroFormula(Formula):
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
-        dtypes = [raw.dtype for _, raw in self.output_action.flatten(outputs[0])]
+        dtypes = [raw.dtype for _, raw in self.on_outputs.flatten(outputs[0])]
         least, tolerance = min(losses), self.tie_tolerance
         if tolerance is None:
             tolerance = tie_tolerance(*dtypes)
@@ -182,16 +197,16 @@ class EquiZeroFormula(Formula):
     def _shaken(self, output: Any, rounding: float) -> Any:
         """The output with its entries off by a rounding, one down and the next one up."""
         leaves = []
-        for _, leaf in self.output_action.flatten(output):
+        for _, leaf in self.on_outputs.flatten(output):
             signs = torch.ones(leaf.shape[1:], dtype=widened(leaf).dtype).flatten()
             signs[::2] = -1
             off = widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
             leaves.append(off if leaf.is_floating_point() else leaf)
-        return self.output_action.unflatten(output, leaves)
+        return self.on_outputs.unflatten(output, leaves)
 
     def _stack_of_one(self, output: Any) -> Any:
-        leaves = [widened(leaf[None]) for _, leaf in self.output_action.flatten(output)]
-        return self.output_action.unflatten(output, leaves)
+        leaves = [widened(leaf[None]) for _, leaf in self.on_outputs.flatten(output)]
+        return self.on_outputs.unflatten(output, leaves)
 
 
 @final
@@ -282,6 +297,10 @@ class WeightingFormula(Formula):
         weights, _ = self.weighting(SampleCopies(self, inputs, outputs))
         if weights is None:
             return [1 / len(outputs)] * len(outputs)
+        got = f"weights of shape {tuple(weights.shape)} for one sample"
+        use = f"as many rows as there are copies: check {type(self.weighting).__name__}.weigh"
+        must = f"return one weight for each of {len(outputs)} copies"
+        require(weights.numel() == len(outputs), "weighting", must, got, use)
         return [float(weight) for weight in weights.flatten()]
 
     def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
@@ -302,7 +321,7 @@ class SampleCopies(Copies):
         self.formula, self.pairs = formula, [*zip(inputs, outputs, strict=True)]
         self.count = len(outputs)
         early = isinstance(formula, WeightingFormula) and formula.weighting.reads == "input"
-        action = formula.input_action if early else formula.output_action
+        action = formula.input_action if early else formula.on_outputs
         first = inputs[0] if early else outputs[0]
         self.dtypes = tuple([leaf.dtype for _, leaf in action.flatten(first)])
 
@@ -310,7 +329,7 @@ class SampleCopies(Copies):
         return [([k], self.formula.seen(what, *pair)[None]) for k, pair in enumerate(self.pairs)]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
-        action = self.formula.output_action
+        action = self.formula.on_outputs
         leaves = [[widened(leaf[None]) for _, leaf in action.flatten(y)] for _, y in self.pairs]
         return [
             ([k], action.unflatten(self.pairs[k][1], stacks)) for k, stacks in enumerate(leaves)
@@ -320,7 +339,7 @@ class SampleCopies(Copies):
         raise NotImplementedError("a weighting gets the mean in combine, not from its copies")
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
-        return self.formula.output_action.unflatten(self.pairs[0][1], tensors)
+        return self.formula.on_outputs.unflatten(self.pairs[0][1], tensors)
 
 
 def logits_of(weight_net: nn.Module, seen: list[Tensor]) -> Tensor:
@@ -341,10 +360,3 @@ def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
     finally:
         handle.remove()
     return read[0]
-
-
-def _samples(action: Action, x: Any) -> list[Any]:
-    """The samples of a batch, as batches of one."""
-    leaves = [leaf for _, leaf in action.flatten(x)]
-    places = range(len(leaves[0]))
-    return [action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in places]
