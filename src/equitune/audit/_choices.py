@@ -51,7 +51,8 @@ def wrap(
         model: Maps images to logits.
         action: How the group acts on images.
         names: Which wrappers: ``"equitune"``, ``"equizero"``.
-        chunk_size: The size of the pieces in which the copies run; see :class:`equitune.EquiTune`.
+        chunk_size: The size of the pieces in which the copies run; see
+            :class:`equitune.wrappers.EquiTune`.
 
     Returns:
         The wrapped models, by the names of their classes.

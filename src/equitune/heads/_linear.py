@@ -171,8 +171,8 @@ class EquivariantLinear(nn.Module):
 class InvariantHead(nn.Sequential):
     """Scores from regular features: an equivariant layer, ReLU, and a layer to the trivial action.
 
-    It stands on top of :class:`equitune.RegularFeatures` of an invariant output, the M_G^R of the
-    equi-tuning paper (section 4).
+    It stands on top of :class:`equitune.wrappers.RegularFeatures` of an invariant output, the M_G^R
+    of the equi-tuning paper (section 4).
 
     Args:
         action: How the group permutes the points, such as

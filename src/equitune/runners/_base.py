@@ -71,7 +71,8 @@ class Runner(ABC):
 
         Args:
             call: The call: its copies, and the model.
-            mix: What combines copies; called with :class:`Copies` of the elements, in their order.
+            mix: What combines copies; called with :class:`equitune.weightings.Copies` of the
+                elements, in their order.
             elements: The elements of the group to run.
         """
 

@@ -40,7 +40,7 @@ def assert_group(group: Group) -> None:
     """Asserts the axioms of a group, by trying all elements, pairs and triples.
 
     Args:
-        group: A :class:`equitune.FiniteGroup`, or any object with ``order``, ``identity``,
+        group: A :class:`equitune.groups.FiniteGroup`, or any object with ``order``, ``identity``,
             ``compose(g, h)`` and ``inverse(g)`` over the integers 0 to order - 1.
 
     Raises:
@@ -93,7 +93,7 @@ def assert_action(action: Action, x: Any) -> None:
     ``keeps_shape``.
 
     Args:
-        action: The action, of equitune or your own subclass of :class:`equitune.Action`.
+        action: The action, of equitune or your own subclass of :class:`equitune.actions.Action`.
         x: A batch of shape (B, ...), or a structure of batches; random, so that no two entries
             are equal.
 

@@ -43,7 +43,7 @@ def sequence_log_prob(
             their left, continuations on their right.
 
     Returns:
-        (B,) in nats: float64, summed from the model's scores.
+        A float64 tensor of shape (B,) in nats, summed from the model's scores.
 
     Raises:
         ValueError: If the shapes do not fit, there is nothing to go on from or with, or contexts

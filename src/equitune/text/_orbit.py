@@ -30,8 +30,8 @@ TWICE = "cache and past_key_values are two names of one argument; use one of the
 class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
     """A causal language model, symmetrised: p(v | X) = sum_g w_g(X) p_M(gv | gX).
 
-    This is a :class:`equitune.Symmetrized` model that is used like the language model itself, with
-    ``generate``, beams, padding, caches and labels. A weighting sees each position of a text as a
+    This is a :class:`equitune.wrappers.Symmetrized` model that is used like the language model
+    itself, with ``generate``, beams, padding, caches and labels. A weighting sees each position of a text as a
     sample of its own, and what the copies say there depends on the text up to it alone, so that
     generation, with a cache or without, and losses agree.
 

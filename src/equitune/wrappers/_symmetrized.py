@@ -210,7 +210,7 @@ class RegularFeatures(OrbitModule):
     """The regular features g^-1 M(gx) of Algorithms 1 and 2 (first paper), as (B, |G|, ...).
 
     A module of its own, so that ``nn.Sequential(RegularFeatures(...), head)`` trains like any
-    other. The features move by :class:`equitune.RegularFeatureAction` of the output action.
+    other. The features move by :class:`equitune.actions.RegularFeatureAction` of the output action.
 
     Args:
         backbone: The module M.
