@@ -11,22 +11,33 @@ from torch import nn
 from cases import AnyWeightNet, ConvNet
 from equitune import (
     Action,
+    Best,
+    Canonical,
     Canonicalize,
+    Drop,
     EquiTune,
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     PermutationAction,
     ProductAction,
+    Symmetrized,
     TreeAction,
     TrivialAction,
+    Uniform,
     VectorFieldAction,
     c4,
     cyclic,
     d4,
     symmetric,
 )
-from equitune.testing import assert_action, assert_equivariant, equivariance_report
+from equitune.testing import (
+    assert_action,
+    assert_equivariant,
+    assert_matches_formula,
+    equivariance_report,
+)
 from equitune.vision import (
     AbsoluteCoordinates,
     BoxAction,
@@ -36,6 +47,7 @@ from equitune.vision import (
     check_coordinates,
     label_swaps,
 )
+from test_weightings import TopK
 
 # Random networks return boxes of any size, which the assertions warn of.
 UNTRAINED = pytest.mark.filterwarnings("ignore:the output of fn must hold")
@@ -292,6 +304,52 @@ def test_detections_are_not_averaged():
         EquiTune(Detector(), D4, DETECTIONS)(x)
     with pytest.raises(TypeError, match="PaddedDetections"):
         EquiTune(Detector(), D4)(x)
+
+
+def sureness(found):
+    return -found["scores"].amax(-1)
+
+
+@pytest.mark.parametrize("weighting", [
+    lambda: Best(sureness), lambda: TopK(sureness, 1),
+    lambda: Canonical(AnyWeightNet()), lambda: Learned(AnyWeightNet()),
+    lambda: Learned(CumulatedBoxes(), "output"),
+], ids=["best", "top 1", "canonical", "learned", "learned of boxes"])  # fmt: skip
+def test_detections_with_any_weighting(weighting):
+    """Labels are those of the copy with the largest weight, the rest is its mean by the weights."""
+    padded, x = PaddedDetections(Detector(), most=6), torch.randn(3, 3, 8, 8).double()
+    model = Symmetrized(padded, D4, DETECTIONS, weighting=weighting()).double().eval()
+    assert_equivariant(model, x, D4, DETECTIONS)
+    assert_matches_formula(model, x)
+    explanation = model.explain(x)
+    moved = [padded(D4.transform(x, g)) for g in range(8)]
+    back = [DETECTIONS.transform(moved[g], D4.group.inverse(g)) for g in range(8)]
+    for i, g in enumerate(explanation.elements.tolist()):
+        assert torch.equal(explanation.output["labels"][i], moved[g]["labels"][i])
+        for name in ("boxes", "scores"):
+            mean = sum(w * y[name][i] for w, y in zip(explanation.weights[:, i], back, strict=True))
+            torch.testing.assert_close(explanation.output[name][i], mean)
+
+
+class CumulatedBoxes(nn.Module):
+    """A logit that a copy of some boxes gets."""
+
+    def forward(self, boxes):
+        return boxes.flatten(1).cumsum(1).sum(1) / 9
+
+
+@pytest.mark.parametrize("weighting", [Uniform, lambda: TopK(sureness, 2)])
+def test_detections_with_equal_weights_leave_the_labels_out(weighting):
+    """No copy has the largest weight, whose labels could be taken."""
+    padded, x = PaddedDetections(Detector(), most=6), torch.randn(3, 3, 8, 8).double()
+    action = TreeAction({"boxes": BoxAction(D4), "labels": Drop(), "scores": TrivialAction(d4())})
+    model = Symmetrized(padded, D4, action, weighting=weighting()).eval()
+    assert_equivariant(model, x, D4, action)
+    assert_matches_formula(model, x)
+    with pytest.raises((TypeError, AssertionError), match=r"int64|not equivariant"):
+        assert_equivariant(
+            Symmetrized(padded, D4, DETECTIONS, weighting=weighting()).eval(), x, D4, DETECTIONS
+        )
 
 
 class Listed(nn.Module):

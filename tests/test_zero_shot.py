@@ -11,9 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, RegularFeatures, c4, d4
+from equitune import (
+    Best,
+    EquiTune,
+    EquiZero,
+    ImageAction,
+    LambdaEquiTune,
+    Learned,
+    RegularFeatures,
+    Symmetrized,
+    Uniform,
+    c4,
+    d4,
+)
 from equitune.losses import negative_similarity
-from equitune.testing import assert_equivariant, assert_invariant
+from equitune.testing import assert_equivariant, assert_invariant, assert_matches_formula
 from equitune.training import backbone_phase, upright_loss, weights_phase, with_frozen_features
 from equitune.vision import (
     DEFAULT_TEMPLATES,
@@ -39,6 +51,7 @@ from clip_models import (  # noqa: E402
     spell,
     tiny_model,
 )
+from test_weightings import TopK  # noqa: E402
 
 C4, D4 = ImageAction(c4()), ImageAction(d4())
 NAMES = ("cat", "dog", "motor car", "bee", "{braces}")
@@ -484,6 +497,42 @@ def test_an_encoder_that_says_nothing_gives_no_nan(images):
         assert not EquiTune(model, C4, submodule="encoder")(images.to(dtype)).any()
 
 
+WEIGHTINGS = {
+    "Uniform": lambda loss: Uniform(),
+    "Learned": lambda loss: Learned(MlpWeightNet(5), "output"),
+    "Best": Best,
+    "the best two": lambda loss: TopK(loss, 2),
+}
+
+
+@pytest.mark.parametrize("which", WEIGHTINGS)
+def test_any_weighting_explains_freezes_and_trains(which, classifier, images):
+    weighting = WEIGHTINGS[which](classifier.image_text_loss)
+    model = Symmetrized(classifier, D4, weighting=weighting, submodule="encoder").double().eval()
+    assert_invariant(model, images, D4)
+    assert_matches_formula(model, images)
+    explanation = model.explain(images)
+    close(explanation.output, model(images))
+    close(explanation.weights.sum(0), torch.ones(7).double())
+    # The mean of unit embeddings by these weights, of unit length again.
+    orbit = torch.stack([classifier.encoder(D4.transform(images, g)) for g in range(8)])
+    mean = (explanation.weights[..., None] * orbit).sum(0)
+    close(model(images), 7.0 * unit(mean) @ classifier.class_embeddings.T)
+
+    learned = backbone_phase(model) if which != "Learned" else weights_phase(model)
+    assert {id(p) for p in learned} == {
+        id(p) for p in (model.backbone if which != "Learned" else model.weighting).parameters()
+    }
+    F.cross_entropy(model(images), torch.arange(7) % 4).backward()
+    assert all(p.grad is not None for p in learned)
+    assert sum(bool(p.grad.any()) for p in learned) > len(learned) / 2
+    model.freeze_backbone().train()
+    assert not model.backbone.training
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    model.unfreeze_backbone()
+    assert all(p.requires_grad for p in model.backbone.parameters())
+
+
 # Trained, in the phases of the paper.
 
 
@@ -586,7 +635,7 @@ def test_bad_functions():
 
 @pytest.mark.parametrize("batch_size", [0, 2.5, True])
 def test_bad_batch_sizes(batch_size):
-    with pytest.raises(ValueError, match="batch_size is"):
+    with pytest.raises(ValueError, match="`batch_size` must be"):
         embed_classes(embed_one, ["cat"], ["{}"], batch_size=batch_size)
 
 

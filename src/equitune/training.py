@@ -91,7 +91,7 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
     """
     weighting = _weighting_of(model)
     if weighting is not None and weighting.learned:
-        if weighting.drifts:
+        if weighting.drifts and any(True for _ in weighting.parameters()):
             raise ValueError(
                 f"model reads weight_input {weighting.reads!r} from the backbone, and fixed "
                 "weights would drift while the backbone learns; use "

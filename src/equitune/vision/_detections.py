@@ -142,9 +142,10 @@ class PaddedDetections(nn.Module):
     size of the image. A padded entry has label -1 and score 0.
 
     The entries of two copies of an image do not belong to each other, so that their mean says
-    nothing: ``EquiTune`` and ``LambdaEquiTune`` refuse the labels, which are integers (and must
-    not be dropped). Select one copy, with ``EquiZero`` or ``Canonicalize``; its labels are taken
-    as they are.
+    little. Select one copy, with ``EquiZero``, ``Canonicalize`` or a top-1 weighting of your own.
+    With other weights, boxes and scores are averaged entry by entry, and labels, which are
+    integers, are those of the copy with the largest weight. Equal weights leave no such copy:
+    ``EquiTune`` refuses labels, unless the action marks them with ``Drop()``.
 
     Args:
         model: A detector in eval mode, as torchvision's: a list of images (C, H, W) to a list of
