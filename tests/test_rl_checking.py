@@ -255,11 +255,11 @@ VALUE_ERRORS = {
     "other number of actions": (
         lambda: check_symmetry(gymnasium.make("Acrobot-v1"), Symmetry(
             acrobot_mirror().on_observations, EXCHANGED)),
-        "there are 3 discrete actions, but the group permutes 2",
+        "`on_actions` must permute 3 scores along dim -1, got one of 2",
     ),
     "other observations": (
         lambda: check_symmetry(gymnasium.make("Acrobot-v1"), cartpole_mirror()),
-        r"observations are of shape \(6,\)",
+        r"got observations of shape \(6,\)",
     ),
     "two groups": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED,
@@ -323,11 +323,11 @@ TYPE_ERRORS = {
     ),
     "continuous for discrete": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, NEGATED),
-        "there are 2 discrete actions, but the group acts on them by a MatrixAction",
+        r"`on_actions` must act on Discrete\(2\), got a MatrixAction",
     ),
     "discrete observations": (
         lambda: check_symmetry(gymnasium.make("FrozenLake-v1"), gridworld.rotations()),
-        "observations are a Discrete",
+        "`observation_space` must be a Box, got a Discrete",
     ),
 }  # fmt: skip
 

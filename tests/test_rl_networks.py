@@ -32,12 +32,12 @@ def test_the_methods():
     mirror = cartpole_mirror()
     zero = equizero(nn.Linear(4, 2), mirror.on_observations, mirror.on_actions)
     assert isinstance(zero, EquiZero)
-    assert zero.weighting.loss is negative_log_max_probability
+    assert zero.weighting.proxy_loss is negative_log_max_probability
     assert zero.weighting.gradient == "selected"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, dtype=torch.float64))
     learned = lambda_equitune(network, mirror.on_observations, mirror.on_actions, hidden_features=7)
-    assert learned.weighting.net.layers[0].weight.shape == (7, 4)
-    assert learned.weighting.net.layers[0].weight.dtype == torch.float64
+    assert learned.weighting.weight_net.layers[0].weight.shape == (7, 4)
+    assert learned.weighting.weight_net.layers[0].weight.dtype == torch.float64
     with pytest.raises(ValueError, match="must begin with a linear layer, got a Conv2d"):
         lambda_equitune(nn.Conv2d(3, 4, 3), ImageAction(c4()), TrivialAction(c4()))
     with pytest.raises(ValueError, match="must begin with a linear layer, got None"):
@@ -117,7 +117,7 @@ def test_a_users_top_k_is_frozen_trained_and_saved(plain, tmp_path):
 
 
 def learned_from_values(network, on_observations, on_actions):
-    weighting = Learned(MlpWeightNet(4, 8), reads="output")
+    weighting = Learned(MlpWeightNet(4, 8), "output")
     return Symmetrized(network, on_observations, on_actions, weighting=weighting)
 
 

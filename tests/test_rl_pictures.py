@@ -268,7 +268,7 @@ def test_what_moves_channels_is_refused():
     first = DQN("CnnPolicy", Dot(channels_last=False), device="cpu", **SETTINGS[DQN])
     with pytest.raises(ValueError, match=r"channels are at dim -3; use dims=\(-2, -1\)"):
         symmetrize(first, SIDES)
-    with pytest.raises(ValueError, match="have to be square"):
+    with pytest.raises(ValueError, match="use square pictures"):
         symmetrize(
             DQN("CnnPolicy", Dot(36, 44, 4), device="cpu", **SETTINGS[DQN]),
             Symmetry(ImageAction(c4(), dims=LAST), TURNS),

@@ -373,7 +373,7 @@ def test_what_cannot_be_symmetrised_is_refused(trained):
         symmetrize(PPO("MlpPolicy", "Pendulum-v1", use_sde=True), PENDULUM)
     with pytest.raises(ValueError, match="equizero, which compares the scores of discrete"):
         symmetrize(PPO("MlpPolicy", "Pendulum-v1"), PENDULUM, equizero)
-    with pytest.raises(TypeError, match="continuous"):
+    with pytest.raises(TypeError, match="`on_actions` must act on Discrete"):
         symmetrize(
             PPO("MlpPolicy", "CartPole-v1"),
             Symmetry(mirror.on_observations, mirror.on_observations),

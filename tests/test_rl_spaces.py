@@ -57,59 +57,59 @@ VALUE_ERRORS = {
         space_error(cartpole_mirror(), box(-1, 1, (4, 3)), TWO), r"of shape \(4, 3\)"),
     "a vector for a picture": (
         space_error(gridworld.pixel_rotations(), box(-1, 1, (4,)), discrete(4)),
-        r"of shape \(4,\) and dtype float32, which the ImageAction cannot move"),
+        r"must hold what an ImageAction moves, got observations of shape \(4,\)"),
     "no square picture": (
         space_error(gridworld.pixel_rotations(), box(0, 255, (3, 8, 6), np.uint8), discrete(4)),
-        "element r moves them to shape"),
+        "must keep its shape under element r"),
     "number of actions": (
-        space_error(cartpole_mirror(), CART, discrete(3)), "there are 3 discrete actions"),
+        space_error(cartpole_mirror(), CART, discrete(3)), "`on_actions` must permute 3 scores"),
     "another dimension": (
         space_error(Symmetry(cartpole_mirror().on_observations,
                              PermutationAction(cyclic(2), [(0, 1), (1, 0)], dim=2)), CART, TWO),
         "along dim 2"),
     "a bound that a minus breaks": (
         space_error(pair(Move({"b": "-b"}, {"f": "-f"})), WALLS, FORCE),
-        "element m does not keep the bounds of observations: the Box has low=0 at entry 1, and "
-        "the moved Box -2"),
+        r"`observation_space` must keep its bounds under element m, got low=0 at entry \[1\], "
+        "which becomes -2"),
     "no bound above": (
-        space_error(pair(Move({"a": "-a"})), ONE_SIDED, FORCE), "low=0 at entry 0, and"),
+        space_error(pair(Move({"a": "-a"})), ONE_SIDED, FORCE), r"got low=0 at entry \[0\], which"),
     "an exchange of different bounds": (
-        space_error(pair(Move({"a": "b"})), WALLS, FORCE), "does not keep the bounds"),
+        space_error(pair(Move({"a": "b"})), WALLS, FORCE), "observation_space` must keep"),
     "a negated torque with one sign": (
         space_error(pair(Move({}, {"f": "-f"})), box(-1, 1, (2,)), box(0, 1, (1,))),
-        "does not keep the bounds of actions"),
+        "`action_space` must keep its bounds"),
     "unlike torques": (
         space_error(torques(Move({}, {"f": "g"})), ANY,
                     box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))),
-        "does not keep the bounds of actions"),
+        "`action_space` must keep its bounds"),
     "a turned square of actions": (
         space_error(Symmetry(IDLE, THIRDS), box(-1, 1, (3,)), box(-1, 1, (2,))),
-        "does not keep the bounds of actions"),
+        "`action_space` must keep its bounds"),
     "a permutation of unlike bounds": (
         space_error(Symmetry(RegularAction(cyclic(2)), TrivialAction(cyclic(2))), WALLS, FORCE),
-        "does not keep the bounds"),
+        "`observation_space` must keep its bounds"),
 }  # fmt: skip
 TYPE_ERRORS = {
     "a dictionary": (
         space_error(cartpole_mirror(), gymnasium.spaces.Dict({"x": CART}), TWO),
-        "observations are a Dict.*FlattenObservation"),
+        "must be a Box, got a Dict; .*FlattenObservation"),
     "a tuple": (
-        space_error(cartpole_mirror(), gymnasium.spaces.Tuple([CART]), TWO), "are a Tuple"),
+        space_error(cartpole_mirror(), gymnasium.spaces.Tuple([CART]), TWO), "got a Tuple"),
     "whole numbers": (
         space_error(cartpole_mirror(), box(-5, 5, (4,), np.int64), TWO), "of shape .* dtype int64"),
-    "no space": (space_error(cartpole_mirror(), (4,), TWO), "observations are a tuple"),
+    "no space": (space_error(cartpole_mirror(), (4,), TWO), "must be a Box, got a tuple"),
     "several discrete actions": (
         space_error(cartpole_mirror(), CART, gymnasium.spaces.MultiDiscrete([2, 2])),
-        "actions are a MultiDiscrete"),
+        "`action_space` must be a Discrete, got a MultiDiscrete"),
     "switches": (
         space_error(cartpole_mirror(), CART, gymnasium.spaces.MultiBinary(2)), "a MultiBinary"),
     "continuous for discrete": (
         space_error(pair(Move({"a": "-a"}, {"f": "-f"})), box(-1, 1, (2,)),
                     discrete(1)),
-        "1 discrete actions, but the group acts on them by a MatrixAction"),
+        r"`on_actions` must act on Discrete\(1\), got a MatrixAction"),
     "discrete for continuous": (
         space_error(cartpole_mirror(), CART, box(-1, 1, (2,))),
-        r"actions are continuous, of shape \(2,\), but .* a PermutationAction"),
+        r"`on_actions` must act on Box\(.*\), got a PermutationAction"),
 }  # fmt: skip
 
 

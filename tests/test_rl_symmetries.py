@@ -240,7 +240,7 @@ VALUE_ERRORS = {
                 Move({"a": "b"}),
             ],
         ),
-        "`moves` must generate a small group, got one of more than 1000 elements",
+        "`moves`: .* must generate at most largest=1000 elements",
     ),
     "two names for two moves": (
         lambda: discrete_symmetry(

@@ -19,7 +19,7 @@ from equitune._checks import (
     require_int,
     require_tensor,
     require_type,
-)  # fmt: skip
+)
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into

@@ -11,10 +11,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_entries, require_strings, require_type
+from equitune._checks import naming, require_entries, require_strings, require_type
 from equitune.actions import Action, MatrixAction, PermutationAction
-from equitune.groups import Embedding, FiniteGroup
-from equitune.groups._permutations import Permutation, multiply
+from equitune.groups import Embedding, FiniteGroup, generate_permutations
+from equitune.groups._permutations import Permutation
 from equitune.rl._spaces import check_action_space, check_observation_space
 
 LARGEST = 1000
@@ -252,40 +252,10 @@ def _generated(
         if name in generators:
             raise ValueError(f"`moves` must have different names, got {name!r} twice")
         generators[name] = permutation
-    words = _words(generators)
-    names = [_spelled(word) for word in words.values()]
-    (name, count), *_ = Counter(names).most_common(1)
-    if count > 1:
-        raise ValueError(
-            f"`moves` must name each element differently, got two elements {name!r}; use other "
-            "names for the moves"
-        )
-    group = FiniteGroup.from_permutations(words, names)
-    return group, [w[:size] for w in words], [tuple(i - size for i in w[size:]) for w in words]
-
-
-def _words(generators: Mapping[str, Permutation]) -> dict[Permutation, list[str]]:
-    """All products, each with the names of its factors, the last one to act first."""
-    identity = tuple(range(len(next(iter(generators.values())))))
-    words: dict[Permutation, list[str]] = {identity: []}
-    queue = list(words)
-    for current in queue:
-        for name, generator in generators.items():
-            product = multiply(generator, current)
-            if product not in words:
-                words[product] = [name, *words[current]]
-                queue.append(product)
-        if len(queue) > LARGEST:
-            raise ValueError(
-                f"`moves` must generate a small group, got one of more than {LARGEST} elements; "
-                "check where they send the entries"
-            )
-    return words
-
-
-def _spelled(word: Sequence[str]) -> str:
-    runs = [(name, len(list(run))) for name, run in itertools.groupby(word)]
-    return " ".join(name if n == 1 else f"{name}^{n}" for name, n in runs) or "e"
+    with naming("moves"):
+        rows = generate_permutations(generators.values(), LARGEST)
+        group = FiniteGroup.from_generators(generators.values(), generators)
+    return group, [row[:size] for row in rows], [tuple(i - size for i in r[size:]) for r in rows]
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:

@@ -234,6 +234,10 @@ class Uniform(Weighting):
     def __init__(self) -> None:
         super().__init__()
 
+    def forward(self, copies: Copies) -> tuple[None, None]:
+        """No weights and no scores."""
+        return None, None
+
     def score(self, copies: Copies) -> Tensor | None:
         return None
 
