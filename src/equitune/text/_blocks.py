@@ -203,11 +203,9 @@ class Search:
 
     def _probabilities(self, output: Any, alive: Tensor) -> Tensor:
         """The sums of the new tokens' probabilities."""
+        beams = getattr(output, "beam_indices", None)
         log_probs = self.model.compute_transition_scores(
-            output.sequences,
-            output.logits,
-            getattr(output, "beam_indices", None),
-            normalize_logits=True,
+            output.sequences, output.logits, beams, normalize_logits=True
         )
         probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
         sums: Tensor = probabilities.sum(dim=1).double().cpu()

@@ -10,7 +10,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_int, require_ints, require_type
+from equitune._checks import require, require_int, require_ints, require_type
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -129,7 +129,12 @@ class Prefixes(Runner):
         )
         (ran,) = part.evaluate([[tokens]], list)
         action, scores = ran.leaves[0]
-        read = None if ran.read is None else ran.read[:, -wanted:]
+        read = ran.read
+        if read is not None:
+            fits = read.dim() > 2 and read.shape[1] in (tokens.shape[1], wanted)
+            must, use = "name a submodule that returns (B, T, ...)", "one within the layers"
+            require(fits, "weight_input", must, f"shape {tuple(read.shape)}", use)
+            read = read[:, -wanted:]
         return Ran(None, [(action, scores[:, -wanted:])], read)
 
 
