@@ -16,8 +16,6 @@ from equitune.groups._group import require_into
 from equitune.heads._points import Points, orbits_of
 from equitune.heads._ties import Ties
 
-__all__ = ["EquivariantLinear", "InvariantHead"]
-
 
 @final
 class EquivariantLinear(nn.Module):

@@ -14,8 +14,6 @@ from equitune.runners._call import Call
 from equitune.spaces import Space
 from equitune.weightings import Copies, Weighting
 
-__all__ = ["Mix", "Mixing", "Runner", "Stacking"]
-
 
 class Mix(Protocol):
     """What becomes of the copies that a runner has run."""

@@ -19,8 +19,6 @@ from equitune.weightings import Best, Learned, Weighting
 from equitune.weightings._best import Gradient
 from equitune.wrappers import Symmetrized
 
-__all__ = ["EquiSeq2Seq", "EquiZeroSeq2Seq", "LambdaSeq2Seq", "SymmetrizedSeq2Seq"]
-
 Actions = Action | Mapping[str, Action]
 
 

@@ -12,8 +12,6 @@ from equitune.actions import Action
 from equitune.testing._batches import check_batch, one_element_each
 from equitune.testing._comparison import close
 
-__all__ = ["Group", "assert_action", "assert_group"]
-
 
 class Group(Protocol):
     """What :func:`assert_group` needs to know of a group, of equitune or not.

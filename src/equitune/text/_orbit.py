@@ -31,9 +31,9 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
     """A causal language model, symmetrised: p(v | X) = sum_g w_g(X) p_M(gv | gX).
 
     This is a :class:`equitune.wrappers.Symmetrized` model that is used like the language model
-    itself, with ``generate``, beams, padding, caches and labels. A weighting sees each position of a text as a
-    sample of its own, and what the copies say there depends on the text up to it alone, so that
-    generation, with a cache or without, and losses agree.
+    itself, with ``generate``, beams, padding, caches and labels. A weighting sees each position of
+    a text as a sample of its own, and what the copies say there depends on the text up to it
+    alone, so that generation, with a cache or without, and losses agree.
 
     Copies that are equal so far are one row of the batch and of the key-value cache; a row splits
     in two when the first equality word is read or generated. Whatever else is asked of the model,

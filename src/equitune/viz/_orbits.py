@@ -16,7 +16,6 @@ from equitune.viz._canvas import new_figure, orbit_of, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_orbit"]
 
 IN_A_ROW = 8
 

@@ -13,8 +13,6 @@ from equitune.weightings import Best, Canonical, Learned, Uniform
 from equitune.weightings._best import Gradient
 from equitune.wrappers._symmetrized import Symmetrized
 
-__all__ = ["Canonicalize", "EquiTune", "EquiZero", "LambdaEquiTune"]
-
 
 @final
 class EquiTune(Symmetrized):

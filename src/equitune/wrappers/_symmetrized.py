@@ -15,8 +15,6 @@ from equitune.spaces import Space, Values
 from equitune.weightings import Uniform, Weighting
 from equitune.wrappers._orbit_module import OrbitModule
 
-__all__ = ["Explaining", "Explanation", "RegularFeatures", "Symmetrized"]
-
 
 @final
 class Explanation(NamedTuple):
