@@ -13,8 +13,6 @@ from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
 from equitune.runners._orbit import Chosen, Orbit, Part, parts_of
 
-__all__ = ["Batches"]
-
 Join = Callable[[list[Tensor]], Tensor]
 Job = tuple[Part, list[list[Tensor]], Join]
 """A part, the flat batches to run for it, and how to join what comes back."""

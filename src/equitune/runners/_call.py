@@ -15,8 +15,6 @@ from equitune.actions import Action
 from equitune.actions._tree import Key, common_classes, tensors
 from equitune.groups import FiniteGroup
 
-__all__ = ["Call", "Ran"]
-
 
 @final
 @dataclass(frozen=True, eq=False)

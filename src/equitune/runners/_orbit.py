@@ -16,8 +16,6 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
 
-__all__ = ["Chosen", "Orbit", "Part", "parts_of"]
-
 
 @final
 @dataclass(eq=False)

@@ -19,8 +19,6 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join
 
-__all__ = ["DecodedCopies", "Encoded"]
-
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 

@@ -12,8 +12,6 @@ from equitune.runners import Call, Mix, Runner
 from equitune.seq2seq._decoding import Decoded
 from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run
 
-__all__ = ["Alone", "Independent", "Lockstep", "Start"]
-
 
 @final
 @dataclass(frozen=True)

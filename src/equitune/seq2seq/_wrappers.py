@@ -19,8 +19,6 @@ from equitune.weightings import Best, Learned, Weighting
 from equitune.weightings._best import Gradient
 from equitune.wrappers import Symmetrized
 
-__all__ = ["EquiSeq2Seq", "EquiZeroSeq2Seq", "LambdaSeq2Seq", "SymmetrizedSeq2Seq"]
-
 Actions = Action | Mapping[str, Action]
 
 
@@ -212,7 +210,7 @@ class LambdaSeq2Seq(SymmetrizedSeq2Seq):
         input_action: How the group acts on the source, or a mapping from argument names to actions.
         token_action: How the group acts on the ids of output tokens, as in :class:`EquiSeq2Seq`.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
-            logit each, (N,) or (N, 1); or an :class:`equitune.weight_nets.OrbitWeightNet`.
+            logit each, (N,) or (N, 1); or an :class:`equitune.weightings.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
             name of a submodule of the backbone that runs once while a source is encoded, such as
             ``"model.encoder"``, and returns a tensor (N, ...).

@@ -14,8 +14,6 @@ from equitune.testing._parts import faults_of_weighting
 from equitune.testing._report import CONSTANT, EquivarianceReport
 from equitune.testing._trial import Trial, run_trial
 
-__all__ = ["assert_equivariant", "assert_invariant", "equivariance_report"]
-
 
 def assert_equivariant(
     fn: Callable[[Any], Any],

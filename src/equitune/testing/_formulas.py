@@ -240,7 +240,7 @@ class EquiZeroFormula(Formula):
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
         proxy_loss: From raw outputs to losses; called for one copy at a time.
-        tie_tolerance: Which losses count as ties, as in :class:`equitune.EquiZero`.
+        tie_tolerance: Which losses count as ties, as in :class:`equitune.wrappers.EquiZero`.
         submodule: The name of the submodule whose output is combined; None for the last one.
     """
 
@@ -268,7 +268,7 @@ class LambdaEquiTuneFormula(Formula):
         backbone: The module M of one argument.
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
-        weight_net: Returns log lambda, as in :class:`equitune.LambdaEquiTune`.
+        weight_net: Returns log lambda, as in :class:`equitune.wrappers.LambdaEquiTune`.
         weight_input: What it sees: ``"input"``, ``"output"`` or the name of a submodule.
         submodule: The name of the submodule whose output is combined; None for the last one.
     """
@@ -297,8 +297,8 @@ class CanonicalizeFormula(Formula):
         backbone: The module M of one argument.
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
-        weight_net: Returns one logit per copy, as in :class:`equitune.Canonicalize`.
-        tie_tolerance: Which logits count as ties, as in :class:`equitune.Canonicalize`.
+        weight_net: Returns one logit per copy, as in :class:`equitune.wrappers.Canonicalize`.
+        tie_tolerance: Which logits count as ties, as in :class:`equitune.wrappers.Canonicalize`.
         submodule: The name of the submodule whose output is combined; None for the last one.
     """
 

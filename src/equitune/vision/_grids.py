@@ -107,7 +107,7 @@ class BoxMapAction(Composed):
     """Moves maps of boxes (B, ..., A * 4, H, W), with A boxes for each cell, with their image.
 
     The layout of a detection head's last convolution: four channels per anchor. The cells move as
-    the pixels of :class:`equitune.ImageAction`, and the four numbers as those of
+    the pixels of :class:`equitune.actions.ImageAction`, and the four numbers as those of
     :class:`BoxAction`. Grids of any size will do, and of several: maps that are not square exchange
     rows and columns when they are rotated by 90 degrees. For lists (B, N, 4) there is
     :class:`GridBoxAction`.

@@ -14,8 +14,6 @@ from equitune.actions._tree import Key, common_group, holds_tensor, tensors
 from equitune.runners import Call
 from equitune.wrappers._subclasses import Annotations
 
-__all__ = ["InputActions"]
-
 
 @final
 class InputActions:

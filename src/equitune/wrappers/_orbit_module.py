@@ -18,8 +18,6 @@ from equitune.runners import Batches, Mix, Runner
 from equitune.wrappers._attributes import Around
 from equitune.wrappers._inputs import InputActions
 
-__all__ = ["OrbitModule"]
-
 
 class OrbitModule(Around, ABC):
     """Runs a backbone on the orbit of its input and undoes the output action.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from equitune.actions import Action
 from equitune.actions._tree import mapped
 
-__all__ = ["Annotations", "plain"]
-
 
 def plain(x: Tensor) -> Tensor:
     """The tensor alone: copies of samples do not have the annotations of the samples."""
