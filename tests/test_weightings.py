@@ -29,6 +29,7 @@ from equitune.runners import Batches, Loop, Orbit, Runner
 from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
 from equitune.training import backbone_phase, joint_phase, weights_phase
+from equitune.weightings import tie_tolerance
 
 ACTION = ImageAction(d4())
 
@@ -45,10 +46,9 @@ class TopK(Weighting):
         return -copies.scores(self.loss).detach()
 
     def weigh(self, scores, copies):
-        bound = scores.topk(self.k, dim=0).values[-1]
-        edge = ((scores - bound).abs() <= 1e-9 * bound.abs()).to(scores)
-        inside = (scores > bound) * (1 - edge)
-        return (inside + edge * (self.k - inside.sum(0)) / edge.sum(0)) / self.k
+        least = scores.topk(self.k, dim=0).values[-1]
+        chosen = scores >= least - tie_tolerance(*copies.dtypes) * least.abs()
+        return chosen.to(scores) / chosen.sum(0)
 
 
 class Surest(Weighting):
