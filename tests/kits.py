@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitune import Action, Symmetrized, TokenAction, TreeAction, TrivialAction, Weighting
+from equitune import (
+    Action,
+    Drop,
+    ImageAction,
+    Symmetrized,
+    TokenAction,
+    TreeAction,
+    TrivialAction,
+    Weighting,
+    c4,
+    d4,
+)
 from equitune.losses import entropy
 
 
@@ -104,4 +115,76 @@ def networks() -> list[Kit]:
     return [Kit("Q-network", build, mirror.on_observations, mirror.on_actions, states, features=2)]
 
 
-KITS = [*language_models(), *decoders(), *networks()]
+class Encoder(nn.Module):
+    """A random image encoder whose embeddings differ in length."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 6 * 6, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return (self.linear(flat) + 0.5) * flat.sum(1, keepdim=True).tanh().exp()
+
+
+class Detector(nn.Module):
+    """A random detector: for each image three boxes in pixels, with labels and scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 6 * 6, 3 * 5)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found = []
+        for image in images:
+            numbers = self.linear(image.flatten()).view(3, 5).sigmoid()
+            boxes = torch.cat([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4] + 0.2], dim=1)
+            labels = numbers[:, 4].argsort()
+            found.append({"boxes": 6 * boxes / 2.2, "labels": labels, "scores": numbers[:, 4]})
+        return found
+
+
+def images() -> list[Kit]:
+    from equitune.vision import BoxAction, PaddedDetections, ZeroShotClassifier
+
+    torch.manual_seed(0)
+    turned, mirrored = ImageAction(c4()), ImageAction(d4())
+    pictures = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    classes = torch.randn(4, 5, dtype=torch.float64)
+
+    def classifier() -> ZeroShotClassifier:
+        torch.manual_seed(0)
+        return ZeroShotClassifier(Encoder(5), classes, list("abcd"), logit_scale=7.0).double()
+
+    def detector() -> PaddedDetections:
+        torch.manual_seed(0)
+        return PaddedDetections(Detector(), most=4).double()
+
+    # Lists of labels have no mean.
+    parts = {"boxes": BoxAction(turned), "labels": Drop(), "scores": TrivialAction(c4())}
+    return [
+        Kit(
+            "zero-shot classifier",
+            lambda weighting: Symmetrized(
+                classifier(), mirrored, weighting=weighting, submodule="encoder"
+            ).double(),
+            mirrored,
+            TrivialAction(d4()),
+            pictures,
+            loss=classifier().image_text_loss,
+            features=5,
+        ),
+        Kit(
+            "detector",
+            lambda weighting: Symmetrized(
+                detector(), turned, TreeAction(parts), weighting=weighting
+            ),
+            turned,
+            TreeAction(parts),
+            pictures,
+            loss=lambda found: -found["scores"].amax(-1),
+        ),
+    ]
+
+
+KITS = [*language_models(), *decoders(), *networks(), *images()]

@@ -524,7 +524,11 @@ FORMULAS = {
     f"testing.{formula.__name__}": Call(
         formula,
         lambda more=more: given(
-            backbone=net(), input_action=IMAGES, output_action=None, submodule="0", **more()
+            backbone=net(),
+            input_action=IMAGES,
+            output_action=None,
+            submodule="0",
+            **more(),
         ),
     )
     for formula, more in {
@@ -533,6 +537,7 @@ FORMULAS = {
         testing.EquiZeroFormula: lambda: {"proxy_loss": losses.entropy, "tie_tolerance": 0.1},
         testing.LambdaEquiTuneFormula: lambda: {"weight_net": scorer(), "weight_input": "input"},
         testing.CanonicalizeFormula: lambda: {"weight_net": scorer(), "tie_tolerance": 0.1},
+        testing.Formula: lambda: {"weighting": Uniform(), "space": spaces.Logits()},
     }.items()
 }
 FAMILIES = {

@@ -128,6 +128,16 @@ class Spread(Weighting):
         return self.change(scores)
 
 
+class Sparse(Spread):
+    """One that is asked before the model runs, and most of whose weights are 0."""
+
+    sparse = True
+
+    def weigh(self, scores, copies):
+        kept = scores >= scores.topk(2, dim=0).values[1:]
+        return kept / kept.sum(0).to(scores)
+
+
 class Constant(Weighting):
     """Equal weights that are no Uniform."""
 
@@ -141,6 +151,8 @@ class Constant(Weighting):
 OWN = {
     "equal": Constant,
     "output": lambda: Spread("output"),
+    "input": lambda: Spread("input"),
+    "input, sparse": lambda: Sparse("input"),
     "a submodule": lambda: Spread("features"),
     "the two best": lambda: TopK(cases.proxy, 2),
 }
@@ -170,6 +182,22 @@ def test_spaces_match(weighting, space, backbone, x):
         assert_matches_formula(model, x, formula)
 
 
+def test_a_weighting_of_ones_own_at_a_submodule(x):
+    parts = Layers().double().eval(), D4, D4
+    model = Symmetrized(*parts, weighting=Sparse("input"), submodule="features").eval()
+    assert_matches_formula(model, x)
+    other = Formula(*parts, weighting=Spread("output"), submodule="features")
+    with pytest.raises(AssertionError, match=r"fn is not .*Spread"):
+        assert_matches_formula(model, x, other)
+
+
+def test_weights_of_another_shape_are_refused(backbone, x):
+    for change in (lambda s: s.softmax(0).sum(0, keepdim=True), lambda s: s.softmax(0)[0]):
+        model = Symmetrized(backbone, D4, weighting=Spread("output", change)).eval()
+        with pytest.raises(ValueError, match="`weighting` must return one weight"):
+            assert_matches_formula(model, x)
+
+
 def test_weightings_of_ones_own_are_told_apart(backbone, x):
     model = Symmetrized(backbone, D4, weighting=TopK(cases.proxy, 2)).eval()
     assert_matches_formula(model, x, Formula(backbone, D4, weighting=TopK(cases.proxy, 2)))
@@ -185,6 +213,10 @@ WRONG_WEIGHTS = {
     "NaN": (lambda s: s.softmax(0) * torch.nan, "sum over the copies is 1, got sums from nan"),
     "of the batch": (
         lambda s: (s - s.mean(1, keepdim=True)).softmax(0), "weigh each sample by itself"
+    ),
+    "over the batch": (lambda s: s.softmax(1), "sum over the copies is 1, got sums from"),
+    "of the first": (
+        lambda s: s.softmax(0)[:, :1].expand_as(s), "weigh each sample by itself"
     ),
     "of the neighbour": (lambda s: s.roll(1, 1).softmax(0), "weigh each sample by itself"),
 }  # fmt: skip

@@ -78,7 +78,7 @@ class Formula:
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
-        return self.output(x, self.orbits(x))
+        return self.output(self.orbits(x))
 
     def __str__(self) -> str:
         if type(self) is not Formula:
@@ -90,7 +90,7 @@ class Formula:
         """The copies of each sample of a batch."""
         return [Orbit(self, sample) for sample in _samples(self.input_action, x)]
 
-    def output(self, x: Any, orbits: Sequence[Orbit]) -> Any:
+    def output(self, orbits: Sequence[Orbit]) -> Any:
         """What the formula makes of the copies of the samples."""
         samples = [self._mean(orbit) for orbit in orbits]
         if self.submodule is not None:

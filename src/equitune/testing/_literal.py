@@ -79,9 +79,10 @@ def assert_matches_formula(
     action = formula.output_action if formula.submodule is None else behind
     tolerance = Tolerance(rtol, atol, slack=10.0)
     with torch.no_grad():
+        returned = fn(copied(formula.input_action, x))
         orbits = formula.orbits(x)
-        expected = output_tensors_of(action, formula.output(x, orbits))
-        found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
+        expected = output_tensors_of(action, formula.output(orbits))
+        found = tensors_of(action, returned, "fn(x)")
         gap = Gap.between(found, expected, tolerance)
         faults: list[str] = []
         mixes = False

@@ -116,7 +116,7 @@ class AskedWeighting:
             )
         mixing = Layers.of(self.weighting).training_batch_norms()
         again = self.weighting(copies)[0]
-        if weights.dim() != 2 or mixing or not torch.equal(weights, again):
+        if mixing or not torch.equal(weights, again):
             # What is random, or mixes samples while it trains, is said by others.
             return
         for i in range(min(weights.shape[1], MOST_ALONE)):

@@ -46,8 +46,8 @@ class BoxAction(CoordinateAction):
             Faster R-CNN.
         image_size: (H, W) for boxes in pixels; None for boxes normalized by the size of the image,
             in [0, 1], and for ``"ltrb"`` and ``"deltas"``, in any unit. Images that are not square
-            change their size when they are rotated by 90 degrees, so that their boxes have to be
-            normalized: see :class:`equitune.vision.NormalizedCoordinates`.
+            change their size when they are rotated by 90 degrees: their boxes must be normalized,
+            see :class:`equitune.vision.NormalizedCoordinates`.
 
     Raises:
         TypeError: If ``images`` is not an ``ImageAction``.

@@ -163,13 +163,14 @@ def label_swaps(
     require_counts(count=count)
     exchanged = list(range(count))
     use = "pairs of different classes that share none, such as [(1, 2), (3, 4)]"
+    must = f"name 0 to {count - 1}, below the count of classes or keypoints"
     for pair in require_entries("swaps", swaps, use):
         given = not isinstance(pair, str) and isinstance(pair, Sequence) and len(pair) == 2
         require(given, "swaps", "hold pairs of numbers", repr(pair), use)
         index: Any
         for index in pair:
             known = isinstance(index, Integral) and 0 <= int(index) < count
-            require(known, "swaps", f"name 0 to {count - 1}", f"{index!r} in {tuple(pair)}", use)
+            require(known, "swaps", must, f"{index!r} in {tuple(pair)}", use)
         left, right = pair
         free = exchanged[left] == left and exchanged[right] == right and left != right
         require(free, "swaps", "name each class once", repr(tuple(pair)), use)
