@@ -188,7 +188,10 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
         space, invariant = self.observation_space, TrivialAction(self.symmetry.group)
         actor = _wrapped(self.method, self.actor(self), moved, on_actions, space)
         critic = _wrapped(EquiTune, self.critic(self), moved, invariant, space)
-        if not discrete and getattr(actor.weighting, "proxy_loss", None) is negative_log_max_probability:
+        if (
+            not discrete
+            and getattr(actor.weighting, "proxy_loss", None) is negative_log_max_probability
+        ):
             raise ValueError(
                 "`method` must take continuous actions, got equizero, which compares the scores of "
                 "discrete ones; use EquiTune or lambda_equitune"
