@@ -158,11 +158,12 @@ class Bench:
             start = time.time()
             self.measure(self.learned(seed), name, settings, start)
 
-    def learned(self, seed: int) -> ZeroShotClassifier:
+    def learned(self, seed: int) -> LambdaEquiTune:
         """The weights after phase one, on a copy of the encoder."""
         torch.manual_seed(seed)
-        model = symmetrised(copy.deepcopy(self.plain), MODES[2], self.action).to(self.device)
-        parameters = weights_phase(model.encoder)
+        model: LambdaEquiTune = symmetrised(copy.deepcopy(self.plain), MODES[2], self.action)
+        model.to(self.device)
+        parameters = weights_phase(model)
         upright = self.arguments.upright
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -190,11 +191,11 @@ class Bench:
         if learns_lambda:
             model = self.learned(seed)
             # The weights read what they learned to read, while the encoder moves on.
-            model = model.with_encoder(with_frozen_features(model.encoder))
+            model = with_frozen_features(model)
         else:
             model = symmetrised(copy.deepcopy(self.plain), mode, self.action)
         model.to(self.device)
-        parameters = backbone_phase(model.encoder)
+        parameters = backbone_phase(model)
 
         def after(step: int) -> None:
             if step in names:
@@ -235,9 +236,7 @@ class Bench:
         while True:
             yield from loader
 
-    def measure(
-        self, model: ZeroShotClassifier, name: str, settings: dict[str, Any], start: float
-    ) -> None:
+    def measure(self, model: nn.Module, name: str, settings: dict[str, Any], start: float) -> None:
         model = model.eval().to(self.device)
         loader = DataLoader(
             self.test, self.arguments.batch_size, num_workers=self.arguments.workers
@@ -258,25 +257,22 @@ class Bench:
         return {**self.training_settings(), **{n: getattr(self.arguments, n) for n in names}}
 
 
-def symmetrised(
-    classifier: ZeroShotClassifier, mode: str, action: ImageAction
-) -> ZeroShotClassifier:
+def symmetrised(classifier: ZeroShotClassifier, mode: str, action: ImageAction) -> Any:
     """The classifier itself, or one of the three modes, with the paper's weight network."""
-    width = classifier.class_embeddings.shape[1]
-    loss = classifier.image_text_loss
-    wraps: dict[str, Callable[[nn.Module], nn.Module]] = {
-        "EquiTune": lambda encoder: EquiTune(encoder, action),
-        "EquiZero": lambda encoder: EquiZero(encoder, action, proxy_loss=loss),
-        "LambdaEquiTune": lambda encoder: LambdaEquiTune(
-            encoder, action, weight_net=MlpWeightNet(width), weight_input="output"
-        ),
-    }
-    return classifier if mode == "plain" else classifier.symmetrize(wraps[mode])
+    if mode == "plain":
+        return classifier
+    encoder = {"submodule": "encoder"}
+    if mode == "EquiTune":
+        return EquiTune(classifier, action, **encoder)
+    if mode == "EquiZero":
+        return EquiZero(classifier, action, proxy_loss=classifier.image_text_loss, **encoder)
+    net = MlpWeightNet(classifier.class_embeddings.shape[1])
+    return LambdaEquiTune(classifier, action, weight_net=net, weight_input="output", **encoder)
 
 
 @torch.inference_mode()
 def measured(
-    model: ZeroShotClassifier,
+    model: Any,
     loader: DataLoader[tuple[Tensor, Tensor]],
     action: ImageAction,
     device: torch.device,
@@ -284,7 +280,7 @@ def measured(
 ) -> dict[str, Any]:
     """Accuracy on upright pictures and on all of their copies, changes, and the mean weights."""
     right, changed, weights = [], [], []
-    plain = not hasattr(model.encoder, "explain")
+    plain = isinstance(model, ZeroShotClassifier)
     for images, labels in tqdm(loader, desc=name, unit="batch", leave=False):
         copies = action.orbit(images.to(device))
         answers = torch.stack([model(moved).argmax(-1) for moved in copies])

@@ -229,5 +229,5 @@ def _source(results: Row) -> str:
     seeds: dict[str, set[int]] = {}
     for _, cell, runs in _runs(results):
         seeds.setdefault(cell, set()).update(run["seed"] for run in runs)
-    told = [f"{', '.join(map(str, sorted(own)))} ({cell})" for cell, own in seeds.items()]
-    return source(results, f"seeds {', '.join(told)}")
+    known = [f"{', '.join(map(str, sorted(own)))} ({cell})" for cell, own in seeds.items()]
+    return source(results, f"seeds {', '.join(known)}")

@@ -108,7 +108,7 @@ def loss_of(scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy with label smoothing, of log-probabilities (B, L, V) at tokens (B, L).
 
     ``cross_entropy`` would normalise them once more, and its gradient would vanish where EquiZero's
-    copy is sure, whatever the other copies are.
+    copy is sure, independent of the other copies.
     """
     loss = F.nll_loss(scores.flatten(0, 1), targets.flatten(), ignore_index=PAD)
     if not smoothing:

@@ -12,6 +12,19 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
+# Every reference has to lead somewhere; those to other libraries lead out of this site.
+nitpicky = True
+nitpick_ignore_regex = [
+    (
+        r"py:.*",
+        r"(torch|nn|F|collections|typing|pathlib|hypothesis|st|matplotlib|gymnasium|numpy|optional)\b.*",
+    ),
+    (r"py:.*", r"(stable_baselines3|transformers|argparse|jinja2)\b.*"),
+    (r"py:class", r"Tensor|Module|Parameter|Size|Figure|Any|Callable|Sequence|Mapping|Iterable"),
+    # Annotations that abbreviate, and what is behind a public class.
+    (r"py:class", r"equitune\..*\b_\w+\..*|Actions|AnchorShapes|BoxFormat|Gradient|Method"),
+    (r"py:class", r"Permutations|Scaled|Scorer"),
+]
 html_theme = "furo"
 html_title = "equitune"
 exclude_patterns = ["_build"]

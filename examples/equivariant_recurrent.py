@@ -24,7 +24,7 @@ GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
 
 @dataclass(frozen=True)
 class TiedMemory:
-    """What a decoder goes on from.
+    """The state of a decoder.
 
     Attributes:
         weights: Those of the plain model, made once for each batch that is encoded.
@@ -75,7 +75,7 @@ class EquivariantRecurrent(nn.Module):
                 size=size * group.order,
                 dropout=dropout,
             )
-        # In a tuple it is no submodule: it has no weights of its own.
+        # In a tuple it is not a submodule: it has no weights of its own.
         self._plain = (_Methods(plain),)
         regular = RegularAction(group, dim=-2)
 

@@ -27,7 +27,7 @@ PAD, BOS, EOS = 0, 1, 2
 
 @dataclass(frozen=True)
 class Memory:
-    """What a decoder goes on from, for B sequences.
+    """The state of a decoder, for B sequences.
 
     Attributes:
         hidden: (B, size), the state of the cell.

@@ -97,7 +97,7 @@ ACTION_OF = {
 
 @dataclass(frozen=True)
 class Examples:
-    """N commands and what they mean, each padded behind its EOS.
+    """N commands and what they mean, each padded after its EOS.
 
     Attributes:
         commands: (N, T) int64 ids of commands.

@@ -51,13 +51,13 @@ def meaning(command: str) -> str:
     """The actions of a command.
 
     Raises:
-        ValueError: If it is no command of the grammar.
+        ValueError: If it is not a command of the grammar.
     """
     words = command.split()
     try:
         return " ".join(_joined(words))
     except (IndexError, KeyError, ValueError) as error:
-        raise ValueError(f"{command!r} is no command of SCAN") from error
+        raise ValueError(f"{command!r} is not a command of SCAN") from error
 
 
 @cache

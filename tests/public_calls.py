@@ -443,8 +443,8 @@ VISION = {
     "vision.AbsoluteCoordinates": Call(
         vision.AbsoluteCoordinates, lambda: given(model=Detector(), fields=["boxes"])
     ),
-    "vision.RelativeCoordinates": Call(
-        vision.RelativeCoordinates, lambda: given(model=Detector(), fields=["boxes"])
+    "vision.NormalizedCoordinates": Call(
+        vision.NormalizedCoordinates, lambda: given(model=Detector(), fields=["boxes"])
     ),
     "vision.BoxAction": call(
         vision.BoxAction, images=IMAGES, box_format="xyxy", image_size=(4, 4)

@@ -215,6 +215,35 @@ def test_equal_copies_are_generated_once():
     assert seen.shapes == [(1, 20), (2, 9), (2, 1), (2, 1), (2, 1)]
 
 
+def test_what_was_kept_is_explained():
+    words = WORDS["cyclic(3)"]
+    noise = [GumbelNoise(words.action, range(8))]
+    ends = torch.tensor([EOS, 14, 17, 19])
+    options = {"do_sample": False, "max_new_tokens": 18, "eos_token_id": ends.tolist(),
+               "logits_processor": noise}  # fmt: skip
+    chosen, tokens = equizero(words), prompts(8)
+    tokens[:, 2], tokens[:, 4] = 4, 11
+    explanation = chosen.explain(tokens, **options)
+    text = explanation.output
+    assert torch.equal(text, chosen.generate(tokens, **options))
+    weights, scores, elements = explanation[1:]
+    assert weights.shape == scores.shape == (3, 8, 6)
+    # Some have ended before the last block.
+    going = ~scores.isnan().any(0)
+    assert going[:, 0].all()
+    assert not going.all()
+    assert (weights.sum(0) - 1).abs().max() < 1e-12
+    assert ((weights == 1).sum(0) == 1)[going].all()
+    best = scores.gather(0, elements[None])[0]
+    assert (best == scores.amax(0))[going].all()
+    # The scores are those of the sentences of the copies that were kept.
+    for row, g in enumerate(elements[:, 0].tolist()):
+        moved = words.action.transform(text[row : row + 1, :12], g)[0]
+        ended = torch.isin(text[row, 9:12], ends).long()
+        kept = moved[: 9 + int((ended.cumsum(0) == ended).sum())]
+        assert best[row, 0] == liking([TOKENIZER.decode(kept, skip_special_tokens=True)])[0]
+
+
 def test_sentences_are_scored_once():
     calls = []
 

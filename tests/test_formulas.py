@@ -1,6 +1,7 @@
 """The literal formulas agree with every wrapper, and with nothing else."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -9,18 +10,24 @@ from torch import nn
 import cases
 from cases import CASES, WRAPPERS, ConvNet
 from equitune import (
+    Best,
+    Canonical,
     Canonicalize,
     EquiTune,
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     RegularFeatures,
     Symmetrized,
+    Uniform,
     Weighting,
     c4,
     d4,
 )
 from equitune.losses import entropy, negative_log_max_probability
+from equitune.runners import Batches, Loop, Orbit, Runner
+from equitune.spaces import Logits, Probabilities
 from equitune.testing import (
     CanonicalizeFormula,
     EquiTuneFormula,
@@ -31,6 +38,7 @@ from equitune.testing import (
     assert_equivariant,
     assert_matches_formula,
 )
+from test_weightings import TopK
 
 D4 = ImageAction(d4())
 TWO_SHAPES = [c for c in CASES if "x7" in c.name and c.output_action is not None
@@ -91,6 +99,162 @@ def test_wrappers_that_stop_at_a_cut_match(wrapper, moved, x):
     ):
         with pytest.raises(AssertionError, match="fn is not EquiTuneFormula"):
             assert_matches_formula(model, x, other)
+
+
+def spread(scores):
+    """A user's weights: positive, but of no softmax."""
+    weights = 1 / (1 + (scores - scores.amax(0)) ** 2)
+    return weights / weights.sum(0)
+
+
+class Spread(Weighting):
+    """A weighting of one's own, of what it is told to read."""
+
+    def __init__(self, reads, change=spread):
+        super().__init__()
+        self.reads, self.change = reads, change
+
+    def score(self, copies):
+        if self.reads == "output":
+            return -copies.scores(cases.proxy)
+        parts = [
+            (slots, stack.flatten(2).cumsum(-1).std(-1)) for slots, stack in copies.read(self.reads)
+        ]
+        rows = {slot: row for slots, stack in parts
+                for slot, row in zip(slots, stack, strict=True)}  # fmt: skip
+        return torch.stack([rows[slot] for slot in sorted(rows)])
+
+    def weigh(self, scores, copies):
+        return self.change(scores)
+
+
+class Constant(Weighting):
+    """Equal weights that are no Uniform."""
+
+    def score(self, copies):
+        return None
+
+    def weigh(self, scores, copies):
+        return None
+
+
+OWN = {
+    "equal": Constant,
+    "output": lambda: Spread("output"),
+    "a submodule": lambda: Spread("features"),
+    "the two best": lambda: TopK(cases.proxy, 2),
+}
+
+
+@pytest.mark.parametrize("which", OWN)
+@pytest.mark.parametrize("runner", [Batches, lambda: Batches(5), Loop], ids=["one", "5", "loop"])
+@pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.backbone(), ConvNet)], ids=str)
+def test_weightings_of_ones_own_match(case, runner, which):
+    model = Symmetrized(
+        case.backbone(), case.input_action, case.output_action, weighting=OWN[which](),
+        runner=runner(),
+    )  # fmt: skip
+    assert_matches_formula(model.double().eval(), case.input(torch.float64)[:3])
+
+
+@pytest.mark.parametrize("space", [Probabilities(), Logits()], ids=str)
+@pytest.mark.parametrize("weighting", [
+    Uniform, lambda: Best(entropy), lambda: Learned(nn.Linear(4, 1), "output"),
+    lambda: Canonical(cases.AnyWeightNet()), lambda: TopK(entropy, 2), lambda: Spread("input"),
+])  # fmt: skip
+def test_spaces_match(weighting, space, backbone, x):
+    model = Symmetrized(backbone, D4, weighting=weighting(), space=space).double().eval()
+    assert_matches_formula(model, x)
+    formula = Formula(backbone, D4, weighting=model.weighting)
+    with pytest.raises(AssertionError, match="fn is not"):
+        assert_matches_formula(model, x, formula)
+
+
+def test_weightings_of_ones_own_are_told_apart(backbone, x):
+    model = Symmetrized(backbone, D4, weighting=TopK(cases.proxy, 2)).eval()
+    assert_matches_formula(model, x, Formula(backbone, D4, weighting=TopK(cases.proxy, 2)))
+    for other in (TopK(cases.proxy, 3), TopK(lambda y: -cases.proxy(y), 2), Constant()):
+        formula = Formula(backbone, D4, weighting=other)
+        with pytest.raises(AssertionError, match=f"weighting={type(other).__name__}"):
+            assert_matches_formula(model, x, formula)
+
+
+WRONG_WEIGHTS = {
+    "too large": (lambda s: 2 * s.softmax(0), "sum over the copies is 1, got sums from 2 to 2"),
+    "not normalised": (lambda s: s.exp(), "sum over the copies is 1, got sums from"),
+    "NaN": (lambda s: s.softmax(0) * torch.nan, "sum over the copies is 1, got sums from nan"),
+    "of the batch": (
+        lambda s: (s - s.mean(1, keepdim=True)).softmax(0), "weigh each sample by itself"
+    ),
+    "of the neighbour": (lambda s: s.roll(1, 1).softmax(0), "weigh each sample by itself"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reads", ["input", "output", "features"])
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_wrong_weights_are_found_and_named(wrong, reads, backbone, x):
+    change, message = WRONG_WEIGHTS[wrong]
+    model = Symmetrized(backbone, D4, weighting=Spread(reads, change)).eval()
+    said = rf"`weighting` must (return weights whose )?{message}.*Spread"
+    with pytest.raises(AssertionError, match=said):
+        assert_matches_formula(model, x)
+    with pytest.raises(AssertionError, match=said):
+        assert_equivariant(model, x, D4)
+
+
+def test_a_loss_that_sees_the_batch_is_found_in_the_selection(backbone, x):
+    assert_matches_formula(EquiZero(backbone, D4, proxy_loss=cases.proxy).eval(), x)
+    model = Symmetrized(backbone, D4, weighting=Best(lambda y: y.roll(1, 1)[..., 0])).eval()
+    with pytest.raises(AssertionError, match=r"`weighting` must weigh each sample .* by Best"):
+        assert_matches_formula(model, x)
+
+
+class Picked(Runner):
+    """One copy after the other, but those of other elements than it is asked for."""
+
+    def __init__(self, pick):
+        self.pick = pick
+
+    def run(self, call, mix, elements):
+        each = [[g] for g in self.pick([*elements])]
+        copies = [[s.flatten(0, 1) for s in call.copies(one)] for one in each]
+        return call.evaluate(copies, lambda ran: mix(Orbit.of(call, each, ran)))
+
+
+@pytest.mark.parametrize(("pick", "message"), [
+    (lambda elements: elements[:-1], "got no copy .* of {last} from Picked"),
+    (lambda elements: elements[:1], "got no copy .* from Picked"),
+    (lambda elements: [*elements, 3], "got more copies of {third} than of others from Picked"),
+    (lambda elements: [*elements[:-1], 0], "got no copy .* of {last} from Picked"),
+])  # fmt: skip
+@pytest.mark.parametrize("weighting", [Uniform, lambda: Spread("output"), lambda: Spread("input")])
+def test_runners_that_drop_or_repeat_copies_are_found(weighting, pick, message, backbone, x):
+    whole = Symmetrized(backbone, D4, weighting=Uniform(), runner=Picked(list)).eval()
+    assert_matches_formula(whole, x)
+    own = weighting()
+    if own.reads == "input":
+        own.reads = "features"
+    model = Symmetrized(backbone, D4, weighting=own, runner=Picked(pick)).eval()
+    names = {"last": re.escape(D4.group.names[-1]), "third": re.escape(D4.group.names[3])}
+    with pytest.raises(AssertionError, match="`runner` must hand.*" + message.format(**names)):
+        assert_matches_formula(model, x)
+    regular = RegularFeatures(backbone, D4).eval()
+    regular.runner = Picked(pick)
+    with pytest.raises(AssertionError, match="`runner` must hand.*" + message.format(**names)):
+        assert_matches_formula(regular, x)
+
+
+def test_runners_that_repeat_all_copies_or_share_equal_ones_are_right(backbone):
+    """Weights belong to slots: the mean is the same."""
+    twice = Picked(lambda elements: sorted([*elements, *elements]))
+    x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    assert_matches_formula(Symmetrized(backbone, D4, runner=twice).eval(), x)
+    # A backbone that respects the half turn: one element of each coset is enough.
+    both = nn.Module()
+    both.forward = lambda x: backbone(x) + backbone(x.rot90(2, (-2, -1)))
+    c = ImageAction(c4())
+    half = Symmetrized(both, c, runner=Picked(lambda elements: elements[:2])).eval()
+    assert_matches_formula(half, x)
 
 
 def test_canonicalize_is_told_from_its_opposite(backbone, x):
@@ -166,26 +330,16 @@ def test_ties_share_the_weight_in_the_formula_too(backbone):
 
 def test_bad_input(backbone, x):
     model = EquiTune(ConvNet(3, 4, dense=False).double(), D4)
-    with pytest.raises(ValueError, match=r"fn has modules in train mode.*\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"`fn` must be in eval mode.*\.eval\(\)"):
         assert_matches_formula(model, x)
-    with pytest.raises(ValueError, match=r"formula\.backbone has modules in train mode"):
+    with pytest.raises(ValueError, match=r"`formula\.backbone` must be in eval mode"):
         assert_matches_formula(lambda x: x, x, EquiTuneFormula(model.backbone, D4))
-    with pytest.raises(TypeError, match="formula is None; use the formula"):
+    with pytest.raises(TypeError, match="formula is None, got a function; use the formula"):
         assert_matches_formula(lambda x: x, x)
-    with pytest.raises(TypeError, match=r"input actions for \['x'\]"):
+    with pytest.raises(TypeError, match=r"one argument, got input actions for \['x'\]"):
         assert_matches_formula(EquiTune(backbone, {"x": D4}).eval(), x)
     with pytest.raises(AssertionError, match=r"has shape \(5,\).*the formula has shape \(5, 4\)"):
         assert_matches_formula(lambda x: x.sum((1, 2, 3)), x, EquiTuneFormula(backbone, D4))
-
-    class First(Weighting):
-        def score(self, copies):
-            return None
-
-        def weigh(self, scores, copies):
-            return None
-
-    with pytest.raises(TypeError, match=r"whose formula is not known.*subclass of Formula"):
-        assert_matches_formula(Symmetrized(backbone, D4, weighting=First()).eval(), x)
 
 
 def test_a_formula_of_ones_own(backbone, x):
@@ -208,9 +362,9 @@ def test_formulas_do_not_touch_what_they_are_given():
 
 
 def test_formulas_that_are_none(backbone, x):
-    with pytest.raises(TypeError, match="formula is a str; use one such as EquiTuneFormula"):
+    with pytest.raises(TypeError, match="must be a Formula, got 'mean'; use one such as EquiT"):
         assert_matches_formula(backbone, x, "mean")
     net = nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)).double()
     formula = LambdaEquiTuneFormula(backbone, D4, weight_net=net, weight_input="output")
-    with pytest.raises(ValueError, match=r"formula\.weight_net has modules in train mode"):
+    with pytest.raises(ValueError, match=r"`formula\.weight_net` must be in eval mode"):
         assert_matches_formula(lambda x: x, x, formula)

@@ -48,7 +48,7 @@ def test_meanings(command, actions):
      "jump around", "twice", "jump twice thrice"],
 )  # fmt: skip
 def test_what_is_no_command(command):
-    with pytest.raises(ValueError, match="no command of SCAN"):
+    with pytest.raises(ValueError, match="not a command of SCAN"):
         scan_grammar.meaning(command)
 
 

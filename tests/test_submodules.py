@@ -461,8 +461,10 @@ def test_bad_input():
     tokens = EquiTune(network("vit"), action, action, submodule="encoder")
     with pytest.raises(ValueError, match="'encoder', whose activation output_action cannot"):
         tokens(photographs())
-    with pytest.raises(ValueError, match="height is 2 and width is 3, and the group exchanges"):
+    with pytest.raises(
+        ValueError, match="`height` must be width where the group exchanges them, got 2 rows"
+    ):
         action.on_tokens(2, 3)
-    with pytest.raises(ValueError, match="prefix"):
+    with pytest.raises(ValueError, match="`prefix`"):
         action.on_tokens(2, 2, -1)
     assert ImageAction.rotation_180().on_tokens(2, 3, 0).permutations[1] == (5, 4, 3, 2, 1, 0)

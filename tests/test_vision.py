@@ -11,31 +11,43 @@ from torch import nn
 from cases import AnyWeightNet, ConvNet
 from equitune import (
     Action,
+    Best,
+    Canonical,
     Canonicalize,
+    Drop,
     EquiTune,
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     PermutationAction,
     ProductAction,
+    Symmetrized,
     TreeAction,
     TrivialAction,
+    Uniform,
     VectorFieldAction,
     c4,
     cyclic,
     d4,
     symmetric,
 )
-from equitune.testing import assert_action, assert_equivariant, equivariance_report
+from equitune.testing import (
+    assert_action,
+    assert_equivariant,
+    assert_matches_formula,
+    equivariance_report,
+)
 from equitune.vision import (
     AbsoluteCoordinates,
     BoxAction,
     KeypointAction,
+    NormalizedCoordinates,
     PaddedDetections,
-    RelativeCoordinates,
     check_coordinates,
     label_swaps,
 )
+from test_weightings import TopK
 
 # Random networks return boxes of any size, which the assertions warn of.
 UNTRAINED = pytest.mark.filterwarnings("ignore:the output of fn must hold")
@@ -217,11 +229,11 @@ def test_boxes_in_pixels_of_any_image(size):
     network = InPixels().double().eval()
     action = TreeAction({"boxes": BoxAction(D4), "logits": TrivialAction(d4())})
     model = AbsoluteCoordinates(
-        EquiTune(RelativeCoordinates(network, ["boxes"]), D4, action), ["boxes"]
+        EquiTune(NormalizedCoordinates(network, ["boxes"]), D4, action), ["boxes"]
     )
-    assert_equivariant(RelativeCoordinates(model, ["boxes"]), x, D4, action)
+    assert_equivariant(NormalizedCoordinates(model, ["boxes"]), x, D4, action)
     with pytest.raises(AssertionError, match="not equivariant"):
-        assert_equivariant(RelativeCoordinates(network, ["boxes"]), x, D4, action)
+        assert_equivariant(NormalizedCoordinates(network, ["boxes"]), x, D4, action)
     # In pixels, by the formula.
     expected = 0
     for g in D4.group.elements:
@@ -286,12 +298,58 @@ def test_detections_are_selected_as_a_whole(size):
 
 def test_detections_are_not_averaged():
     padded, x = PaddedDetections(Detector(), most=6), torch.randn(2, 3, 8, 8)
-    with pytest.raises(TypeError, match="int64 cannot be averaged"):
+    with pytest.raises(TypeError, match="int64"):
         EquiTune(padded, D4, DETECTIONS)(x)
     with pytest.raises(ValueError, match="PaddedDetections"):
         EquiTune(Detector(), D4, DETECTIONS)(x)
     with pytest.raises(TypeError, match="PaddedDetections"):
         EquiTune(Detector(), D4)(x)
+
+
+def sureness(found):
+    return -found["scores"].amax(-1)
+
+
+@pytest.mark.parametrize("weighting", [
+    lambda: Best(sureness), lambda: TopK(sureness, 1),
+    lambda: Canonical(AnyWeightNet()), lambda: Learned(AnyWeightNet()),
+    lambda: Learned(CumulatedBoxes(), "output"),
+], ids=["best", "top 1", "canonical", "learned", "learned of boxes"])  # fmt: skip
+def test_detections_with_any_weighting(weighting):
+    """Labels are those of the copy with the largest weight, the rest is its mean by the weights."""
+    padded, x = PaddedDetections(Detector(), most=6), torch.randn(3, 3, 8, 8).double()
+    model = Symmetrized(padded, D4, DETECTIONS, weighting=weighting()).double().eval()
+    assert_equivariant(model, x, D4, DETECTIONS)
+    assert_matches_formula(model, x)
+    explanation = model.explain(x)
+    moved = [padded(D4.transform(x, g)) for g in range(8)]
+    back = [DETECTIONS.transform(moved[g], D4.group.inverse(g)) for g in range(8)]
+    for i, g in enumerate(explanation.elements.tolist()):
+        assert torch.equal(explanation.output["labels"][i], moved[g]["labels"][i])
+        for name in ("boxes", "scores"):
+            mean = sum(w * y[name][i] for w, y in zip(explanation.weights[:, i], back, strict=True))
+            torch.testing.assert_close(explanation.output[name][i], mean)
+
+
+class CumulatedBoxes(nn.Module):
+    """A logit that a copy of some boxes gets."""
+
+    def forward(self, boxes):
+        return boxes.flatten(1).cumsum(1).sum(1) / 9
+
+
+@pytest.mark.parametrize("weighting", [Uniform, lambda: TopK(sureness, 2)])
+def test_detections_with_equal_weights_leave_the_labels_out(weighting):
+    """No copy has the largest weight, whose labels could be taken."""
+    padded, x = PaddedDetections(Detector(), most=6), torch.randn(3, 3, 8, 8).double()
+    action = TreeAction({"boxes": BoxAction(D4), "labels": Drop(), "scores": TrivialAction(d4())})
+    model = Symmetrized(padded, D4, action, weighting=weighting()).eval()
+    assert_equivariant(model, x, D4, action)
+    assert_matches_formula(model, x)
+    with pytest.raises((TypeError, AssertionError), match=r"int64|not equivariant"):
+        assert_equivariant(
+            Symmetrized(padded, D4, DETECTIONS, weighting=weighting()).eval(), x, D4, DETECTIONS
+        )
 
 
 class Listed(nn.Module):
@@ -421,14 +479,14 @@ def test_other_fields_of_detections():
 
 
 @pytest.mark.parametrize(("values", "error", "said"), [
-    ((RUN_LENGTHS,), TypeError, r"'extra' of image 0 is of type list; .* drop=\['extra'\]"),
-    ((7,), TypeError, r"'extra' of image 0 is of type int; .* drop=\['extra'\]"),
-    (("a.jpg",), TypeError, "'extra' of image 0 is of type str"),
-    ((torch.zeros(2), None), TypeError, "'extra' of image 1 is of type NoneType"),
-    ((None, torch.zeros(2)), TypeError, "'extra' of image 0 is of type NoneType"),
-    ((torch.tensor(7),), ValueError, r"'extra' of image 0 has shape \(\), but its boxes are 2"),
-    ((torch.tensor([7]),), ValueError, r"'extra' of image 0 has shape \(1,\).*drop=\['extra'\]"),
-    ((torch.zeros(2, 3), torch.zeros(2, 4)), ValueError, r"'extra' .* \[\(3,\), \(4,\)\]"),
+    ((RUN_LENGTHS,), TypeError, r"\[0\]\['extra'\]` .* got a list; .* drop=\['extra'\]"),
+    ((7,), TypeError, r"\[0\]\['extra'\]` must be a tensor, got 7; .* drop=\['extra'\]"),
+    (("a.jpg",), TypeError, r"\[0\]\['extra'\]` must be a tensor, got 'a.jpg'"),
+    ((torch.zeros(2), None), TypeError, r"\[1\]\['extra'\]` must be a tensor, got None"),
+    ((None, torch.zeros(2)), TypeError, r"\[0\]\['extra'\]` must be a tensor, got None"),
+    ((torch.tensor(7),), ValueError, r"\[0\]\['extra'\]` .* each of 2 boxes, got shape \(\)"),
+    ((torch.tensor([7]),), ValueError, r"'extra'\]` .* got shape \(1,\).*drop=\['extra'\]"),
+    ((torch.zeros(2, 3), torch.zeros(2, 4)), ValueError, r"'extra'\]` .* \[\(3,\), \(4,\)\]"),
 ])  # fmt: skip
 def test_fields_that_cannot_be_padded_are_named(values, error, said):
     with pytest.raises(error, match=said):
@@ -436,12 +494,12 @@ def test_fields_that_cannot_be_padded_are_named(values, error, said):
 
 
 @pytest.mark.parametrize(("name", "value", "error", "said"), [
-    ("boxes", None, TypeError, "boxes of image 0 are a NoneType"),
-    ("boxes", [[0, 0, 1, 1]], TypeError, "boxes of image 0 are a list"),
-    ("labels", None, TypeError, "'labels' of image 0 is of type NoneType"),
-    ("scores", [0.5, 0.5], TypeError, "'scores' of image 0 is of type list; .* per detection$"),
-    ("labels", torch.ones(3).long(), ValueError, "'labels' .* one entry per detection$"),
-    ("keypoints", torch.zeros(2, 5, 2), ValueError, "'keypoints' of image 0 .* with a visibility"),
+    ("boxes", None, TypeError, r"\[0\]\['boxes'\]` must be a tensor, got None"),
+    ("boxes", [[0, 0, 1, 1]], TypeError, r"\[0\]\['boxes'\]` must be a tensor, got a list"),
+    ("labels", None, TypeError, r"\[0\]\['labels'\]` must be a tensor, got None"),
+    ("scores", [0.5, 0.5], TypeError, r"\['scores'\]` .* got a list; .* per detection$"),
+    ("labels", torch.ones(3).long(), ValueError, "'labels'.* one entry per detection$"),
+    ("keypoints", torch.zeros(2, 5, 2), ValueError, r"\[0\]\['keypoints'\]` .* a visibility"),
 ])  # fmt: skip
 def test_needed_fields_that_are_no_tensors(name, value, error, said):
     with pytest.raises(error, match=said):
@@ -574,7 +632,7 @@ def test_normals_turn_with_the_picture():
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(model, images, D4, D4)
     assert action.restrict(d4().subgroup([4])).transform(bowl, 1).shape == bowl.shape
-    # Two vectors of three numbers are not told from three of two.
+    # Two vectors of three numbers are not explanation from three of two.
     assert torch.equal(
         action.transform(torch.cat([bowl, bowl], 1)[:, :2], 1), action.transform(bowl[:, :2], 1)
     )
@@ -656,7 +714,7 @@ def test_calls_run_where_there_are_no_values_to_look_at(action, y, said):
 
 
 def test_the_check_needs_an_action():
-    with pytest.raises(TypeError, match="`action` must be an action, got a str"):
+    with pytest.raises(TypeError, match="`action` must be an Action, got 'xyxy'"):
         check_coordinates(XYXY, "xyxy")
     with pytest.raises(TypeError, match=r"`coordinates` must be one tensor .* got a list"):
         check_coordinates([XYXY], BoxAction(C4))
@@ -690,28 +748,28 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda: BoxAction(d4()), TypeError, "ImageAction"),
     (lambda: BoxAction(D4, "yxyx"), ValueError, "'xyxy', 'xywh', 'cxcywh'"),
-    (lambda: BoxAction(D4, image_size=(32, 48)), ValueError, "RelativeCoordinates"),
-    (lambda: BoxAction(D4, image_size=(0, 0)), ValueError, "give .H, W."),
-    (lambda: BoxAction(D4, image_size=(3, 32, 32)), ValueError, "give .H, W."),
-    (lambda: BoxAction(D4, image_size=480), ValueError, "give .H, W."),
-    (lambda: BoxAction(D4, image_size=(float("inf"),) * 2), ValueError, "give .H, W."),
-    (lambda: label_swaps(D4, 3, [(0,)]), ValueError, "give pairs"),
-    (lambda: label_swaps(D4, 3, [(0, 1, 2)]), ValueError, "give pairs"),
-    (lambda: label_swaps(D4, 3, [0, 1]), ValueError, "give pairs"),
-    (lambda: label_swaps(D4, 3, ["01"]), ValueError, "give pairs"),
-    (lambda: label_swaps(D4, 3, [(0.5, 1)]), ValueError, "swaps names 0.5"),
+    (lambda: BoxAction(D4, image_size=(32, 48)), ValueError, "NormalizedCoordinates"),
+    (lambda: BoxAction(D4, image_size=(0, 0)), ValueError, "use .H, W."),
+    (lambda: BoxAction(D4, image_size=(3, 32, 32)), ValueError, "use .H, W."),
+    (lambda: BoxAction(D4, image_size=480), ValueError, "use .H, W."),
+    (lambda: BoxAction(D4, image_size=(float("inf"),) * 2), ValueError, "use .H, W."),
+    (lambda: label_swaps(D4, 3, [(0,)]), ValueError, "hold pairs"),
+    (lambda: label_swaps(D4, 3, [(0, 1, 2)]), ValueError, "hold pairs"),
+    (lambda: label_swaps(D4, 3, [0, 1]), ValueError, "hold pairs"),
+    (lambda: label_swaps(D4, 3, ["01"]), ValueError, "hold pairs"),
+    (lambda: label_swaps(D4, 3, [(0.5, 1)]), ValueError, "got 0.5 in"),
     (lambda: BoxAction(D4).transform(torch.zeros(2, 5), 1), ValueError, "have 4 numbers"),
     (lambda: BoxAction(D4).transform(torch.zeros(4), 1), ValueError, "have 4 numbers"),
     (lambda: BoxAction(D4).transform(torch.zeros(2, 4).long(), 1), TypeError, "int64"),
     (lambda: BoxAction(D4).transform(torch.zeros(2, 4), 8), ValueError, "8"),
-    (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "swaps names 3"),
-    (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "which names one twice"),
-    (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "which names one twice"),
+    (lambda: KeypointAction(D4, 3, [(0, 3)]), ValueError, "got 3 in"),
+    (lambda: KeypointAction(D4, 3, [(0, 1), (1, 2)]), ValueError, "name each class once"),
+    (lambda: KeypointAction(D4, 3, [(1, 1)]), ValueError, "name each class once"),
     (lambda: KeypointAction(D4, 0), ValueError, "`keypoints` must be 1 or more, got 0"),
     (lambda: KeypointAction(D4, 3, None), TypeError, "`swaps` must be a sequence"),
-    (lambda: BoxAction(D4, image_size=("a", 3)), ValueError, "give .H, W."),
+    (lambda: BoxAction(D4, image_size=("a", 3)), ValueError, "use .H, W."),
     (lambda: PaddedDetections(Detector(), drop=3), TypeError, "`drop` must be a sequence"),
-    (lambda: RelativeCoordinates(Rows(), [3]), TypeError, "`fields\\[0\\]` must be a str"),
+    (lambda: NormalizedCoordinates(Rows(), [3]), TypeError, "`fields\\[0\\]` must be a str"),
     (lambda: check_coordinates(torch.zeros(2, 3), BoxAction(D4)), ValueError, "have 4 numbers"),
     (lambda: check_coordinates(torch.zeros(2, 1, 4), KeypointAction(D4, 1)), ValueError, "2 or 3"),
     (lambda: KeypointAction(D4, 3).transform(torch.zeros(2, 4, 2), 1), ValueError, "3 entries"),
@@ -722,14 +780,15 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
         PermutationAction(symmetric(3), sorted(itertools.permutations(range(3)))),
         PermutationAction(symmetric(3), sorted(itertools.permutations(range(3))))),
      ValueError, "must commute"),
-    (lambda: RelativeCoordinates(3), TypeError, "torch.nn.Module"),
-    (lambda: RelativeCoordinates(Rows(), "boxes"), TypeError, r"\['boxes'\]"),
-    (lambda: RelativeCoordinates(Rows())(torch.zeros(2, 3, 4, 4)), ValueError, "last dimension"),
-    (lambda: RelativeCoordinates(Rows())(torch.zeros(3, 4, 4)), ValueError, "B, C, H, W"),
-    (lambda: RelativeCoordinates(Rows())([1]), TypeError, "B, C, H, W"),
-    (lambda: RelativeCoordinates(Rows(), ["boxes"])(torch.zeros(2, 3, 4, 4)), TypeError, "dict"),
-    (lambda: RelativeCoordinates(InPixels())(torch.zeros(2, 3, 4, 4)), TypeError, "fields="),
-    (lambda: RelativeCoordinates(InPixels(), ["box"])(torch.zeros(2, 3, 4, 4)), ValueError,
+    (lambda: NormalizedCoordinates(3), TypeError, "torch.nn.Module"),
+    (lambda: NormalizedCoordinates(Rows(), "boxes"), TypeError, r"\['boxes'\]"),
+    (lambda: NormalizedCoordinates(Rows())(torch.zeros(2, 3, 4, 4)), ValueError, "last dimension"),
+    (lambda: NormalizedCoordinates(Rows())(torch.zeros(3, 4, 4)), ValueError, "B, C, H, W"),
+    (lambda: NormalizedCoordinates(Rows())([1]), TypeError, "B, C, H, W"),
+    (lambda: NormalizedCoordinates(Rows(), ["boxes"])(torch.zeros(2, 3, 4, 4)), TypeError,
+     "a dict"),
+    (lambda: NormalizedCoordinates(InPixels())(torch.zeros(2, 3, 4, 4)), TypeError, "fields="),
+    (lambda: NormalizedCoordinates(InPixels(), ["box"])(torch.zeros(2, 3, 4, 4)), ValueError,
      r"\['boxes', 'logits'\]"),
     (lambda: PaddedDetections(Detector(), 0), ValueError, "`most` must be 1 or more, got 0"),
     (lambda: PaddedDetections(3), TypeError, "torch.nn.Module"),
@@ -737,18 +796,19 @@ def test_a_wrong_format_is_seen_by_the_assertions_and_not_in_training():
     (lambda: PaddedDetections(Detector(), drop="masks"), TypeError, r"of names, \['masks'\]"),
     (lambda: PaddedDetections(Detector(), drop=["boxes"]), ValueError, "must not name .'boxes'"),
     (lambda: PaddedDetections(Returns([torch.zeros(2, 6)] * 2))(IMAGES), TypeError,
-     "returns a Tensor for image 0"),
+     r"`model\(images\)\[0\]` must be .* got a tensor"),
     (lambda: PaddedDetections(Returns([]))(IMAGES), ValueError, "0 dicts for 2 images"),
     (lambda: PaddedDetections(Returns({"pred_boxes": IMAGES}).eval())(IMAGES), TypeError,
-     r"\['pred_boxes'\], .* use a TreeAction without PaddedDetections"),
-    (lambda: PaddedDetections(Detector(), 1)(torch.randn(9, 3, 8, 8)), ValueError, "most is 1"),
+     r"\['pred_boxes'\]; .* a dict of tensors needs a TreeAction alone"),
+    (lambda: PaddedDetections(Detector(), 1)(torch.randn(9, 3, 8, 8)), ValueError,
+     "`most` must be . or more, .* got 1"),
     (lambda: PaddedDetections(Detector())(torch.zeros(3, 8, 8)), ValueError, "B, C, H, W"),
     (lambda: PaddedDetections(Rows())(torch.zeros(2, 3, 8, 8)), TypeError, "list of dicts"),
     (lambda: PaddedDetections(Detector())(torch.zeros(0, 3, 8, 8)), ValueError, "empty batch"),
     (lambda: PaddedDetections(Odd("labels"))(torch.zeros(2, 3, 8, 8)), ValueError,
-     r"image 1 have the fields .* need \['labels'\]"),
+     r"`model\(images\)\[1\]` must have the fields .* without \['labels'\]"),
     (lambda: PaddedDetections(Odd("boxes"))(torch.zeros(2, 3, 8, 8)), ValueError,
-     r"boxes of image 1 have shape \(2, 5\)"),
+     r"\[1\]\['boxes'\]` must be \(N, 4\), .* got shape \(2, 5\)"),
 ])  # fmt: skip
 def test_bad_input(call, error, said):
     torch.manual_seed(0)

@@ -233,7 +233,8 @@ def test_equizero_scores_half_precision_outputs_in_float32():
 
     model = EquiZero(backbone().to(torch.bfloat16), ACTION, proxy_loss=spy)
     assert model(batch().to(torch.bfloat16)).dtype == torch.bfloat16
-    assert seen == [torch.float32]
+    # Once as they are, and once off by a rounding, for the noise of the losses.
+    assert seen == [torch.float32] * 2
 
 
 def test_non_square_proxy_losses_are_called_once_per_shape():
@@ -244,7 +245,8 @@ def test_non_square_proxy_losses_are_called_once_per_shape():
         return proxy(outputs)
 
     EquiZero(backbone(), ACTION, ACTION, proxy_loss=spy)(batch()[..., :5])
-    assert shapes == [(4, 4, 3, 6, 5), (4, 4, 3, 5, 6)]
+    # Once as they are, and once off by a rounding, for the noise of the losses.
+    assert shapes == [(4, 4, 3, 6, 5), (4, 4, 3, 5, 6)] * 2
 
 
 def test_all_copies_go_through_in_one_batch(wrapper):

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-__all__ = ["evaluating", "freeze", "learn", "learning"]
-
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:

@@ -12,8 +12,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Watch", "find_submodule", "read_submodule"]
-
 See = Callable[[Any], Any]
 """Gets what a submodule returns; what it returns itself, unless None, takes its place."""
 

@@ -143,7 +143,7 @@ def matrices(action: Action, size: int) -> Tensor:
         size: The number of entries.
 
     Returns:
-        The matrices, on the CPU: rho(g) x is ``matrices[g] @ x``.
+        A tensor on the CPU, such that rho(g) x is ``matrices[g] @ x``.
 
     Raises:
         TypeError: If ``action`` is not an action.

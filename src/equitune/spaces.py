@@ -107,7 +107,8 @@ class Values(Space):
         return stack
 
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
-        return sums.total(_sum(stack, weights))
+        mean = _sum(stack, weights)
+        return mean if sums is LOCAL else sums.total(mean)
 
     def leave(self, mean: Tensor) -> Tensor:
         return mean

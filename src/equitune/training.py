@@ -91,7 +91,7 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
     """
     weighting = _weighting_of(model)
     if weighting is not None and weighting.learned:
-        if weighting.drifts:
+        if weighting.drifts and any(True for _ in weighting.parameters()):
             raise ValueError(
                 f"model reads weight_input {weighting.reads!r} from the backbone, and fixed "
                 "weights would drift while the backbone learns; use "
@@ -230,8 +230,8 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
         The new model, with ``weight_input="input"``; in the mode of the old one.
 
     Raises:
-        TypeError: If the weights are not those of :class:`equitune.Learned`, or the model is of a
-            kit that this does not fit.
+        TypeError: If the weights are not those of :class:`equitune.weightings.Learned`, or the
+            model is of a kit that this does not fit.
         ValueError: If its weights read the input already, or the group moves something else than
             one tensor, the first argument.
     """

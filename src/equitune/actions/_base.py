@@ -19,7 +19,7 @@ from equitune._checks import (
     require_int,
     require_tensor,
     require_type,
-)  # fmt: skip
+)
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into
@@ -146,7 +146,7 @@ class Action(ABC):
         """
 
     def unchecked_transform(self, x: Any, g: int) -> Any:
-        """:meth:`transform` by one element, of what :meth:`check` has accepted already."""
+        """:meth:`transform` by one element, of what ``check`` has accepted already."""
         return self.transform(x, g)
 
     @property
@@ -156,7 +156,7 @@ class Action(ABC):
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What the value consists of, for comparing and hashing: all attributes."""
+        """All attributes, by which the value compares and hashes."""
         return tuple((name, _frozen(value)) for name, value in sorted(vars(self).items()))
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:

@@ -52,22 +52,15 @@ class MatrixAction(Composed, each_sample=True):
         self.group = require_group(group)
         self.dim = require_dim("dim", dim, "the dimension that the matrices multiply")
         table, self.rounding, tolerance, rounded = require_matrices(matrices, "|G|")
-        require(
-            len(table) == group.order,
-            "matrices",
-            f"hold one for each of {group.order} elements",
-            f"shape {tuple(table.shape)}",
-            "one matrix per element of the group",
-        )
-        check_homomorphism(
-            "matrices",
-            group,
-            table,
-            identity_of(table),
-            operator.matmul,
-            lambda one, other: beyond((one - other).abs(), tolerance),
-            use="the matrices in float64" if rounded else "other matrices of these elements",
-        )
+        right, got = len(table) == group.order, f"shape {tuple(table.shape)}"
+        require(right, "matrices", f"hold {group.order}, one per element", got, "such a table")
+
+        def wrong(one: Tensor, other: Tensor) -> str:
+            return beyond((one - other).abs(), tolerance)
+
+        first, use = identity_of(table), "other matrices of these elements"
+        use = "the matrices in float64" if rounded else use
+        check_homomorphism("matrices", group, table, first, operator.matmul, wrong, use)
         self._matrices = Table(table)
 
     @property
@@ -76,8 +69,8 @@ class MatrixAction(Composed, each_sample=True):
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         super().check(x, g)
-        if not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(f"`x` must be floating-point, got dtype {x.dtype}; use x.float()")
+        right = x.is_floating_point() or x.is_complex()
+        require(right, "x", "be floating-point", f"dtype {x.dtype}", "x.float()", TypeError)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)

@@ -16,7 +16,7 @@ from equitune._checks import (
     require_ints,
     require_numbers,
     require_type,
-)  # fmt: skip
+)
 from equitune.actions._base import Action, Composed, in_format_of, require_dim, require_group
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup, cyclic
@@ -277,10 +277,7 @@ class TokenAction(Composed, each_sample=True):
 
     @classmethod
     def cyclic_swaps(
-        cls,
-        vocabulary_size: int,
-        cycles: Sequence[Sequence[int]],
-        ignore_index: int | None = -100,
+        cls, vocabulary_size: int, cycles: Sequence[Sequence[int]], ignore_index: int | None = -100
     ) -> Self:
         """The cyclic vocabulary swaps of the two papers (first paper, appendix C).
 

@@ -12,8 +12,6 @@ import torch
 import equitune
 from equitune.audit._choices import GROUPS, WRAPPERS
 
-__all__ = ["FOLDERS", "command_parser"]
-
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from equitune._extras import require
 
-__all__ = ["build_fitting", "is_checkpoint", "load_checkpoint", "read_checkpoint"]
-
 State = Mapping[str, Tensor]
 
 NESTED = ("state_dict", "model_state_dict", "model")

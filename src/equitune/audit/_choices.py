@@ -13,8 +13,6 @@ from equitune.groups import FiniteGroup, c4, d4
 from equitune.losses import negative_log_max_probability
 from equitune.wrappers import EquiTune, EquiZero, Symmetrized
 
-__all__ = ["GROUPS", "WRAPPERS", "wrap"]
-
 
 def _named(action: ImageAction, name: str) -> ImageAction:
     """The same action; a cyclic group calls its generator ``r``, which would read as a rotation."""
@@ -51,7 +49,8 @@ def wrap(
         model: Maps images to logits.
         action: How the group acts on images.
         names: Which wrappers: ``"equitune"``, ``"equizero"``.
-        chunk_size: The size of the pieces in which the copies run; see :class:`equitune.EquiTune`.
+        chunk_size: The size of the pieces in which the copies run; see
+            :class:`equitune.wrappers.EquiTune`.
 
     Returns:
         The wrapped models, by the names of their classes.

@@ -28,8 +28,6 @@ from equitune.audit._report import render_report
 from equitune.audit._table import elements_table, models_table
 from equitune.wrappers import LambdaEquiTune
 
-__all__ = ["main"]
-
 PASSED, FAILED, MISUSED, BROKEN = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
 """128 and the number of the signal, as shells have it."""

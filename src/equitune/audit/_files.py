@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PART", "check_writable", "write_atomically"]
-
 PART = ".part"
 """The ending of what is not complete; only a killed process leaves such a file."""
 

@@ -16,17 +16,6 @@ from torch import Tensor
 from equitune._checks import require_counts, require_entries, require_type
 from equitune._extras import require
 
-__all__ = [
-    "Preprocessing",
-    "check_images",
-    "find_images",
-    "plain_preprocessing",
-    "read_batches",
-    "read_image",
-    "spread",
-    "walk_images",
-]
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

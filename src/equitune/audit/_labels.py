@@ -15,8 +15,6 @@ from torch import Tensor
 
 from equitune.audit._images import walk_images
 
-__all__ = ["Labels", "class_folders", "labels_from_csv", "labels_from_folders"]
-
 
 @final
 @dataclass(frozen=True)

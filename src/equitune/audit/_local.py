@@ -12,8 +12,6 @@ from torch import nn
 
 from equitune._checks import described
 
-__all__ = ["call_for_module"]
-
 
 def call_for_module(spec: str, argument: str) -> nn.Module:
     """Calls what a specification names, without arguments.

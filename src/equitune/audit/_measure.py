@@ -20,8 +20,6 @@ from equitune._checks import (
 from equitune._modes import evaluating
 from equitune.actions import Action
 
-__all__ = ["Audit", "ModelAudit", "audit", "count_classes"]
-
 
 @final
 @dataclass(frozen=True, eq=False)

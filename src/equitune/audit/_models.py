@@ -20,8 +20,6 @@ from equitune.audit._checkpoints import build_fitting, is_checkpoint, load_check
 from equitune.audit._images import Preprocessing, plain_preprocessing
 from equitune.audit._local import call_for_module
 
-__all__ = ["FAMILIES", "Classifier", "Request", "load_classifier"]
-
 
 @final
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from typing import NoReturn, final
 
 from equitune._extras import require
 
-__all__ = ["Progress", "TerminatedError", "terminating"]
-
 
 @final
 class TerminatedError(KeyboardInterrupt):

@@ -15,8 +15,6 @@ from equitune._extras import require
 from equitune.audit._measure import Audit
 from equitune.audit._table import elements_table, models_table
 
-__all__ = ["render_report"]
-
 LARGEST_SIDE = 112
 """Of a picture, in pixels: twelve images of d4 stay below some megabytes."""
 

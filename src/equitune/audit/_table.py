@@ -9,8 +9,6 @@ from equitune._checks import require_type
 from equitune._extras import require
 from equitune.audit._measure import Audit
 
-__all__ = ["Table", "elements_table", "models_table"]
-
 
 @final
 @dataclass(frozen=True)

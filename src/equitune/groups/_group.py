@@ -18,10 +18,12 @@ from equitune._checks import (
     require_ints,
     require_strings,
     require_type,
-)  # fmt: skip
+)
 from equitune.groups._axioms import FIRST, check_axioms, check_homomorphism, generated
 from equitune.groups._matrices import beyond, identity_of, require_matrices
 from equitune.groups._permutations import as_permutations, multiply, words
+
+Cosets = tuple[tuple[int, ...], ...]
 
 
 @final
@@ -59,19 +61,16 @@ class FiniteGroup:
         self, cayley_table: Iterable[Iterable[int]], names: Iterable[str] | None = None
     ) -> None:
         rows = require_entries("cayley_table", cayley_table, "rows of ints, such as [[0]]")
-        table = tuple(
-            require_ints(f"cayley_table[{g}]", row, "the products of one element")
-            for g, row in enumerate(rows)
-        )
+        use = "the products of one element"
+        table = tuple([require_ints(f"cayley_table[{g}]", r, use) for g, r in enumerate(rows)])
         generators = check_axioms(table)
         given = map(str, range(len(table))) if names is None else names
         labels = require_strings("names", given, "one string per element")
         got = f"{len(labels)} entries"
         require(len(labels) == len(table), "names", f"have {len(table)} entries", got, "one each")
         inverses = tuple(row.index(0) for row in table)
-        vars(self).update(
-            cayley_table=table, names=labels, inverses=inverses, generators=generators
-        )
+        vars(self).update(cayley_table=table, names=labels)
+        vars(self).update(inverses=inverses, generators=generators)
 
     @classmethod
     def from_permutations(
@@ -222,8 +221,8 @@ class FiniteGroup:
 
     def check_elements(self, elements: Sequence[int] | None) -> Sequence[int]:
         """Returns some elements; refuses what is not one. All of them for None."""
-        if elements is None:
-            return self.elements
+        if elements is None or elements == range(len(self.cayley_table)):
+            return range(len(self.cayley_table))
         some = require_entries("elements", elements, "a list of elements of the group", least=1)
         # At once, since every call of an action asks; then one by one, for the message.
         strange = [g for g in some if type(g) is not int or not 0 <= g < len(self.cayley_table)]
@@ -248,11 +247,11 @@ class FiniteGroup:
         names = [self.names[g] for g in members]
         return Embedding(FiniteGroup(table, names), self, members)
 
-    def left_cosets(self, embedding: Embedding) -> tuple[tuple[int, ...], ...]:
+    def left_cosets(self, embedding: Embedding) -> Cosets:
         """The left cosets ``gH`` of a subgroup H, each sorted, in the order of their minima."""
         return self._cosets(embedding, lambda g, h: self.cayley_table[g][h])
 
-    def right_cosets(self, embedding: Embedding) -> tuple[tuple[int, ...], ...]:
+    def right_cosets(self, embedding: Embedding) -> Cosets:
         """The right cosets ``Hg`` of a subgroup H, each sorted, in the order of their minima.
 
         If a model M respects H, ``g^-1 M(gx)`` is constant on each of them.
@@ -286,9 +285,7 @@ class FiniteGroup:
         names = [f"({self.names[g]}, {other.names[h]})" for g, h in pairs]
         return FiniteGroup(table, names)
 
-    def _cosets(
-        self, embedding: Embedding, product: Callable[[int, int], int]
-    ) -> tuple[tuple[int, ...], ...]:
+    def _cosets(self, embedding: Embedding, product: Callable[[int, int], int]) -> Cosets:
         members = require_into(self, embedding).elements
         found = {tuple(sorted([product(g, h) for h in members])) for g in self.elements}
         return tuple(sorted(found))

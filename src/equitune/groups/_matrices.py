@@ -25,13 +25,9 @@ def require_matrices(values: Any, rows: str) -> tuple[Tensor, float, Tensor, boo
         how much the entries of a product may be off, (n, n); and whether float64 would help.
     """
     given = require_numbers("matrices", values, f"({rows}, n, n) real numbers in float64")
-    require(
-        given.dim() == 3 and given.shape[1] == given.shape[2] and len(given) > 0,
-        "matrices",
-        f"be ({rows}, n, n), square matrices",
-        f"shape {tuple(given.shape)}",
-        "one matrix per element of the group",
-    )
+    right = given.dim() == 3 and given.shape[1] == given.shape[2] and len(given) > 0
+    must, got = f"be ({rows}, n, n), square matrices", f"shape {tuple(given.shape)}"
+    require(right, "matrices", must, got, "one matrix per element of the group")
     real = not given.is_complex()
     require(real, "matrices", "be real", "complex numbers", "real ones", TypeError)
     finite = bool(given.isfinite().all())

@@ -7,8 +7,6 @@ import itertools
 from equitune._checks import require_int
 from equitune.groups._group import FiniteGroup
 
-__all__ = ["c4", "cyclic", "d4", "dihedral", "symmetric", "trivial"]
-
 
 def trivial() -> FiniteGroup:
     """The group with one element."""

@@ -16,8 +16,6 @@ from equitune.groups._group import require_into
 from equitune.heads._points import Points, orbits_of
 from equitune.heads._ties import Ties
 
-__all__ = ["EquivariantLinear", "InvariantHead"]
-
 
 @final
 class EquivariantLinear(nn.Module):
@@ -171,8 +169,8 @@ class EquivariantLinear(nn.Module):
 class InvariantHead(nn.Sequential):
     """Scores from regular features: an equivariant layer, ReLU, and a layer to the trivial action.
 
-    It stands on top of :class:`equitune.RegularFeatures` of an invariant output, the M_G^R of the
-    equi-tuning paper (section 4).
+    It stands on top of :class:`equitune.wrappers.RegularFeatures` of an invariant output, the M_G^R
+    of the equi-tuning paper (section 4).
 
     Args:
         action: How the group permutes the points, such as

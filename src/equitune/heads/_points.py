@@ -14,8 +14,6 @@ from torch import Tensor
 from equitune._checks import described
 from equitune.actions import Action
 
-__all__ = ["Points", "orbits_of"]
-
 
 @final
 @dataclass(frozen=True)

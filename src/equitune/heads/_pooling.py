@@ -13,8 +13,6 @@ from equitune.actions._table import Table
 from equitune.functional import widened
 from equitune.heads._points import Points, orbits_of
 
-__all__ = ["GroupMaxPool", "GroupMeanPool", "GroupPool"]
-
 
 class GroupPool(nn.Module, ABC):
     """Pools points over the orbits of a group; the result is invariant.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from equitune.actions._table import Table
 
-__all__ = ["Ties"]
-
 SHORT_BLOCK = 16
 MOST_PLACES = 2**21
 

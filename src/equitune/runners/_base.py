@@ -14,8 +14,6 @@ from equitune.runners._call import Call
 from equitune.spaces import Space
 from equitune.weightings import Copies, Weighting
 
-__all__ = ["Mix", "Mixing", "Runner", "Stacking"]
-
 
 class Mix(Protocol):
     """What becomes of the copies that a runner has run."""
@@ -71,7 +69,8 @@ class Runner(ABC):
 
         Args:
             call: The call: its copies, and the model.
-            mix: What combines copies; called with :class:`Copies` of the elements, in their order.
+            mix: What combines copies; called with :class:`equitune.weightings.Copies` of the
+                elements, in their order.
             elements: The elements of the group to run.
         """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -13,9 +13,9 @@ from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
 from equitune.runners._orbit import Chosen, Orbit, Part, parts_of
 
-__all__ = ["Batches"]
-
 Join = Callable[[list[Tensor]], Tensor]
+Job = tuple[Part, list[list[Tensor]], Join]
+"""A part, the flat batches to run for it, and how to join what comes back."""
 
 
 @final
@@ -54,13 +54,8 @@ class Batches(Runner):
             weights = mix.ask(Orbit(call, seen))
             if weights is not None:
                 return self._run_chosen(call, mix, parts, weights)
-        pieces = [self._split(p.inputs, len(p.slots), call) for p in parts]
-
-        def combine(ran: list[Ran]) -> Any:
-            taken = zip(parts, _taken(ran, pieces), pieces, strict=True)
-            return mix(Orbit(call, [_joined(p, part, join) for p, part, (_, join) in taken]))
-
-        return call.evaluate([piece for batch, _ in pieces for piece in batch], combine)
+        jobs = [(p, *self._split(p.inputs, len(p.slots), call)) for p in parts]
+        return _evaluate(call, jobs, lambda done: mix(Orbit(call, done)))
 
     def _split(
         self, stacks: Sequence[Tensor], rows: int, call: Call
@@ -83,28 +78,20 @@ class Batches(Runner):
 
     def _run_chosen(self, call: Call, mix: Mix, parts: Sequence[Part], weights: Tensor) -> Any:
         """Runs the copies whose weight is not 0 only, for each sample its own."""
-        kept: list[Part] = []
+        jobs: list[Job] = []
         samples: list[Tensor] = []
-        batches: list[list[list[Tensor]]] = []
         for p in parts:
             # By sample, so that each piece holds whole samples whatever their orientation.
             own, rows = torch.stack([weights[k] for k in p.slots], dim=1).nonzero(as_tuple=True)
-            if not len(rows) and (call.batch_size or kept):
+            if not len(rows) and (call.batch_size or jobs):
                 continue
             places = [torch.tensor(list(ids), device=rows.device) for ids in (p.slots, p.elements)]
-            kept.append(Part(*(ids[rows] for ids in places)))  # type: ignore[arg-type]
-            samples.append(own)
             sizes = self._sizes(own, call.training)
             pieces = zip(*[s[rows, own].split(sizes) for s in p.inputs], strict=True)
-            batches.append([list(piece) for piece in pieces])
-
-        def combine(ran: list[Ran]) -> Any:
-            counted = [(batch, torch.cat) for batch in batches]
-            taken = zip(kept, _taken(ran, counted), counted, strict=True)
-            chosen = [_joined(p, part, join) for p, part, (_, join) in taken]
-            return mix(Chosen(call, chosen, samples, weights))
-
-        return call.evaluate([piece for batch in batches for piece in batch], combine)
+            kept: Any = [ids[rows] for ids in places]
+            jobs.append((Part(*kept), [list(piece) for piece in pieces], torch.cat))
+            samples.append(own)
+        return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, samples, weights)))
 
     def _sizes(self, samples: Tensor, training: bool) -> list[int]:
         """How many copies are in each piece: whole samples, while the backbone trains."""
@@ -123,17 +110,26 @@ class Batches(Runner):
         return sizes
 
 
-def _taken(ran: list[Ran], pieces: Sequence[tuple[Any, Any]]) -> Iterator[list[Ran]]:
-    """What the pieces of each part gave."""
-    start = 0
-    for batches, _ in pieces:
-        yield ran[start : start + len(batches)]
-        start += len(batches)
+def _evaluate(call: Call, jobs: Sequence[Job], finish: Callable[[list[Part]], Any]) -> Any:
+    """Runs the pieces of all parts, and goes on with what they gave."""
+    batches: list[list[Tensor]] = []
+    for _, pieces, _ in jobs:
+        batches += pieces
+
+    def combine(ran: list[Ran]) -> Any:
+        done: list[Part] = []
+        start = 0
+        for part, pieces, join in jobs:
+            done.append(_joined(part, ran[start : start + len(pieces)], join))
+            start += len(pieces)
+        return finish(done)
+
+    return call.evaluate(batches, combine)
 
 
-def _joined(part: Part, ran: list[Ran], join: Join) -> Part:
+def _joined(part: Part, ran: Sequence[Ran], join: Join) -> Part:
     first = ran[0]
-    leaves = [(action, join([r.leaves[k][1] for r in ran]))
-              for k, (action, _) in enumerate(first.leaves)]  # fmt: skip
+    columns = zip(*[r.leaves for r in ran], strict=True)
+    leaves = [(column[0][0], join([leaf for _, leaf in column])) for column in columns]
     read = None if first.read is None else join([r.read for r in ran if r.read is not None])
     return Part(part.slots, part.elements, (), first.output, leaves, read)

@@ -15,8 +15,6 @@ from equitune.actions import Action
 from equitune.actions._tree import Key, common_classes, tensors
 from equitune.groups import FiniteGroup
 
-__all__ = ["Call", "Ran"]
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -73,12 +71,12 @@ class Call:
         """Whether a part of the backbone trains, so that batches should hold whole orbits."""
         return any(module.training for module in self.backbone.modules())
 
-    def classes(self, elements: Sequence[int]) -> list[tuple[int, ...]]:
+    def classes(self, elements: Sequence[int]) -> list[Sequence[int]]:
         """Some elements, split so that the copies within each class have one shape."""
         classes = common_classes(self.leaves, self.group)
         if len(classes) == 1:
-            return [tuple(elements)]
-        wanted = [tuple([g for g in elements if g in members]) for members in classes]
+            return [elements]
+        wanted = [[g for g in elements if g in members] for members in classes]
         return [members for members in wanted if members]
 
     def copies(self, elements: Sequence[int]) -> list[Tensor]:
@@ -98,7 +96,7 @@ class Call:
             combine: From what all passes gave to the output of the symmetrised part.
         """
         if self.cut is None:
-            return combine([self._pass(copies) for copies in batches])
+            return combine([self._ran(*self.read(copies), copies) for copies in batches])
         ran: list[Ran] = []
         for copies in batches[:-1]:
             self._pass_to(self.cut, copies, ran.append)
@@ -144,9 +142,6 @@ class Call:
         _require_rows(read, copies)
         return output, read
 
-    def _pass(self, copies: Sequence[Tensor]) -> Ran:
-        return self._ran(*self.read(copies), copies)
-
     def _ran(self, output: Any, read: Tensor | None, copies: Sequence[Tensor]) -> Ran:
         leaves = self.output_action.flatten(output, "the backbone's output")
         for _, leaf in leaves:
@@ -174,7 +169,14 @@ class Call:
                     f"weight_input is {self.tap.name!r}, which does not run before the cut at "
                     f"{cut.name!r}; use a submodule of the part that is symmetrised"
                 )
-            mixed.append(then(self._ran(activation, read[0] if read else None, copies)))
+            ran = self._ran(activation, read[0] if read else None, copies)
+            try:
+                mixed.append(then(ran))
+            except ValueError as error:
+                raise ValueError(
+                    f"submodule is {cut.name!r}, whose activation output_action cannot move: "
+                    f"{error}; use the action of that activation, or None where it is invariant"
+                ) from error
             if mixed[0] is None and not torch.compiler.is_compiling():
                 raise _Reached
             return mixed[0]

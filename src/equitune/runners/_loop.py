@@ -9,8 +9,6 @@ from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call
 from equitune.runners._orbit import Orbit, Part
 
-__all__ = ["Loop"]
-
 
 @final
 class Loop(Runner):

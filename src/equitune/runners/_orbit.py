@@ -16,8 +16,6 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
 
-__all__ = ["Chosen", "Orbit", "Part", "parts_of"]
-
 
 @final
 @dataclass(eq=False)
@@ -43,9 +41,9 @@ class Part:
 
 def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
     """The copies of some elements before they are run: one part for each shape."""
-    slots = {g: slot for slot, g in enumerate(elements)}
+    slots = dict(zip(elements, range(len(elements)), strict=True))
     return [
-        Part([slots[g] for g in members], members, call.copies(members))
+        Part([*map(slots.__getitem__, members)], members, call.copies(members))
         for members in call.classes(elements)
     ]
 
@@ -55,7 +53,9 @@ class Orbit(Copies):
 
     def __init__(self, call: Call, parts: Sequence[Part]) -> None:
         self.call, self.parts = call, parts
-        self.count = sum([len(p.slots) for p in parts])
+        self.count = 0
+        for p in parts:
+            self.count += len(p.slots)
 
     @classmethod
     def of(cls, call: Call, elements: Sequence[Sequence[int]], ran: Sequence[Ran]) -> Orbit:
@@ -104,7 +104,7 @@ class Orbit(Copies):
         for p in self.parts:
             action, stack = p.leaves[leaf]
             parts.append((p.slots, action.inverse_orbit(stack, p.elements)))
-        return join(parts, "the output")
+        return parts[0][1] if len(parts) == 1 else join(parts, "the output")
 
     def means(self, space: Space) -> list[Mean]:
         return [self._mean(leaf, space) for leaf in range(len(self.parts[0].leaves))]

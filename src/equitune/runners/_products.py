@@ -18,9 +18,6 @@ from equitune.spaces import Space, Values
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, scored, shaking
 
-__all__ = ["MatrixProducts"]
-
-
 VALUES = Values()
 
 DIRECT = (None, "input", "output")

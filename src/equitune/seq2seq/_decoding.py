@@ -8,17 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import (
-    described,
-    readable,
-    require,
-    require_int,
-    require_tensor,
-    require_type,
-)
+from equitune._checks import described, readable, require, require_int, require_tensor, require_type
 from equitune.functional import widened
-
-__all__ = ["Decoded", "GreedyDecoder", "every_step", "log_probabilities"]
 
 
 # Tensors have no truth value, by which values would compare.

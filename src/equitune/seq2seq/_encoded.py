@@ -1,4 +1,4 @@
-"""All copies of each sequence, encoded: how they go on step by step, and what weightings read."""
+"""The encoded copies of each sequence: their steps, and what weightings read of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join
 
-__all__ = ["DecodedCopies", "Encoded"]
-
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class Encoded:
     """The encoded copies of B sequences, in K slots: a step model of their mean, in lockstep.
 
-    Copies of one source that are equal, and were fed the same, have the same scores to the last
-    bit: those of the first of them. So rounding does not decide between tokens that a source
-    with a symmetry of its own leaves equally probable.
+    Equal copies of a source that were fed the same tokens have the same scores to the last bit,
+    those of the first of them. So rounding does not decide between tokens that are equally
+    probable because the source is symmetric itself.
 
     Args:
         call: The call of the decoder.
@@ -54,6 +52,11 @@ class Encoded:
         self.token_action, self.score_action = [actions.actions[k] for k in ("tokens", "scores")]
         self.targets = call.kwargs.get("targets", call.args[1] if len(call.args) > 1 else None)
         self.length = call.kwargs.get("length")
+        # One element for each row is one look-up; one for each stack would be as many as elements.
+        ids = torch.tensor(elements, device=call.leaves[0][1].device)
+        inverses = torch.tensor(call.group.inverses, device=ids.device)
+        self.row_elements = ids.repeat_interleave(call.batch_size)
+        self.row_inverses = inverses[self.row_elements]
         self.parts: Any = parts_of(call, elements)
         self.same = self._equal_copies()
         self.whole = mix.reads == "output"
@@ -63,31 +66,37 @@ class Encoded:
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
             weights = mix.ask(DecodedCopies(self))
-        start, batch = replace(call, function=self.decoder.begin), call.batch_size
+        start = replace(call, function=self.decoder.begin)
+        places = torch.arange(len(self.row_elements), device=ids.device).view(len(ids), -1)
         self.rows: list[Any] = []
         states = []
         for part, stacks in zip(self.parts, inputs, strict=True):
             copies = [stack.flatten(0, 1) for stack in stacks]
-            rows: Any = None
-            if weights is not None or len(self.parts) > 1:
-                slots = torch.tensor(part.slots, device=copies[0].device)
-                rows = (slots[:, None] * batch + torch.arange(batch, device=slots.device)).flatten()
+            rows: Any = places[list(part.slots)].flatten()
             if weights is not None:
                 # Only copies that count are run.
                 counts = weights[list(part.slots)].flatten() != 0
                 rows, copies = rows[counts], [copy[counts] for copy in copies]
-                if not len(rows) and batch:
+                if not len(rows) and call.batch_size:
                     continue
             state, read = start.read(copies)
             part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
             states.append(state)
-            self.rows.append(rows)
+            self.rows.append(None if len(rows) == len(self.row_elements) else rows)
         self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
         self.state = (self.same, states)
 
     def moved(self, tokens: Tensor) -> Tensor:
         """The copies (K, B, ...) of tokens (B, ...), each in its own frame."""
-        stack: Tensor = self.token_action.orbit(tokens, self.elements)
+        copies = tokens.repeat(len(self.elements), *[1] * (tokens.dim() - 1))
+        moved = self.token_action.transform(copies, self.row_elements)
+        stack: Tensor = moved.unflatten(0, (len(self.elements), -1))
+        return stack
+
+    def undone(self, scores: Tensor) -> Tensor:
+        """The scores of all copies, (K, B, ..., V), in the frame of the sources."""
+        moved = self.score_action.transform(scores.flatten(0, 1), self.row_inverses)
+        stack: Tensor = moved.view_as(scores)
         return stack
 
     def moved_targets(self) -> Tensor | None:
@@ -114,7 +123,7 @@ class Encoded:
         return decoded
 
     def advance(self, run: Run, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Goes on with all copies that count, one batch per shape.
+        """Runs the next steps of all copies that count, one batch per shape.
 
         Args:
             run: The step of the model, or all steps at once.
@@ -192,8 +201,7 @@ class DecodedCopies(Copies):
     def means(self, space: Space) -> list[Mean]:
         # Normalised in the frame of the copy, where equal copies are equal entry by entry.
         entered = space.enter(self.raw)
-        stack = self.encoded.score_action.inverse_orbit(entered, self.encoded.elements)
-        return [functools.partial(self._mean, space, stack)]
+        return [functools.partial(self._mean, space, self.encoded.undone(entered))]
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]

@@ -16,13 +16,6 @@ from equitune import losses
 from equitune._checks import require_type
 from equitune.seq2seq._decoding import Decoded
 
-__all__ = [
-    "mean_entropy",
-    "mean_error_probability",
-    "negative_log_min_probability",
-    "negative_log_probability",
-]
-
 
 def mean_error_probability(decoded: Decoded) -> Tensor:
     """The mean over the steps of 1 - p, for the probability p of the most probable token.

@@ -12,17 +12,15 @@ from equitune.runners import Call, Mix, Runner
 from equitune.seq2seq._decoding import Decoded
 from equitune.seq2seq._encoded import DecodedCopies, Encoded, Run
 
-__all__ = ["Alone", "Independent", "Lockstep", "Start"]
-
 
 @final
 @dataclass(frozen=True)
 class Lockstep(Runner):
     """All copies decode one sequence together.
 
-    At each step the copies are mixed, the mean says which token is next, and each copy is fed that
-    token in its own frame. The result is one sequence that all copies have seen. The weights have
-    to be known before the first step: they read the source, or a submodule of the encoder.
+    Each step mixes the copies, takes the next token from the mean, and feeds it to each copy in its
+    own frame. The result is one sequence that all copies have seen. The weights must be known
+    before the first step: they read the source, or a submodule of the encoder.
     """
 
     offers = frozenset({"input", "submodule"})
@@ -35,11 +33,11 @@ class Lockstep(Runner):
 @final
 @dataclass(frozen=True)
 class Independent(Runner):
-    """Each copy goes on with its own tokens, and the copies are mixed step by step.
+    """Each copy is fed its own tokens, and the copies are mixed step by step.
 
-    This is what the papers' experiments did. After the first step at which the copies differ, it
-    mixes the distributions of different sequences. With targets it is the same as
-    :class:`Lockstep`: every copy is fed its own transformed target.
+    The papers' experiments decode this way. After the first step at which the copies differ, it
+    mixes the distributions of different sequences. With targets it equals :class:`Lockstep`: each
+    copy is fed its own transformed target.
     """
 
     offers = frozenset({"input", "submodule"})
@@ -56,8 +54,8 @@ class Independent(Runner):
 class Alone(Runner):
     """Each copy is decoded by itself, and whole sequences are mixed, once.
 
-    A weighting that reads ``"output"`` sees a :class:`Decoded` of stacks (K, B, ...). It is meant
-    for weightings that choose: a mean is one of distributions after different tokens.
+    A weighting that reads ``"output"`` sees a :class:`Decoded` of stacks (K, B, ...). Use it for
+    weightings that choose: any mean mixes distributions that follow different tokens.
     """
 
     offers = frozenset({"input", "output", "submodule"})
@@ -83,7 +81,7 @@ class Start(Runner):
 
 
 class Apart(Encoded):
-    """The mean of copies that go on with their own tokens, which are a part of the state."""
+    """The mean of copies that are fed their own tokens, which are a part of the state."""
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         own, inner = state

@@ -19,8 +19,6 @@ from equitune.weightings import Best, Learned, Weighting
 from equitune.weightings._best import Gradient
 from equitune.wrappers import Symmetrized
 
-__all__ = ["EquiSeq2Seq", "EquiZeroSeq2Seq", "LambdaSeq2Seq", "SymmetrizedSeq2Seq"]
-
 Actions = Action | Mapping[str, Action]
 
 
@@ -30,9 +28,9 @@ class SymmetrizedSeq2Seq(Symmetrized):
     Calls take the arguments of the decoder and return its output, :class:`Decoded`. Its scores
     are log-probabilities.
 
-    With weights that are known before the first step the model is a step model itself, in lockstep:
-    another search may go on from what :meth:`encode` returns, and ``GreedyDecoder(model, ...)`` may
-    be wrapped once more for a second group.
+    If the weights are known before the first step, the model is itself a step model, in lockstep:
+    another search can start from the state that :meth:`encode` returns, and
+    ``GreedyDecoder(model, ...)`` can be wrapped once more for a second group.
 
     Args:
         backbone: The decoder of an encoder-decoder. Neither it nor its model is modified.
@@ -120,15 +118,13 @@ class SymmetrizedSeq2Seq(Symmetrized):
             **options: The other arguments of the model's ``encode``.
 
         Returns:
-            The state to go on from, opaque.
+            The state for :meth:`step` and :meth:`steps`, opaque.
 
         Raises:
             ValueError: If the weighting reads decoded sequences.
         """
-        require(
-            self.weighting.reads != "output", "weighting", "be known before the first step",
-            "one that reads whole sequences", "one that reads 'input', or call the model",
-        )  # fmt: skip
+        early, use = self.weighting.reads != "output", "one that reads 'input', or call the model"
+        require(early, "weighting", "be known before the first step", "one of sequences", use)
         mix = Mixing(self.weighting, self.space)
         return self.run(mix, source, (), options, Start())
 
@@ -214,7 +210,7 @@ class LambdaSeq2Seq(SymmetrizedSeq2Seq):
         input_action: How the group acts on the source, or a mapping from argument names to actions.
         token_action: How the group acts on the ids of output tokens, as in :class:`EquiSeq2Seq`.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
-            logit each, (N,) or (N, 1); or an :class:`equitune.weight_nets.OrbitWeightNet`.
+            logit each, (N,) or (N, 1); or an :class:`equitune.weightings.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies of the source; or the dotted
             name of a submodule of the backbone that runs once while a source is encoded, such as
             ``"model.encoder"``, and returns a tensor (N, ...).
@@ -249,12 +245,11 @@ class LambdaSeq2Seq(SymmetrizedSeq2Seq):
 class EquiZeroSeq2Seq(SymmetrizedSeq2Seq):
     """The copy of each source with the smallest proxy loss (second paper, section 5.1.3).
 
-    Each copy is decoded by itself; the whole sequence is that of the best one. With targets, the
-    best one is that which is surest along them. Several best copies share their probabilities.
+    Each copy is decoded by itself, and the output is the whole sequence of the best copy. With
+    targets, the best copy is the surest along them. Several best copies share their probabilities.
 
-    Fine-tune it with ``nll_loss`` on the scores, not with ``cross_entropy``: normalised once more,
-    the gradient of the mean would be weighed by what the best copy gets wrong, and vanish where
-    that copy is sure.
+    Fine-tune it with ``nll_loss`` on the scores, not with ``cross_entropy``. That would normalise
+    the scores once more, and the gradient would vanish where the best copy is sure.
 
     Args:
         backbone: The decoder of an encoder-decoder.
@@ -297,10 +292,10 @@ class EquiZeroSeq2Seq(SymmetrizedSeq2Seq):
 
 @final
 class Chances(Space):
-    """The mean of the probabilities; with equal weights, that of the log-probabilities.
+    """The mean of the probabilities; with equal weights, the mean of the log-probabilities.
 
-    Chosen copies share their probabilities. Equal weights occur in the gradient of a choice alone,
-    which is that of the mean of the losses of all copies, however sure each of them is.
+    Chosen copies share their probabilities. Equal weights occur only in the gradient of a choice.
+    It is the gradient of the mean loss of all copies, independent of how sure each copy is.
     """
 
     logarithmic = True
@@ -318,7 +313,7 @@ class Chances(Space):
 def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:
     """Refuses actions on arguments that the model's ``encode`` does not take."""
     parameters = [*inspect.signature(decoder.model.encode).parameters.values()]
-    # The first one is the source, whatever the model calls it.
+    # The first argument is the source under any name.
     names = ["source", *(p.name for p in parameters[1:])]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
     use = "'source' and the other names of the model's encode; `token_action` moves targets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,10 +10,9 @@ from typing import Any
 
 from equitune.actions import Action
 from equitune.testing._comparison import Tolerance
+from equitune.testing._parts import faults_of_weighting
 from equitune.testing._report import CONSTANT, EquivarianceReport
 from equitune.testing._trial import Trial, run_trial
-
-__all__ = ["assert_equivariant", "assert_invariant", "equivariance_report"]
 
 
 def assert_equivariant(
@@ -27,11 +27,13 @@ def assert_equivariant(
     """Asserts that fn(gx) = g fn(x) for every element g, and for each sample with its own g.
 
     And that the samples of a batch do not influence each other: a wrapper puts the copies of all
-    samples into one batch, where they must not see each other either.
+    samples into one batch, where they must not see each other either. If ``fn`` is a wrapper, the
+    weights of each sample have to sum to 1 and to depend on that sample alone.
 
-    The function is called |G| + 4 times, in the mode that it is in, without gradients (let it open
-    ``torch.enable_grad()`` if it needs them itself). Two of the calls have the same input, so that
-    randomness is told from inequivariance; in two, some of the samples have others beside them.
+    The function is called |G| + 4 times, a wrapper once more, in the mode that it is in, without
+    gradients (let it open ``torch.enable_grad()`` if it needs them itself). Two of the calls have
+    the same input, so that randomness is told from inequivariance; in two, some of the samples have
+    others beside them.
 
     Args:
         fn: A function or module of one batch, or of one structure of batches; of any origin.
@@ -75,7 +77,8 @@ def assert_equivariant(
         AssertionError: not equivariant: ...
     """
     __tracebackhide__ = True
-    _assert(run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol)), "equivariant")
+    trial = run_trial(fn, x, input_action, output_action, Tolerance(rtol, atol))
+    _assert(trial, "equivariant", faults_of_weighting(fn, x))
 
 
 def assert_invariant(
@@ -113,7 +116,8 @@ def assert_invariant(
         >>> assert_invariant(lambda x: x.mean((-2, -1)), torch.randn(2, 3, 8, 8), ImageAction(d4()))
     """
     __tracebackhide__ = True
-    _assert(run_trial(fn, x, input_action, None, Tolerance(rtol, atol)), "invariant")
+    trial = run_trial(fn, x, input_action, None, Tolerance(rtol, atol))
+    _assert(trial, "invariant", faults_of_weighting(fn, x))
 
 
 def equivariance_report(
@@ -160,12 +164,15 @@ def equivariance_report(
     return EquivarianceReport.of(trial)
 
 
-def _assert(trial: Trial, symmetry: str) -> None:
+def _assert(trial: Trial, symmetry: str, faults: tuple[str, ...]) -> None:
     __tracebackhide__ = True
     _warn_of_doubts(trial, stacklevel=4)
     report = EquivarianceReport.of(trial, symmetry)
     if not report.passed:
-        raise AssertionError(report.message())
+        found = dataclasses.replace(report, causes=(*faults, *report.causes))
+        raise AssertionError(found.message())
+    if faults:
+        raise AssertionError("; ".join(faults))
     if trial.is_constant and not _in_property_test():
         warnings.warn(f"{CONSTANT}; use weights and samples that differ", stacklevel=3)
     unseen = trial.unseen() if trial.is_invariance else []

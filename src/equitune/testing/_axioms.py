@@ -12,8 +12,6 @@ from equitune.actions import Action
 from equitune.testing._batches import check_batch, one_element_each
 from equitune.testing._comparison import close
 
-__all__ = ["Group", "assert_action", "assert_group"]
-
 
 class Group(Protocol):
     """What :func:`assert_group` needs to know of a group, of equitune or not.
@@ -40,7 +38,7 @@ def assert_group(group: Group) -> None:
     """Asserts the axioms of a group, by trying all elements, pairs and triples.
 
     Args:
-        group: A :class:`equitune.FiniteGroup`, or any object with ``order``, ``identity``,
+        group: A :class:`equitune.groups.FiniteGroup`, or any object with ``order``, ``identity``,
             ``compose(g, h)`` and ``inverse(g)`` over the integers 0 to order - 1.
 
     Raises:
@@ -93,7 +91,7 @@ def assert_action(action: Action, x: Any) -> None:
     ``keeps_shape``.
 
     Args:
-        action: The action, of equitune or your own subclass of :class:`equitune.Action`.
+        action: The action, of equitune or your own subclass of :class:`equitune.actions.Action`.
         x: A batch of shape (B, ...), or a structure of batches; random, so that no two entries
             are equal.
 

@@ -13,8 +13,6 @@ from equitune.actions import Action
 from equitune.testing._comparison import find_nan
 from equitune.wrappers._subclasses import plain
 
-__all__ = ["check_batch", "copied", "one_element_each", "output_tensors_of", "tensors_of"]
-
 
 def tensors_of(action: Action, y: Any, name: str = "x") -> list[Tensor]:
     """The tensors of a structure, in the order of its action; plain ones."""

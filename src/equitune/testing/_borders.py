@@ -12,8 +12,6 @@ from equitune.testing._comparison import magnitudes
 from equitune.testing._matches import SLACK, Matches
 from equitune.testing._trial import Trial
 
-__all__ = ["find_border"]
-
 FARTHEST = 2
 """How many pixels an output may be off; a shift by one is two between opposite rotations."""
 

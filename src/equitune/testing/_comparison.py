@@ -9,18 +9,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = [
-    "RELATIVE_TOLERANCES",
-    "Gap",
-    "Tolerance",
-    "are_alike",
-    "close",
-    "dense",
-    "find_nan",
-    "is_constant",
-    "magnitudes",
-]
-
 RELATIVE_TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,

@@ -16,8 +16,6 @@ from equitune.testing._comparison import Gap, magnitudes
 from equitune.testing._matches import Matches, explained
 from equitune.testing._trial import Trial
 
-__all__ = ["find_causes"]
-
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
 

@@ -1,43 +1,216 @@
-"""The formulas of the wrappers, written out: one sample and one copy at a time, slow and literal.
+"""The formula of a wrapper, written out: one sample and one copy at a time, slow and literal.
 
-Equivariance alone does not tell argmin from argmax, or lambda from its reciprocal; these do.
+Equivariance alone does not tell argmin from argmax, or lambda from its reciprocal; this does. The
+weights of the methods of the papers are written out here too, apart from the library's own.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import optional_tolerance, require_function, require_module, require_type
+from equitune._checks import require_module, require_type
 from equitune.actions import Action, TrivialAction
+from equitune.functional import can_be_averaged, widened
 from equitune.groups import FiniteGroup
+from equitune.spaces import Logits, Probabilities, Space, Values
 from equitune.testing._batches import copied
-from equitune.weightings import OrbitWeightNet, tie_tolerance
+from equitune.weightings import (
+    Best,
+    Canonical,
+    Copies,
+    Learned,
+    OrbitWeightNet,
+    Uniform,
+    Weighting,
+    tie_tolerance,
+)
 
-__all__ = [
-    "CanonicalizeFormula",
-    "EquiTuneFormula",
-    "EquiZeroFormula",
-    "Formula",
-    "LambdaEquiTuneFormula",
-    "RegularFeaturesFormula",
-]
 
+class Formula:
+    """sum_g w_g(x) g^-1 M(gx), evaluated literally; for modules in eval mode.
 
-class Formula(ABC):
-    """A formula over the copies g^-1 M(gx), evaluated literally; for modules in eval mode.
+    The weights are those of any weighting, which sees the copies of one sample at a time. A
+    subclass with other weights defines :meth:`weigh`.
 
     Args:
         backbone: The module M of one argument.
         input_action: How the group acts on it.
         output_action: How it acts on what the module returns; None means one invariant tensor.
+        weighting: How much each copy counts; None means equal weights.
+        space: The space in which copies are averaged; None means the values themselves.
         submodule: The dotted name of a submodule; M is then the module up to its output, and the
             rest of the module follows on the combination.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
     """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_action: Action,
+        output_action: Action | None = None,
+        *,
+        weighting: Weighting | None = None,
+        space: Space | None = None,
+        submodule: str | None = None,
+    ) -> None:
+        self.backbone = require_module("backbone", backbone)
+        self.input_action: Action = require_type("input_action", input_action, Action, "an action")
+        out = TrivialAction(input_action.group) if output_action is None else output_action
+        self.output_action: Action = require_type("output_action", out, Action, "an action")
+        own = Uniform() if weighting is None else weighting
+        self.weighting: Weighting = require_type("weighting", own, Weighting, "Uniform()")
+        own_space = Values() if space is None else space
+        self.space: Space = require_type("space", own_space, Space, "Values()")
+        self.submodule: str | None = submodule
+        if submodule is not None:
+            require_type("submodule", submodule, str, "the name of a submodule")
+
+    @property
+    def group(self) -> FiniteGroup:
+        """The group that acts."""
+        return self.input_action.group
+
+    def __call__(self, x: Any) -> Any:
+        """What the formula gives for a batch (B, ...)."""
+        return self.output(x, self.orbits(x))
+
+    def __str__(self) -> str:
+        if type(self) is not Formula:
+            return type(self).__name__
+        kind = type(self.weighting)
+        return NAMES.get(kind, f"Formula(..., weighting={kind.__name__})")
+
+    def orbits(self, x: Any) -> list[Orbit]:
+        """The copies of each sample of a batch."""
+        return [Orbit(self, sample) for sample in _samples(self.input_action, x)]
+
+    def output(self, x: Any, orbits: Sequence[Orbit]) -> Any:
+        """What the formula makes of the copies of the samples."""
+        samples = [self._mean(orbit) for orbit in orbits]
+        if self.submodule is not None:
+            return torch.cat(samples)
+        leaves = [self.output_action.flatten(sample) for sample in samples]
+        columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
+        return self.output_action.unflatten(samples[0], columns)
+
+    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
+        """The weight of each copy, from gx and M(gx) for each g, one sample each."""
+        rule = RULES.get(type(self.weighting))
+        if rule is not None:
+            return rule(self, self.weighting, inputs, outputs)
+        weights, _ = self.weighting(Literal(self, inputs, outputs))
+        if weights is None:
+            return _equal(self, self.weighting, inputs, outputs)
+        return cast(list[float], weights.flatten().tolist())
+
+    def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
+        """The combination of the copies g^-1 M(gx), of shape (1, ...) each."""
+        if type(self.weighting) in RULES:
+            return self.average(copies, weights)
+        given = torch.tensor(weights, dtype=torch.float64, device=copies[0].device)[:, None]
+        return self.weighting.combine(lambda w: self.average(copies, _listed(w, copies)), given)
+
+    def average(self, copies: list[Tensor], weights: list[float]) -> Tensor:
+        """The weighted mean of copies, of shape (1, ...) each, in the space."""
+        if not can_be_averaged(copies[0]):
+            return copies[weights.index(max(weights))]
+        if isinstance(self.space, Values):
+            return _sum(copies, weights)
+        wide = [widened(copy) for copy in copies]
+        if isinstance(self.space, Probabilities):
+            return _sum([copy.softmax(-1) for copy in wide], weights).log()
+        if isinstance(self.space, Logits):
+            return _sum([copy.log_softmax(-1) for copy in wide], weights).log_softmax(-1)
+        stack = torch.stack(copies)
+        return self.space.mean(self.space.enter(stack), stack.new_tensor(weights)[:, None])
+
+    def seen(self, what: str, x: Any, y: Any) -> Tensor:
+        """What a weighting reads of one copy, from gx and M(gx)."""
+        if what == "input":
+            return self.input_action.flatten(x)[0][1]
+        if what == "output":
+            return self.output_action.flatten(y)[0][1]
+        return cast(Tensor, read_submodule(self.backbone, what, copied(self.input_action, x)))
+
+    def stack_of_one(self, output: Any) -> Any:
+        """The raw output of one copy of one sample as weightings see it, (1, 1, ...)."""
+        leaves = [widened(leaf[None]) for _, leaf in self.output_action.flatten(output)]
+        return self.output_action.unflatten(output, leaves)
+
+    def run(self, x: Any) -> Any:
+        """M(x), which may work in place on what it gets."""
+        given = copied(self.input_action, x)
+        if self.submodule is None:
+            return self.backbone(given)
+        return read_submodule(self.backbone, self.submodule, given)
+
+    def _mean(self, orbit: Orbit) -> Any:
+        weights = self.weigh(orbit.inputs, orbit.raw)
+        combined = [self.combine([*column], weights) for column in zip(*orbit.leaves, strict=True)]
+        output = self.output_action.unflatten(orbit.raw[0], combined)
+        if self.submodule is None:
+            return output
+        # What the backbone returns where its submodule returns something else.
+        cut = self.backbone.get_submodule(self.submodule)
+        handle = cut.register_forward_hook(lambda *_: output)
+        try:
+            return self.backbone(copied(self.input_action, orbit.inputs[0]))
+        finally:
+            handle.remove()
+
+
+@final
+class Orbit:
+    """The copies of one sample.
+
+    Attributes:
+        inputs: gx for each g.
+        raw: M(gx).
+        leaves: The tensors of g^-1 M(gx).
+    """
+
+    def __init__(self, formula: Formula, x: Any) -> None:
+        group, action = formula.group, formula.output_action
+        self.inputs = [formula.input_action.transform(x, g) for g in group.elements]
+        self.raw = [formula.run(copy) for copy in self.inputs]
+        undone = [action.transform(self.raw[g], group.inverse(g)) for g in group.elements]
+        self.leaves = [[leaf for _, leaf in action.flatten(copy)] for copy in undone]
+
+
+@final
+class Literal(Copies):
+    """The copies of one sample, one slot and one part each."""
+
+    def __init__(self, formula: Formula, inputs: list[Any], outputs: list[Any]) -> None:
+        self._formula, self._inputs, self._outputs = formula, inputs, outputs
+        self.count = len(inputs)
+        before = formula.weighting.reads == "input"
+        first = (formula.input_action, inputs) if before else (formula.output_action, outputs)
+        self.dtypes = tuple(leaf.dtype for _, leaf in first[0].flatten(first[1][0]))
+
+    def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
+        pairs = zip(self._inputs, self._outputs, strict=True)
+        return [([k], self._formula.seen(what, *pair)[None]) for k, pair in enumerate(pairs)]
+
+    def outputs(self) -> list[tuple[Sequence[int], Any]]:
+        return [([k], self._formula.stack_of_one(y)) for k, y in enumerate(self._outputs)]
+
+    def means(self, space: Space) -> list[Any]:
+        raise TypeError("a weighting must weigh copies by what it reads, not by their mean")
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        return self._formula.output_action.unflatten(self._outputs[0], tensors)
+
+
+@final
+class EquiTuneFormula(Formula):
+    """1/|G| sum_g g^-1 M(gx), equation 3 of the first paper."""
 
     def __init__(
         self,
@@ -47,86 +220,12 @@ class Formula(ABC):
         *,
         submodule: str | None = None,
     ) -> None:
-        self.backbone = require_module("backbone", backbone)
-        self.input_action: Action = require_type("input_action", input_action, Action, "an action")
-        out = TrivialAction(input_action.group) if output_action is None else output_action
-        self.output_action: Action = require_type("output_action", out, Action, "an action")
-        self.submodule: str | None = submodule
-        if submodule is not None:
-            require_type("submodule", submodule, str, "the name of a submodule")
-
-    def __call__(self, x: Any) -> Any:
-        """What the formula gives for a batch (B, ...)."""
-        samples = [self._evaluate(sample) for sample in _samples(self.input_action, x)]
-        if self.submodule is not None:
-            return torch.cat(samples)
-        leaves = [self.output_action.flatten(sample) for sample in samples]
-        columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
-        return self.output_action.unflatten(samples[0], columns)
-
-    def _evaluate(self, x: Any) -> Any:
-        group = self.output_action.group
-        inputs = [self.input_action.transform(x, g) for g in group.elements]
-        raw = [self._run(copy) for copy in inputs]
-        moved = [self.output_action.transform(raw[g], group.inverse(g)) for g in group.elements]
-        weights = self.weigh(inputs, raw)
-        leaves = [self.output_action.flatten(copy) for copy in moved]
-        combined = [
-            self.combine([leaf for _, leaf in column], weights)
-            for column in zip(*leaves, strict=True)
-        ]
-        output = self.output_action.unflatten(raw[0], combined)
-        return output if self.submodule is None else self._finish(x, output)
-
-    def _run(self, x: Any) -> Any:
-        # The backbone may work in place on what it gets.
-        given = copied(self.input_action, x)
-        if self.submodule is None:
-            return self.backbone(given)
-        return read_submodule(self.backbone, self.submodule, given)
-
-    def _finish(self, x: Any, output: Any) -> Any:
-        """What the backbone returns where its submodule returns something else."""
-        cut = self.backbone.get_submodule(str(self.submodule))
-        handle = cut.register_forward_hook(lambda *_: output)
-        try:
-            return self.backbone(copied(self.input_action, x))
-        finally:
-            handle.remove()
-
-    @property
-    def group(self) -> FiniteGroup:
-        """The group that acts."""
-        return self.input_action.group
-
-    @abstractmethod
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        """The weight of each copy, from gx and M(gx) for each g, one sample each."""
-
-    def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
-        """The combination of the copies g^-1 M(gx), of shape (1, ...) each."""
-        total = torch.zeros_like(copies[0])
-        for weight, copy in zip(weights, copies, strict=True):
-            # An infinite entry of a copy without weight does not count.
-            if weight:
-                total = total + weight * copy
-        return total
-
-
-@final
-class EquiTuneFormula(Formula):
-    """1/|G| sum_g g^-1 M(gx), equation 3 of the first paper."""
-
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        return [1 / len(outputs)] * len(outputs)
+        super().__init__(backbone, input_action, output_action, submodule=submodule)
 
 
 @final
 class RegularFeaturesFormula(Formula):
     """All g^-1 M(gx), stacked behind the batch, Algorithm 1 of the first paper."""
-
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        return []
 
     def combine(self, copies: list[Tensor], weights: list[float]) -> Tensor:
         return torch.stack(copies, dim=1)
@@ -137,12 +236,12 @@ class EquiZeroFormula(Formula):
     """g*^-1 M(g* x), where g* minimises the proxy loss; equation 2 of the second paper.
 
     Args:
-        backbone: As for :class:`Formula`.
-        input_action: As for :class:`Formula`.
-        output_action: As for :class:`Formula`.
-        proxy_loss: As for :class:`equitune.EquiZero`; called for one copy at a time.
-        tie_tolerance: As for :class:`equitune.EquiZero`.
-        submodule: As for :class:`Formula`.
+        backbone: The module M of one argument.
+        input_action: How the group acts on it.
+        output_action: How it acts on what the module returns; None means one invariant tensor.
+        proxy_loss: From raw outputs to losses; called for one copy at a time.
+        tie_tolerance: Which losses count as ties, as in :class:`equitune.wrappers.EquiZero`.
+        submodule: The name of the submodule whose output is combined; None for the last one.
     """
 
     def __init__(
@@ -155,40 +254,10 @@ class EquiZeroFormula(Formula):
         tie_tolerance: float | None = None,
         submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.proxy_loss = require_function("proxy_loss", proxy_loss, "a proxy loss")
-        self.tie_tolerance = optional_tolerance(tie_tolerance)
-
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        losses = [float(self.proxy_loss(self._stack_of_one(output))) for output in outputs]
-        dtypes = [raw.dtype for _, raw in self.output_action.flatten(outputs[0])]
-        least, tolerance = min(losses), self.tie_tolerance
-        if tolerance is None:
-            tolerance = tie_tolerance(*dtypes)
-        rounding = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
-        shaken = [self._shaken(output, min(1024 * rounding, tolerance)) for output in outputs]
-        moved = [float(self.proxy_loss(self._stack_of_one(output))) for output in shaken]
-        noise = [abs(a - b) if a - b == a - b else 0.0 for a, b in zip(losses, moved, strict=True)]
-        upper = min(loss + off for loss, off in zip(losses, noise, strict=True))
-        ties = [
-            loss == least or loss - least <= tolerance * abs(least) or loss - off <= upper
-            for loss, off in zip(losses, noise, strict=True)
-        ]
-        return [tie / sum(ties) for tie in ties]
-
-    def _shaken(self, output: Any, rounding: float) -> Any:
-        """The output with its entries off by a rounding, one down and the next one up."""
-        leaves = []
-        for _, leaf in self.output_action.flatten(output):
-            signs = torch.ones(leaf.shape[1:], dtype=_widened(leaf).dtype).flatten()
-            signs[::2] = -1
-            off = _widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
-            leaves.append(off if leaf.is_floating_point() else leaf)
-        return self.output_action.unflatten(output, leaves)
-
-    def _stack_of_one(self, output: Any) -> Any:
-        leaves = [leaf[None] for _, leaf in self.output_action.flatten(output)]
-        return self.output_action.unflatten(output, [_widened(leaf) for leaf in leaves])
+        weighting = Best(proxy_loss, tie_tolerance=tie_tolerance)
+        super().__init__(
+            backbone, input_action, output_action, weighting=weighting, submodule=submodule
+        )
 
 
 @final
@@ -196,12 +265,12 @@ class LambdaEquiTuneFormula(Formula):
     """sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), equation 4 of the second paper.
 
     Args:
-        backbone: As for :class:`Formula`.
-        input_action: As for :class:`Formula`.
-        output_action: As for :class:`Formula`.
-        weight_net: As for :class:`equitune.LambdaEquiTune`; log lambda.
-        weight_input: As for :class:`equitune.LambdaEquiTune`.
-        submodule: As for :class:`Formula`.
+        backbone: The module M of one argument.
+        input_action: How the group acts on it.
+        output_action: How it acts on what the module returns; None means one invariant tensor.
+        weight_net: Returns log lambda, as in :class:`equitune.wrappers.LambdaEquiTune`.
+        weight_input: What it sees: ``"input"``, ``"output"`` or the name of a submodule.
+        submodule: The name of the submodule whose output is combined; None for the last one.
     """
 
     def __init__(
@@ -214,23 +283,10 @@ class LambdaEquiTuneFormula(Formula):
         weight_input: str = "input",
         submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.weight_net = require_module("weight_net", weight_net)
-        self.weight_input = require_type("weight_input", weight_input, str, "a name")
-
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        seen = [self._seen(x, y) for x, y in zip(inputs, outputs, strict=True)]
-        logits = logits_of(self.weight_net, seen)
-        factors = (logits - logits.max()).exp()
-        return cast(list[float], (factors / factors.sum()).tolist())
-
-    def _seen(self, x: Any, y: Any) -> Tensor:
-        if self.weight_input == "input":
-            return self.input_action.flatten(x)[0][1]
-        if self.weight_input == "output":
-            return self.output_action.flatten(y)[0][1]
-        read = read_submodule(self.backbone, self.weight_input, copied(self.input_action, x))
-        return cast(Tensor, read)
+        weighting = Learned(weight_net, weight_input)
+        super().__init__(
+            backbone, input_action, output_action, weighting=weighting, submodule=submodule
+        )
 
 
 @final
@@ -238,12 +294,12 @@ class CanonicalizeFormula(Formula):
     """g*^-1 M(g* x), where g* maximises what a network says of gx.
 
     Args:
-        backbone: As for :class:`Formula`.
-        input_action: As for :class:`Formula`.
-        output_action: As for :class:`Formula`.
-        weight_net: As for :class:`equitune.Canonicalize`.
-        tie_tolerance: As for :class:`equitune.Canonicalize`.
-        submodule: As for :class:`Formula`.
+        backbone: The module M of one argument.
+        input_action: How the group acts on it.
+        output_action: How it acts on what the module returns; None means one invariant tensor.
+        weight_net: Returns one logit per copy, as in :class:`equitune.wrappers.Canonicalize`.
+        tie_tolerance: Which logits count as ties, as in :class:`equitune.wrappers.Canonicalize`.
+        submodule: The name of the submodule whose output is combined; None for the last one.
     """
 
     def __init__(
@@ -256,26 +312,10 @@ class CanonicalizeFormula(Formula):
         tie_tolerance: float | None = None,
         submodule: str | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, submodule=submodule)
-        self.weight_net = require_module("weight_net", weight_net)
-        self.tie_tolerance = optional_tolerance(tie_tolerance)
-
-    def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
-        seen = [self.input_action.flatten(x)[0][1] for x in inputs]
-        logits = [float(logit) for logit in logits_of(self.weight_net, seen)]
-        tolerance = self.tie_tolerance
-        if tolerance is None:
-            tolerance = tie_tolerance(seen[0].dtype)
-        allowed = tolerance * max(map(abs, logits))
-        ties = [max(logits) - logit <= allowed for logit in logits]
-        return [tie / sum(ties) for tie in ties]
-
-
-def logits_of(weight_net: nn.Module, seen: list[Tensor]) -> Tensor:
-    """What a weight network says of each copy of one sample, (|G|,) in float64."""
-    if isinstance(weight_net, OrbitWeightNet):
-        return cast(Tensor, weight_net(torch.stack(seen))).flatten().double()
-    return torch.cat([weight_net(copy).flatten() for copy in seen]).double()
+        weighting = Canonical(weight_net, tie_tolerance)
+        super().__init__(
+            backbone, input_action, output_action, weighting=weighting, submodule=submodule
+        )
 
 
 def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
@@ -291,14 +331,99 @@ def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
     return read[0]
 
 
+def _equal(formula: Formula, weighting: Any, inputs: list[Any], outputs: list[Any]) -> list[float]:
+    return [1 / len(outputs)] * len(outputs)
+
+
+def _softmax(
+    formula: Formula, weighting: Any, inputs: list[Any], outputs: list[Any]
+) -> list[float]:
+    logits = _logits(formula, weighting, inputs, outputs)
+    factors = (logits - logits.max()).exp()
+    return cast(list[float], (factors / factors.sum()).tolist())
+
+
+def _argmax(formula: Formula, weighting: Any, inputs: list[Any], outputs: list[Any]) -> list[float]:
+    logits = _logits(formula, weighting, inputs, outputs).tolist()
+    dtype = formula.seen("input", inputs[0], outputs[0]).dtype
+    allowed = _tolerance(weighting, dtype) * max(map(abs, logits))
+    ties = [max(logits) - logit <= allowed for logit in logits]
+    return [tie / sum(ties) for tie in ties]
+
+
+def _argmin(formula: Formula, weighting: Any, inputs: list[Any], outputs: list[Any]) -> list[float]:
+    def losses_of(raw: list[Any]) -> list[float]:
+        return [float(weighting.proxy_loss(formula.stack_of_one(output))) for output in raw]
+
+    dtypes = [leaf.dtype for _, leaf in formula.output_action.flatten(outputs[0])]
+    losses, tolerance = losses_of(outputs), _tolerance(weighting, *dtypes)
+    rounding = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
+    least, off = min(losses), min(1024 * rounding, tolerance)
+    moved = losses_of([_shaken(formula.output_action, output, off) for output in outputs])
+    noise = [abs(a - b) if a - b == a - b else 0.0 for a, b in zip(losses, moved, strict=True)]
+    upper = min(loss + off for loss, off in zip(losses, noise, strict=True))
+    ties = [
+        loss == least or loss - least <= tolerance * abs(least) or loss - off <= upper
+        for loss, off in zip(losses, noise, strict=True)
+    ]
+    return [tie / sum(ties) for tie in ties]
+
+
+RULES: dict[type, Callable[..., list[float]]] = {
+    Uniform: _equal, Learned: _softmax, Best: _argmin, Canonical: _argmax,
+}  # fmt: skip
+"""The weights of the papers' methods; those of other weightings are asked of themselves."""
+
+NAMES: dict[type, str] = {
+    Uniform: "EquiTuneFormula",
+    Learned: "LambdaEquiTuneFormula",
+    Best: "EquiZeroFormula",
+    Canonical: "CanonicalizeFormula",
+}
+
+
+def _logits(formula: Formula, weighting: Any, inputs: list[Any], outputs: list[Any]) -> Tensor:
+    """What a weight network says of each copy of one sample, (|G|,) in float64."""
+    pairs = zip(inputs, outputs, strict=True)
+    net, seen = weighting.weight_net, [formula.seen(weighting.reads, x, y) for x, y in pairs]
+    if isinstance(net, OrbitWeightNet):
+        return cast(Tensor, net(torch.stack(seen))).flatten().double()
+    return torch.cat([net(copy).flatten() for copy in seen]).double()
+
+
+def _tolerance(weighting: Any, *dtypes: torch.dtype) -> float:
+    given: float | None = weighting.tie_tolerance
+    return tie_tolerance(*dtypes) if given is None else given
+
+
+def _shaken(action: Action, output: Any, rounding: float) -> Any:
+    """An output with its entries off by a rounding, one down and the next one up."""
+    leaves = []
+    for _, leaf in action.flatten(output):
+        signs = torch.ones(leaf.shape[1:], dtype=widened(leaf).dtype).flatten()
+        signs[::2] = -1
+        off = widened(leaf) * (1 + rounding * signs.view(leaf.shape[1:]))
+        leaves.append(off if leaf.is_floating_point() else leaf)
+    return action.unflatten(output, leaves)
+
+
+def _sum(copies: list[Tensor], weights: list[float]) -> Tensor:
+    total = torch.zeros_like(copies[0])
+    for weight, copy in zip(weights, copies, strict=True):
+        # An infinite entry of a copy without weight does not count.
+        if weight:
+            total = total + weight * copy
+    return total
+
+
+def _listed(weights: Tensor | None, copies: list[Tensor]) -> list[float]:
+    if weights is None:
+        return [1 / len(copies)] * len(copies)
+    return cast(list[float], weights.flatten().tolist())
+
+
 def _samples(action: Action, x: Any) -> list[Any]:
     """The samples of a batch, as batches of one."""
     leaves = [leaf for _, leaf in action.flatten(x)]
     places = range(len(leaves[0]))
     return [action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in places]
-
-
-def _widened(leaf: Tensor) -> Tensor:
-    """At least float32, as wrappers compute proxy losses."""
-    wide = torch.promote_types(leaf.dtype, torch.float32)
-    return leaf.to(wide) if leaf.is_floating_point() else leaf

@@ -14,8 +14,6 @@ from equitune.testing._batches import copied, one_element_each, tensors_of
 from equitune.testing._comparison import Gap, Tolerance, dense
 from equitune.testing._layers import Layers, running_batch_norms
 
-__all__ = ["Interactions"]
-
 
 @final
 @dataclass(frozen=True)

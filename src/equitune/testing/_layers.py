@@ -14,8 +14,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layers", "running_batch_norms"]
-
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 WINDOWS = (

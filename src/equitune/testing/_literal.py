@@ -9,22 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from equitune._checks import described, require_type
 from equitune.actions import Action, TrivialAction
 from equitune.testing._batches import copied, output_tensors_of, tensors_of
 from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant
-from equitune.testing._formulas import (
-    CanonicalizeFormula,
-    EquiTuneFormula,
-    EquiZeroFormula,
-    Formula,
-    LambdaEquiTuneFormula,
-    RegularFeaturesFormula,
-)
+from equitune.testing._formulas import Formula, RegularFeaturesFormula
 from equitune.testing._interactions import Interactions
-from equitune.weightings import Best, Canonical, Learned, Uniform
-from equitune.wrappers import OrbitModule, RegularFeatures, Symmetrized
-
-__all__ = ["assert_matches_formula"]
+from equitune.testing._parts import fault_of_runner, faults_of_weighting
+from equitune.wrappers import RegularFeatures, Symmetrized
 
 
 def assert_matches_formula(
@@ -38,7 +30,9 @@ def assert_matches_formula(
     """Asserts that a function computes what a formula says, evaluated one copy at a time.
 
     What :func:`assert_equivariant` cannot see: argmax for argmin, softmax before the average,
-    weights that are not normalised.
+    weights that are not normalised. Of a wrapper it checks the parts too: that the weights of each
+    sample sum to 1 and depend on that sample alone, and that the runner hands on the copy of each
+    element once.
 
     Args:
         fn: A wrapper, or a function that claims to compute the formula.
@@ -67,37 +61,46 @@ def assert_matches_formula(
         >>> assert_matches_formula(model, torch.randn(3, 1, 8, 8))
     """
     __tracebackhide__ = True
+    own = formula is None
     formula = formula_of(fn) if formula is None else formula
-    if not isinstance(formula, Formula):
-        raise TypeError(
-            f"formula is a {type(formula).__name__}; use one such as "
-            "EquiTuneFormula(backbone, input_action), or None for that of a wrapper"
-        )
-    held = {f"formula.{name}": part for name, part in vars(formula).items()}
-    for name, module in {"fn": fn, **held}.items():
+    use = "one such as EquiTuneFormula(backbone, input_action), or None for that of a wrapper"
+    require_type("formula", formula, Formula, use)
+    parts = {"fn": fn, **vars(formula), **dict(formula.weighting.named_children())}
+    del parts["weighting"]
+    for name, module in parts.items():
         if isinstance(module, nn.Module) and any(m.training for m in module.modules()):
+            called = "fn" if name == "fn" else f"formula.{name}"
             raise ValueError(
-                f"{name} has modules in train mode, where a sample's output depends on its batch; "
-                "call .eval() first"
+                f"`{called}` must be in eval mode, got modules in train mode, where a sample's "
+                "output depends on its batch; call .eval() first"
             )
+    # What is behind a cut has an action of its own, or none: one tensor.
+    behind = TrivialAction(formula.group)
+    action = formula.output_action if formula.submodule is None else behind
+    tolerance = Tolerance(rtol, atol, slack=10.0)
     with torch.no_grad():
-        literal = formula(x)
-        # What is behind a cut has an action of its own, or none: one tensor.
-        action = (
-            formula.output_action if formula.submodule is None else TrivialAction(formula.group)
-        )
-        expected = output_tensors_of(action, literal)
+        orbits = formula.orbits(x)
+        expected = output_tensors_of(action, formula.output(x, orbits))
         found = tensors_of(action, fn(copied(formula.input_action, x)), "fn(x)")
-        tolerance = Tolerance(rtol, atol, slack=10.0)
         gap = Gap.between(found, expected, tolerance)
+        faults: list[str] = []
+        mixes = False
         if gap.mismatch is not None or not bool(gap.passes.all()):
-            actions = (formula.input_action, action)
-            mixed = Interactions.of(fn, x, actions, found, tolerance)
-            raise AssertionError(f"fn is not {type(formula).__name__}: {_difference(gap, mixed)}")
+            mixed = Interactions.of(fn, x, (formula.input_action, action), found, tolerance)
+            faults.append(f"fn is not {formula}: {_difference(gap, mixed)}")
+            mixes = not mixed.within
+        if own:
+            faults += faults_of_weighting(fn, x)
+        if own and not mixes:
+            columns = zip(*[orbit.leaves for orbit in orbits], strict=True)
+            copies = [[torch.cat(leaf) for leaf in zip(*c, strict=True)] for c in columns]
+            faults += fault_of_runner(fn, x, copies, tolerance)
+    if faults:
+        raise AssertionError("; ".join(faults))
     inputs = tensors_of(formula.input_action, x)
     if not are_alike(inputs) and is_constant([expected], tolerance):
         warnings.warn(
-            f"{type(formula).__name__} gives the same for every sample, as other formulas may, so "
+            f"{formula} gives the same for every sample, as other formulas may, so "
             "that it is hardly seen which one fn computes; use weights that tell them apart",
             stacklevel=2,
         )
@@ -116,40 +119,21 @@ def _difference(gap: Gap, mixed: Interactions) -> str:
 
 
 def formula_of(wrapper: object) -> Formula:
-    """The formula of a wrapper of one argument."""
-    if not isinstance(wrapper, OrbitModule):
+    """The formula of a wrapper of one argument, with any weighting and space."""
+    if not isinstance(wrapper, RegularFeatures | Symmetrized):
         raise TypeError(
-            f"fn is a {type(wrapper).__name__} and formula is None; use the formula, such as "
-            "EquiTuneFormula(backbone, input_action)"
+            f"`fn` must be a wrapper where formula is None, got {described(wrapper)}; use the "
+            "formula, such as EquiTuneFormula(backbone, input_action)"
         )
     if not isinstance(wrapper.input_action, Action):
         raise TypeError(
-            f"the wrapper has input actions for {list(wrapper.input_action)}; formulas are those "
-            "of one argument: wrap a module of one argument, or one structure with a TreeAction"
+            f"`fn` must be a wrapper of one argument, got input actions for "
+            f"{list(wrapper.input_action)}; use a module of one argument, or of one structure with "
+            "a TreeAction"
         )
     parts = (wrapper.backbone, wrapper.input_action, wrapper.output_action)
     if isinstance(wrapper, RegularFeatures):
         return RegularFeaturesFormula(*parts)
-    if isinstance(wrapper, Symmetrized):
-        weighting, submodule = wrapper.weighting, wrapper.submodule
-        if isinstance(weighting, Uniform):
-            return EquiTuneFormula(*parts, submodule=submodule)
-        if isinstance(weighting, Best):
-            return EquiZeroFormula(
-                *parts, proxy_loss=weighting.proxy_loss, tie_tolerance=weighting.tie_tolerance,
-                submodule=submodule,
-            )  # fmt: skip
-        if isinstance(weighting, Learned):
-            return LambdaEquiTuneFormula(
-                *parts, weight_net=weighting.weight_net, weight_input=str(weighting.reads),
-                submodule=submodule,
-            )  # fmt: skip
-        if isinstance(weighting, Canonical):
-            return CanonicalizeFormula(
-                *parts, weight_net=weighting.weight_net, tie_tolerance=weighting.tie_tolerance,
-                submodule=submodule,
-            )  # fmt: skip
-    raise TypeError(
-        f"fn is a {type(wrapper).__name__}, whose formula is not known; use one of your own, a "
-        "subclass of Formula"
+    return Formula(
+        *parts, weighting=wrapper.weighting, space=wrapper.space, submodule=wrapper.submodule
     )

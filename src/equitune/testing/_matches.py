@@ -12,8 +12,6 @@ from equitune.testing._batches import tensors_of
 from equitune.testing._comparison import Gap, magnitudes
 from equitune.testing._trial import Trial
 
-__all__ = ["SLACK", "Matches", "explained"]
-
 SLACK = 10.0
 """A cause explains the outputs if it does so within this many times what is allowed."""
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from equitune.actions import Action, TrivialAction
 
-__all__ = ["Architecture", "model_family"]
-
 IMAGE_DIMS = (-2, -1)
 
 

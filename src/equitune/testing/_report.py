@@ -14,8 +14,6 @@ from equitune.testing._comparison import Gap
 from equitune.testing._diagnosis import find_causes
 from equitune.testing._trial import Trial
 
-__all__ = ["CONSTANT", "ElementErrors", "EquivarianceReport"]
-
 SHOWN_ROWS = 24
 
 CONSTANT = (

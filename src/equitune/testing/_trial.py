@@ -28,8 +28,6 @@ from equitune.testing._interactions import Interactions
 from equitune.testing._layers import Layers
 from equitune.wrappers import Symmetrized
 
-__all__ = ["Trial", "run_trial"]
-
 
 @final
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class Search:
         chance = repeats == 1 or settings.do_sample or self.noise is not None
         got, use = f"{repeats} that are alike", "do_sample=True, or GumbelNoise as logits_processor"
         require(chance, "num_return_sequences", "be 1 without chance", got, use)
+        self.blocks: list[tuple[Tensor, Tensor]] = []
         self.active, self.cache = list(range(len(self.tokens))), cast("Any", None)
         self.returns_dict, start = bool(settings.return_dict_in_generate), prompts.shape[1]
         self.length = start + new_tokens(model, settings, start)
@@ -170,7 +171,16 @@ class Search:
         chance = torch.rand(shape) if noise is None else noise.ties(start)
         ran = [part.unflatten(0, shape) for part in (new, alive)]
         mix = Mixing(self.weighting, self.model.space)
-        self._append(*mix(Sentences(texts, ran, likely, chance)))
+        chosen = mix(Sentences(texts, ran, likely, chance))
+        self.blocks.append((self._of_all(mix.weights, 1 / self.order),
+                            self._of_all(mix.scores, torch.nan)))  # fmt: skip
+        self._append(*chosen)
+
+    def _of_all(self, found: Any, others: float) -> Tensor:
+        """(|G|, B), from (|G|, b) of the sequences that go on."""
+        full: Tensor = found.new_full((self.order, len(self.tokens)), others)
+        full[:, self.active] = found
+        return full
 
     def _prefix(self, tokens: Tensor, mask: Tensor, elements: Tensor) -> dict[str, Any]:
         """The cache of all but the last token, which the next block does not change."""
@@ -193,11 +203,9 @@ class Search:
 
     def _probabilities(self, output: Any, alive: Tensor) -> Tensor:
         """The sums of the new tokens' probabilities."""
+        beams = getattr(output, "beam_indices", None)
         log_probs = self.model.compute_transition_scores(
-            output.sequences,
-            output.logits,
-            getattr(output, "beam_indices", None),
-            normalize_logits=True,
+            output.sequences, output.logits, beams, normalize_logits=True
         )
         probabilities = log_probs.exp().masked_fill(~alive[:, : log_probs.shape[1]], 0)
         sums: Tensor = probabilities.sum(dim=1).double().cpu()

@@ -29,9 +29,9 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
         held: The number of rows, that is of copies, all of them different.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._begin()
+    rows: Tensor | None = None
+    elements: Tensor | None = None
+    held = 0
 
     @classmethod
     def adopt(cls, empty: Any) -> Self:
@@ -42,13 +42,7 @@ class OrbitCache(DynamicCache):  # type: ignore[misc]
         """
         empty.__class__ = cls
         cache: Self = empty
-        cache._begin()
         return cache
-
-    def _begin(self) -> None:
-        self.rows: Tensor | None = None
-        self.elements: Tensor | None = None
-        self.held = 0
 
     def rows_of(self, elements: Tensor) -> Tensor:
         """The row of each copy (S, K); refuses other copies than those that the cache holds."""
@@ -126,9 +120,8 @@ def _splits_cache(model: Any) -> bool:
     standard = getattr(model, "_supports_default_dynamic_cache", None)
     if getattr(model, "_is_stateful", False) or not (standard is None or standard()):
         return False
-    return all(map(_splits, DynamicCache(config=text_config(model)).layers))
-
-
-def _splits(layer: Any) -> bool:
-    # Some have keys and values, which can be split, and a state besides.
-    return hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+    # Some layers have keys and values, which can be split, and a state besides.
+    return all(
+        hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+        for layer in DynamicCache(config=text_config(model)).layers
+    )

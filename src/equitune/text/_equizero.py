@@ -16,6 +16,7 @@ from equitune.text._scorers import Scorer
 from equitune.text._settings import check_settings, merged_settings
 from equitune.text._words import ResolvedWords
 from equitune.weightings import Uniform
+from equitune.wrappers import Explanation
 
 REFUSED = (
     "streamer", "stopping_criteria", "assistant_model", "cache", "past_key_values", "stop_strings",
@@ -117,6 +118,25 @@ class EquiZeroLM(OrbitLM):
             ValueError: If something is asked for that has no meaning here, the scorer does not
                 return a number for each sentence, or the context of the model is too short.
         """
+        return self._search(inputs, generation_config, kwargs).run()
+
+    @torch.no_grad()
+    def explain(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Explanation:
+        """Generates as :meth:`generate` does, and says which copies were kept.
+
+        Returns:
+            The output of ``generate``, with the weights and scores of each block, (|G|, B, blocks),
+            and the elements whose copies were kept, (B, blocks). Once a sentence has ended, its
+            scores are NaN and its weights are equal.
+        """
+        search = self._search(inputs, generation_config, kwargs)
+        output = search.run()
+        weights, scores = (torch.stack(each, dim=2) for each in zip(*search.blocks, strict=True))
+        return Explanation(output, weights, scores, weights.argmax(dim=0))
+
+    def _search(self, inputs: Any, generation_config: Any, kwargs: dict[str, Any]) -> Search:
         prompts = kwargs.pop("input_ids", None) if inputs is None else inputs
         require_tokens("inputs", prompts)
         mask = kwargs.pop("attention_mask", None)
@@ -128,7 +148,7 @@ class EquiZeroLM(OrbitLM):
                     "from several copies; leave it out"
                 )
         check_settings(settings, options, self.words)
-        return Search(self, prompts, mask, settings, options).run()
+        return Search(self, prompts, mask, settings, options)
 
     def generate_block(self, inputs: Tensor, **kwargs: Any) -> Any:
         """The ``generate`` of transformers, of the copies that ``elements`` names.

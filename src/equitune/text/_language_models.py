@@ -11,7 +11,6 @@ from equitune.text._orbit import OrbitLM
 from equitune.text._words import ResolvedWords
 
 
-@final
 class EquiLM(OrbitLM):
     """A language model that is fair in the sense of groups: P(gX2 | gX1) = P(X2 | X1).
 
@@ -43,6 +42,8 @@ class EquiLM(OrbitLM):
         True
     """
 
+    relaxed = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -50,11 +51,11 @@ class EquiLM(OrbitLM):
         *,
         space: Space = Probabilities(),  # noqa: B008
     ) -> None:
-        super().__init__(model, words, space=space)
+        super().__init__(model, words, space=space, relaxed=self.relaxed)
 
 
 @final
-class REquiLM(OrbitLM):
+class REquiLM(EquiLM):
     """EquiLM, relaxed: general words keep the probabilities of the plain model.
 
     Equality and neutral words are scored as by :class:`EquiLM`, general words by the model itself
@@ -85,11 +86,4 @@ class REquiLM(OrbitLM):
         (True, True)
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        words: ResolvedWords,
-        *,
-        space: Space = Probabilities(),  # noqa: B008
-    ) -> None:
-        super().__init__(model, words, space=space, relaxed=True)
+    relaxed = True

@@ -19,6 +19,7 @@ from equitune._checks import (
     require_tensor,
     require_type,
 )
+from equitune.functional import widened
 from equitune.text._interfaces import Interface, context_length, require_tokens
 from equitune.text._words import ResolvedWords
 
@@ -43,7 +44,7 @@ def sequence_log_prob(
             their left, continuations on their right.
 
     Returns:
-        (B,) in nats: float64, summed from the model's scores.
+        A float64 tensor of shape (B,) in nats, summed from the model's scores.
 
     Raises:
         ValueError: If the shapes do not fit, there is nothing to go on from or with, or contexts
@@ -75,12 +76,11 @@ def sequence_log_prob(
         require(ends, "attention_mask", "be 1 at the end of each context", 0, use)
         options = Interface(model).positions(attention_mask) | {"attention_mask": attention_mask}
     scores = model(tokens, **options).logits[:, context.shape[1] - 1 : -1]
-    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    found = scores.to(exact).log_softmax(dim=-1).gather(2, continuation[..., None])[..., 0].double()
+    log_probs = widened(scores).log_softmax(dim=-1)
+    found = log_probs.gather(2, continuation[..., None])[..., 0].double()
     if attention_mask is not None:
         found = found.masked_fill(attention_mask[:, context.shape[1] :] == 0, 0)
-    total: Tensor = found.sum(dim=1)
-    return total
+    return found.sum(dim=1)
 
 
 def fairness_gap(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equitune._checks import described, require, require_flag, require_type
-from equitune.runners import Call, Mix
+from equitune.runners import Mix
 from equitune.runners._base import Mixing
 from equitune.spaces import Probabilities, Space
 from equitune.text import _interfaces as interfaces
@@ -30,10 +30,10 @@ TWICE = "cache and past_key_values are two names of one argument; use one of the
 class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
     """A causal language model, symmetrised: p(v | X) = sum_g w_g(X) p_M(gv | gX).
 
-    This is a :class:`equitune.Symmetrized` model that is used like the language model itself, with
-    ``generate``, beams, padding, caches and labels. A weighting sees each position of a text as a
-    sample of its own, and what the copies say there depends on the text up to it alone, so that
-    generation, with a cache or without, and losses agree.
+    This is a :class:`equitune.wrappers.Symmetrized` model that is used like the language model
+    itself, with ``generate``, beams, padding, caches and labels. A weighting sees each position of
+    a text as a sample of its own, and what the copies say there depends on the text up to it
+    alone, so that generation, with a cache or without, and losses agree.
 
     Copies that are equal so far are one row of the batch and of the key-value cache; a row splits
     in two when the first equality word is read or generated. Whatever else is asked of the model,
@@ -70,6 +70,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
 
     main_input_name = "input_ids"
     runner: Any
+    relaxed: bool
     # Read of the class; the caches of stateful models are refused.
     _is_stateful = False
 
@@ -257,22 +258,20 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
             raise ValueError(TWICE)
         cache = past_key_values if cache is None else cache
         cache = self._cache(cache, use_cache)
-        interfaces.check_length(
-            self, input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
+        past = 0 if cache is None else cache.get_seq_length()
+        interfaces.check_length(self, past + input_ids.shape[1])
+        keep = logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
+        own = self._elements(elements, input_ids)
+        runner = self.runner.about(
+            mask=attention_mask, positions=position_ids, cache=cache, keep=keep, elements=own
         )
-        if isinstance(logits_to_keep, int) and labels is None:
-            passed["logits_to_keep"] = logits_to_keep
-        given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
-        action = self.words.action
-        call = Call(self.backbone, (input_ids,), given | passed, {0: action}, [(action, input_ids)],
-                    self.group, self.output_action, self._watched("weight_input"))  # fmt: skip
         mix = self._mixing() if mix is None else mix
-        logits = self.runner.run(call, mix, self._elements(elements, input_ids))
+        logits = self.run(mix, input_ids, (), passed, runner)
         if isinstance(logits_to_keep, Tensor):
             logits = logits[:, logits_to_keep]
         loss = None
         if labels is not None:
-            size = action.vocabulary_size
+            size = self.words.action.vocabulary_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
         result = interfaces.language_model_output(loss, logits, cache)
         return result.to_tuple() if return_dict is False else result
@@ -295,11 +294,11 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
     def _mixing(self) -> Mixing:
         return Mixing(self.weighting, self.space)
 
-    def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Any:
-        """The elements whose copies are run: of the group, or (B, K)."""
+    def _elements(self, elements: Tensor | None, input_ids: Tensor) -> Tensor | None:
+        """The elements whose copies are run, (B, K); None for the group."""
         must = f"be None, because {type(self).__name__} averages the whole group"
         require(elements is None, "elements", must, described(elements), "None")
-        return self.group.elements
+        return elements
 
     def _cache(self, given: Any, wanted: bool | None) -> Any:
         """The cache to go on with, if any."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_int, require_ints, require_type
+from equitune._checks import require, require_int, require_ints, require_type
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -53,24 +54,36 @@ class Prefixes(Runner):
         ids = sorted(require_ints("general", general, "the ids of the general words"))
         self.general = Table(torch.tensor(ids, dtype=torch.int64, device="cpu"))
 
+        self.mask: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.elements: Tensor | None = None
+        self.cache: Any = None
+        self.keep = 0
+
     def __repr__(self) -> str:
         return "Prefixes()"
 
-    def run(self, call: Call, mix: Mix, elements: Sequence[int] | Tensor) -> Any:
-        """The scores of the next tokens (S, T, V), on the scale of the model's logits.
+    def about(self, **given: Any) -> Self:
+        """This runner for one call.
 
         Args:
-            call: The call, with ``attention_mask``, ``position_ids``, ``logits_to_keep`` (a number)
-                and ``cache`` (an ``OrbitCache``) among its arguments.
-            mix: What combines copies.
-            elements: The elements of the group; or those of each sequence, (S, K).
+            **given: ``mask`` (S, past + T), ``positions`` (S, T), ``cache`` (an ``OrbitCache``),
+                ``keep`` (the number of last positions to compute, 0 for all), and ``elements``
+                (S, K), those of each sequence in place of the group.
         """
-        options = dict(call.kwargs)
-        cache, keep = options.pop("cache", None), options.pop("logits_to_keep", 0)
-        (action, tokens), past = call.leaves[0], 0 if cache is None else cache.get_seq_length()
-        mask, positions = options.pop("attention_mask", None), options.pop("position_ids", None)
-        given, length = TokenCall(tokens, mask, positions, past), tokens.shape[1]
-        chosen = torch.as_tensor(elements, device=tokens.device).expand(len(tokens), -1)
+        runner = copy.copy(self)
+        vars(runner).update(given)
+        return runner
+
+    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
+        """The scores of the next tokens (S, T, V), on the scale of the model's logits."""
+        (action, tokens), cache = call.leaves[0], self.cache
+        past = 0 if cache is None else cache.get_seq_length()
+        given = TokenCall(tokens, self.mask, self.positions, past)
+        length, keep = tokens.shape[1], self.keep
+        chosen = torch.tensor(elements, device=tokens.device).expand(len(tokens), -1)
+        if self.elements is not None:
+            chosen = self.elements.to(tokens.device)
         # The plain model's copy is that of the identity, which a whole group begins with.
         plain = self.general.host.numel() > 0 and chosen.shape[1] == 1
         copies = torch.cat([chosen, torch.zeros_like(chosen)], dim=1) if plain else chosen
@@ -88,27 +101,26 @@ class Prefixes(Runner):
             if cache is not None:
                 cache.go_on(branches, copies)
             wanted, rows = stop - max(start, kept), branches.rows
-            own = options | given.options(branches.examples // rows.shape[1], start, stop)
-            part = self._pass(call, moved[branches.examples, start:stop], own, cache, wanted)
+            own = call.kwargs | given.options(branches.examples // rows.shape[1], start, stop)
+            part = self._pass(call, moved[branches.examples, start:stop], own, wanted)
             if cache is not None and cache.get_seq_length() != past + stop:
                 raise TypeError(unfilled(call.backbone))
             if wanted > 0:
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
 
-    def _pass(
-        self, call: Call, tokens: Tensor, options: dict[str, Any], cache: Any, wanted: int
-    ) -> Ran:
+    def _pass(self, call: Call, tokens: Tensor, options: dict[str, Any], wanted: int) -> Ran:
         """What the model gives for the last ``wanted`` columns of some rows."""
         wanted = max(wanted, 1)
         if self.interface.keeps_logits:
             options["logits_to_keep"] = wanted
-        options |= self.interface.with_cache(cache)
+        options |= self.interface.with_cache(self.cache)
 
         def logits(tokens: Tensor, **options: Any) -> Any:
             with few_rows(tokens):
                 output = call.backbone(tokens, return_dict=True, **options)
-            if cache is not None and all(getattr(output, n, None) is None for n in CACHE_ARGUMENTS):
+            empty = all(getattr(output, name, None) is None for name in CACHE_ARGUMENTS)
+            if self.cache is not None and empty:
                 raise TypeError(unfilled(call.backbone))
             return output.logits
 
@@ -117,7 +129,12 @@ class Prefixes(Runner):
         )
         (ran,) = part.evaluate([[tokens]], list)
         action, scores = ran.leaves[0]
-        read = None if ran.read is None else ran.read[:, -wanted:]
+        read = ran.read
+        if read is not None:
+            fits = read.dim() > 2 and read.shape[1] in (tokens.shape[1], wanted)
+            must, use = "name a submodule that returns (B, T, ...)", "one within the layers"
+            require(fits, "weight_input", must, f"shape {tuple(read.shape)}", use)
+            read = read[:, -wanted:]
         return Ran(None, [(action, scores[:, -wanted:])], read)
 
 

@@ -15,17 +15,11 @@ NAMES_ONE = ("pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """Where of several tokens one is taken, whatever the model says."""
 
 NAMES_TOKENS = (
-    "eos_token_id",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
-    "force_words_ids",
+    "eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids",
     "sequence_bias",
-)
+)  # fmt: skip
 
-ACTIVATIONS = (
-    "reads activations, which are those of copies and cannot be put together; leave it out"
-)
+ACTIVATIONS = "reads activations, which are those of copies, and copies differ; leave it out"
 
 REFUSED = {
     **dict.fromkeys(("output_attentions", "output_hidden_states", "penalty_alpha", "dola_layers",

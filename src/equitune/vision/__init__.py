@@ -2,7 +2,7 @@
 
 from equitune.vision._boxes import BoxAction
 from equitune.vision._coordinates import KeypointAction, label_swaps
-from equitune.vision._detections import AbsoluteCoordinates, PaddedDetections, RelativeCoordinates
+from equitune.vision._detections import AbsoluteCoordinates, NormalizedCoordinates, PaddedDetections
 from equitune.vision._embeddings import ImageTextLoss, UnitEmbeddings
 from equitune.vision._grids import BoxMapAction, GridBoxAction
 from equitune.vision._plausibility import check_coordinates
@@ -18,8 +18,8 @@ __all__ = [
     "GridBoxAction",
     "ImageTextLoss",
     "KeypointAction",
+    "NormalizedCoordinates",
     "PaddedDetections",
-    "RelativeCoordinates",
     "UnitEmbeddings",
     "ZeroShotClassifier",
     "check_coordinates",

@@ -9,12 +9,11 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from equitune._checks import require
 from equitune.actions import ImageAction
 from equitune.actions._base import in_format_of
-from equitune.vision._coordinates import CoordinateAction, Move, point_row
+from equitune.vision._coordinates import CoordinateAction, Move, Row, point_row
 from equitune.vision._plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
-
-__all__ = ["BoxAction"]
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "ltrb", "deltas"]
 TOGETHER = 1e-2
@@ -45,13 +44,13 @@ class BoxAction(CoordinateAction):
             ``"ltrb"``, distances to the left, upper, right and lower side, as in FCOS;
             ``"deltas"``, the way (dx, dy) to the middle and two sizes (or their logarithms), as in
             Faster R-CNN.
-        image_size: (H, W) for boxes in pixels; None for boxes relative to the size of the image,
+        image_size: (H, W) for boxes in pixels; None for boxes normalized by the size of the image,
             in [0, 1], and for ``"ltrb"`` and ``"deltas"``, in any unit. Images that are not square
-            change their size when they are rotated by 90 degrees: their boxes have to be relative,
-            see :class:`equitune.vision.RelativeCoordinates`.
+            change their size when they are rotated by 90 degrees, so that their boxes have to be
+            normalized: see :class:`equitune.vision.NormalizedCoordinates`.
 
     Raises:
-        TypeError: If ``images`` is no ``ImageAction``.
+        TypeError: If ``images`` is not an ``ImageAction``.
         ValueError: If the format is another one, or ``image_size`` does not fit.
 
     Example:
@@ -71,16 +70,16 @@ class BoxAction(CoordinateAction):
         box_format: BoxFormat = "xyxy",
         image_size: Size | None = None,
     ) -> None:
-        if box_format not in FORMATS:
-            raise ValueError(f"box_format is {box_format!r}; use one of {FORMATS}")
+        known = box_format in FORMATS
+        require(known, "box_format", f"be one of {FORMATS}", repr(box_format), "that of the model")
         self.box_format: BoxFormat = box_format
         super().__init__(images, image_size)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
+        ends = corners(x, "xywh") if self.box_format == "xywh" else x
+        moved: Tensor = self.coordinates.unchecked_transform(ends, g)
         if self.box_format != "xywh":
-            found: Tensor = self.coordinates.unchecked_transform(x, g)
-            return found
-        moved = self.coordinates.unchecked_transform(corners(x, "xywh"), g)
+            return moved
         moved = torch.cat([moved[..., :2], moved[..., 2:] - moved[..., :2]], dim=-1)
         return in_format_of(x, moved)
 
@@ -111,9 +110,7 @@ class BoxAction(CoordinateAction):
             "EquiZero or Canonicalize, which select one copy, for detection queries"
         ]
 
-    def _row(
-        self, moves: tuple[Move, Move], size: Size
-    ) -> tuple[list[int], list[int], list[float]]:
+    def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
         sources, signs, offsets = point_row(moves, size)
         if self.box_format in ("cxcywh", "deltas"):
             offsets = offsets if self.box_format == "cxcywh" else [0.0, 0.0]

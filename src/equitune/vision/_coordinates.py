@@ -11,16 +11,16 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_counts, require_entries
+from equitune._checks import require, require_counts, require_entries, require_type
 from equitune.actions import ImageAction, PermutationAction, SignedPermutationAction
 from equitune.actions._base import Composed, in_format_of, require_batch
 from equitune.actions._image import vector_moves
 from equitune.vision._plausibility import Size, unit_doubts
 
-__all__ = ["CoordinateAction", "KeypointAction", "Move", "is_length", "label_swaps", "point_row"]
-
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
+Row = tuple[list[int], list[int], list[float]]
+"""For one element: the source, sign and offset of each entry."""
 
 
 class CoordinateAction(Composed):
@@ -33,8 +33,7 @@ class CoordinateAction(Composed):
     """How many numbers there may be along the last dimension."""
 
     def __init__(self, images: ImageAction, image_size: Size | None) -> None:
-        _require_image_action(images)
-        self.group = images.group
+        self.group = require_image_action(images).group
         self.images = images
         self.image_size = _check_size(images, image_size)
         height, width = self.image_size or (1.0, 1.0)
@@ -43,23 +42,17 @@ class CoordinateAction(Composed):
         self.coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
 
     @abstractmethod
-    def _row(
-        self, moves: tuple[Move, Move], size: Size
-    ) -> tuple[list[int], list[int], list[float]]:
-        """For one element: the source, sign and offset of each entry."""
+    def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
+        """The row of one element; ``size`` is (W, H)."""
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         shape = require_batch(x, "x", self).shape
-        if len(shape) < 2 or shape[-1] not in self.numbers:
-            given = " or ".join(map(str, self.numbers))
-            raise ValueError(
-                f"`x` must have {given} numbers along the last dimension for "
-                f"{type(self).__name__}, got shape {tuple(shape)}; use (B, ..., {given})"
-            )
-        if not x.is_floating_point():
-            raise TypeError(
-                f"`x` must hold floating-point coordinates, got dtype {x.dtype}; use x.float()"
-            )
+        given = " or ".join(map(str, self.numbers))
+        passed = len(shape) > 1 and shape[-1] in self.numbers
+        must = f"have {given} numbers along the last dimension"
+        require(passed, "x", must, f"shape {tuple(shape)}", f"(B, ..., {given})")
+        require(x.is_floating_point(), "x", "hold floating-point coordinates", x.dtype, "x.float()",
+                TypeError)  # fmt: skip
         # A visibility does not move.
         super().check(x[..., : self.numbers[0]], g)
 
@@ -81,8 +74,9 @@ class KeypointAction(CoordinateAction):
             largest indices (H - 1, W - 1).
 
     Raises:
-        TypeError: If ``images`` is no ``ImageAction``.
-        ValueError: If a pair names no keypoint, or one twice, or ``image_size`` does not fit.
+        TypeError: If ``images`` is not an ``ImageAction``.
+        ValueError: If a pair names an unknown keypoint, or one twice, or ``image_size`` does not
+            fit.
 
     Example:
         >>> import torch
@@ -133,9 +127,7 @@ class KeypointAction(CoordinateAction):
         unlabelled: Tensor = corners & (visibility == 0)
         return unlabelled
 
-    def _row(
-        self, moves: tuple[Move, Move], size: Size
-    ) -> tuple[list[int], list[int], list[float]]:
+    def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
         return point_row(moves, size)
 
     @property
@@ -158,8 +150,8 @@ def label_swaps(
         dim: The dimension of the classes.
 
     Raises:
-        TypeError: If ``images`` is no ``ImageAction``.
-        ValueError: If ``count`` is below 1, or a pair names no class, or one twice.
+        TypeError: If ``images`` is not an ``ImageAction``.
+        ValueError: If ``count`` is below 1, or a pair names an unknown class, or one twice.
 
     Example:
         >>> from equitune import ImageAction
@@ -167,27 +159,27 @@ def label_swaps(
         >>> label_swaps(ImageAction.horizontal_flip(), 3, [(1, 2)]).permutations
         ((0, 1, 2), (0, 2, 1))
     """
-    _require_image_action(images)
+    require_image_action(images)
     require_counts(count=count)
     exchanged = list(range(count))
-    for pair in require_entries("swaps", swaps, "pairs of numbers, such as [(1, 2)]"):
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(f"swaps has {pair!r}; use pairs of numbers, such as (1, 2)")
-        left, right = pair
+    use = "pairs of different classes that share none, such as [(1, 2), (3, 4)]"
+    for pair in require_entries("swaps", swaps, use):
+        given = not isinstance(pair, str) and isinstance(pair, Sequence) and len(pair) == 2
+        require(given, "swaps", "hold pairs of numbers", repr(pair), use)
+        index: Any
         for index in pair:
-            if not _is_index(index, count):
-                raise ValueError(f"swaps names {index!r} in {tuple(pair)}, but count is {count}")
-        if exchanged[left] != left or exchanged[right] != right or left == right:
-            raise ValueError(
-                f"swaps has {tuple(pair)}, which names one twice; use pairs that share nothing"
-            )
+            known = isinstance(index, Integral) and 0 <= int(index) < count
+            require(known, "swaps", f"name 0 to {count - 1}", f"{index!r} in {tuple(pair)}", use)
+        left, right = pair
+        free = exchanged[left] == left and exchanged[right] == right and left != right
+        require(free, "swaps", "name each class once", repr(tuple(pair)), use)
         exchanged[left], exchanged[right] = right, left
     kept = list(range(count))
     rows = [exchanged if element >= 4 else kept for element in images.elements]
     return PermutationAction(images.group, rows, dim)
 
 
-def point_row(moves: tuple[Move, Move], size: Size) -> tuple[list[int], list[int], list[float]]:
+def point_row(moves: tuple[Move, Move], size: Size) -> Row:
     """For a point (x, y): the source, sign and offset of each coordinate; ``size`` is (W, H)."""
     sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
     offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
@@ -199,29 +191,27 @@ def is_length(side: object) -> bool:
     return isinstance(side, Real) and 0 < float(side) < math.inf
 
 
-def _is_index(index: object, count: int) -> bool:
-    return isinstance(index, Integral) and 0 <= int(index) < count
+def require_image_action(images: Any) -> ImageAction:
+    """The action itself; refuses anything but an ``ImageAction``."""
+    use = "the action on the images, such as ImageAction(d4())"
+    checked: ImageAction = require_type("images", images, ImageAction, use)
+    return checked
 
 
-def _require_image_action(images: object) -> None:
-    if not isinstance(images, ImageAction):
-        raise TypeError(
-            f"images is a {type(images).__name__}; use the action on the images, such as "
-            "ImageAction(d4())"
-        )
+def rotates(images: ImageAction) -> bool:
+    """Whether an element rotates by 90 degrees, which exchanges height and width."""
+    return any(element % 2 for element in images.elements)
 
 
 def _check_size(images: ImageAction, image_size: Size | None) -> Size | None:
     if image_size is None:
         return None
     sides = tuple(image_size) if isinstance(image_size, Sequence) else ()
-    if len(sides) != 2 or not all(is_length(side) for side in sides):
-        raise ValueError(f"image_size is {image_size}; use (H, W), or None for relative ones")
-    height, width = image_size
-    if height != width and any(element % 2 for element in images.elements):
-        raise ValueError(
-            f"image_size is {tuple(image_size)}, and the group rotates by 90 degrees, which "
-            "exchanges height and width; use None, and put the model into "
-            "equitune.vision.RelativeCoordinates, so that its coordinates are relative"
-        )
-    return float(height), float(width)
+    passed = len(sides) == 2 and all(is_length(side) for side in sides)
+    use = "(H, W) for pixels, or None for normalized coordinates"
+    require(passed, "image_size", "be two finite positive numbers", image_size, use)
+    height, width = map(float, sides)
+    must = "be square where the group rotates by 90 degrees, which exchanges height and width"
+    use = "None, and put the model into equitune.vision.NormalizedCoordinates"
+    require(height == width or not rotates(images), "image_size", must, image_size, use)
+    return height, width

@@ -10,17 +10,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitune._checks import require_counts, require_module, require_strings
+from equitune._checks import (
+    described,
+    require,
+    require_counts,
+    require_function,
+    require_module,
+    require_strings,
+    require_tensor,
+    require_type,
+)
 from equitune.actions._tree import rebuilt
 from equitune.vision._checks import require_images
 
-__all__ = ["AbsoluteCoordinates", "PaddedDetections", "RelativeCoordinates"]
-
 NEEDED = ("boxes", "labels", "scores")
 TRAINING = (
-    " The model is in train mode, in which detectors take targets and return losses: call .eval(), "
-    "or train the detector itself, before it is wrapped."
+    "; the model is in train mode, in which detectors take targets and return losses: call "
+    ".eval(), or train the detector itself before you wrap it"
 )
+
+
+def unit_of(coordinates: Tensor, images: Tensor) -> Tensor:
+    """The size of the image along each of the coordinates, (..., 2), (..., 3) or (..., 4)."""
+    height, width = images.shape[-2:]
+    units = {2: (width, height), 3: (width, height, 1), 4: (width, height, width, height)}
+    require(
+        coordinates.dim() > 0 and coordinates.shape[-1] in units,
+        "model(images)",
+        "have 2 numbers (x, y), 3 (x, y, visibility) or 4 (a box) along the last dimension",
+        f"shape {tuple(coordinates.shape)}",
+        "the fields that hold coordinates",
+    )
+    return coordinates.new_tensor(units[coordinates.shape[-1]])
 
 
 class Scaled(nn.Module, ABC):
@@ -32,7 +53,7 @@ class Scaled(nn.Module, ABC):
             visibility, or (B, ..., 4); None if the output is one such tensor.
 
     Raises:
-        TypeError: If ``model`` is no module, or ``fields`` is one string. Calls raise it for
+        TypeError: If ``model`` is not a module, or ``fields`` is one string. Calls raise it for
             another output.
         ValueError: In calls, for images of another shape, a field that is not there, or a last
             dimension of another size.
@@ -40,57 +61,33 @@ class Scaled(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, fields: Sequence[str] | None = None) -> None:
         super().__init__()
-        require_module("model", model)
-        self.model = model
-        self.fields: tuple[str, ...] | None = None
-        if fields is not None:
-            self.fields = require_strings("fields", fields, "a list of names, ['boxes']")
+        self.model = require_module("model", model)
+        use = "a list of names, ['boxes']"
+        self.fields = None if fields is None else require_strings("fields", fields, use)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         require_images(images)
         output = self.model(images, *args, **kwargs)
         if self.fields is None:
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    f"the model returns a {type(output).__name__}; use the names of its fields "
-                    "that hold coordinates, fields=['boxes']"
-                )
-            return self._scaled(output, images)
-        if not isinstance(output, Mapping):
-            raise TypeError(f"the model returns a {type(output).__name__}; fields needs a dict")
-        for name in self.fields:
-            if name not in output:
-                raise ValueError(
-                    f"fields names {name!r}, but the model returns the fields {list(output)}"
-                )
-        return rebuilt(
-            output,
-            {
-                name: self._scaled(value, images) if name in self.fields else value
-                for name, value in output.items()
-            },
-        )
+            require_type("model(images)", output, Tensor, "fields=['boxes'] for those of a dict")
+            return self.change(output, unit_of(output, images))
+        require_type("model(images)", output, Mapping, "a dict, or fields=None for one tensor")
+        missing = [name for name in self.fields if name not in output]
+        require(not missing, "fields", f"name fields of {list(output)}", missing, "one of these")
+        changed = {name: self.change(output[name], unit_of(output[name], images))
+                   for name in self.fields}  # fmt: skip
+        return rebuilt(output, {**output, **changed})
 
     @abstractmethod
     def change(self, coordinates: Tensor, unit: Tensor) -> Tensor:
         """The coordinates in their new unit, the size of the image along each of them."""
 
-    def _scaled(self, coordinates: Tensor, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        units = {2: (width, height), 3: (width, height, 1), 4: (width, height, width, height)}
-        if coordinates.shape[-1] not in units:
-            raise ValueError(
-                f"the model returns coordinates of shape {tuple(coordinates.shape)}; the last "
-                "dimension must have 2 numbers (x, y), 3 (x, y, visibility) or 4 (a box)"
-            )
-        return self.change(coordinates, coordinates.new_tensor(units[coordinates.shape[-1]]))
-
 
 @final
-class RelativeCoordinates(Scaled):
+class NormalizedCoordinates(Scaled):
     """A model that returns pixels, as one that returns shares of the size of its images.
 
-    Images that are not square change their size when they are rotated; relative coordinates are
+    Images that are not square change their size when they are rotated; normalized coordinates are
     free of it. :class:`AbsoluteCoordinates` around the wrapper leads back to pixels.
 
     Args:
@@ -104,13 +101,13 @@ class RelativeCoordinates(Scaled):
     Example:
         >>> import torch
         >>> from equitune import EquiTune, ImageAction, d4
-        >>> from equitune.vision import AbsoluteCoordinates, BoxAction, RelativeCoordinates
+        >>> from equitune.vision import AbsoluteCoordinates, BoxAction, NormalizedCoordinates
         >>> network = torch.nn.Sequential(
         ...     torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 4)
         ... )  # one box per image, in pixels
         >>> images = ImageAction(d4())
         >>> model = AbsoluteCoordinates(
-        ...     EquiTune(RelativeCoordinates(network), images, BoxAction(images))
+        ...     EquiTune(NormalizedCoordinates(network), images, BoxAction(images))
         ... )
         >>> model(torch.rand(2, 3, 32, 48)).shape
         torch.Size([2, 4])
@@ -141,13 +138,14 @@ class AbsoluteCoordinates(Scaled):
 class PaddedDetections(nn.Module):
     """A detector that returns one dict per image, as one that returns one dict of tensors.
 
-    The lists of all images are padded to one length; boxes and keypoints become relative to the
+    The lists of all images are padded to one length; boxes and keypoints are normalized by the
     size of the image. A padded entry has label -1 and score 0.
 
     The entries of two copies of an image do not belong to each other, so that their mean says
-    nothing: ``EquiTune`` and ``LambdaEquiTune`` refuse the labels, which are integers (and must
-    not be dropped). Select one copy, with ``EquiZero`` or ``Canonicalize``; its labels are taken
-    as they are.
+    little. Select one copy, with ``EquiZero``, ``Canonicalize`` or a top-1 weighting of your own.
+    With other weights, boxes and scores are averaged entry by entry, and labels, which are
+    integers, are those of the copy with the largest weight. Equal weights leave no such copy:
+    ``EquiTune`` refuses labels, unless the action marks them with ``Drop()``.
 
     Args:
         model: A detector in eval mode, as torchvision's: a list of images (C, H, W) to a list of
@@ -166,7 +164,7 @@ class PaddedDetections(nn.Module):
         (B, most), and so on.
 
     Raises:
-        TypeError: If ``model`` is no module or ``inputs`` cannot be called, if ``drop`` is one
+        TypeError: If ``model`` is not a module or ``inputs`` cannot be called, if ``drop`` is one
             string; in calls, if the model returns something else, or a field holds no tensors.
         ValueError: If ``most`` is below 1, or ``drop`` names a field that is needed. Calls raise
             it for images of another shape, for targets, for losses, where an image has more
@@ -202,137 +200,105 @@ class PaddedDetections(nn.Module):
         drop: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        require_module("model", model)
+        self.model = require_module("model", model)
         require_counts(most=most)
-        if not callable(inputs):
-            raise TypeError(
-                f"`inputs` must be a function of a batch, got a {type(inputs).__name__}; use list "
-                "for a list of images, or torch.clone for the batch itself"
-            )
+        self.most = most
+        use = "list for a list of images, or torch.clone for the batch itself"
+        self.inputs = require_function("inputs", inputs, use)
         self.drop = require_strings("drop", drop, "a list of names, ['masks']")
         needed = [name for name in NEEDED if name in self.drop]
-        if needed:
-            raise ValueError(f"`drop` must not name {needed}, got {list(drop)}; use other fields")
-        self.model = model
-        self.most = most
-        self.inputs = inputs
+        require(not needed, "drop", f"not name {needed}", list(drop), "the names of other fields")
 
     def forward(self, images: Tensor, targets: object = None) -> dict[str, Tensor]:
         require_images(images)
-        if targets is not None:
-            raise ValueError(
-                "`targets` must be None, because losses of single copies are no detections, got a "
-                f"{type(targets).__name__}; train the detector itself, before it is wrapped"
-            )
+        require(len(images) > 0, "images", "hold an image", "an empty batch", "one image or more")
+        require(
+            targets is None,
+            "targets",
+            "be None, because the losses of single copies are not detections",
+            described(targets),
+            "them to train the detector itself, before you wrap it",
+        )
         detections = self._found(images)
-        for number, found in enumerate(detections):
-            missing = {*NEEDED, *detections[0]} - set(found)
-            if missing:
-                raise ValueError(
-                    f"the detections of image {number} have the fields {list(found)}; they need "
-                    f"{sorted(missing)} as well"
-                )
-            self._check_boxes(number, found)
-        kept = [
-            name
-            for name in detections[0]
-            if name in NEEDED
-            or (name not in self.drop and any(found[name] is not None for found in detections))
-        ]
-        return {name: self._padded(name, detections, images) for name in kept}
+        names = [name for name in detections[0] if name in NEEDED or self._keeps(name, detections)]
+        return {name: self._padded(name, detections, images) for name in names}
 
-    def _found(self, images: Tensor) -> list[dict[str, Any]]:
+    def _keeps(self, name: str, detections: list[Mapping[str, Any]]) -> bool:
+        return name not in self.drop and any(found[name] is not None for found in detections)
+
+    def _found(self, images: Tensor) -> list[Mapping[str, Any]]:
         """One dict per image, of what the model returns."""
+        training = TRAINING if self.model.training else ""
         try:
             detections = self.model(self.inputs(images))
         except (TypeError, AttributeError, AssertionError, ValueError) as error:
             error.add_note(
-                "PaddedDetections called the model with what inputs makes of the batch "
+                "PaddedDetections called the model with what `inputs` makes of the batch "
                 "(B, C, H, W), by default a list of images (C, H, W); for a model that takes the "
-                "batch itself use inputs=torch.clone." + (TRAINING if self.model.training else "")
+                f"batch itself use inputs=torch.clone{training}"
             )
             raise
-        if isinstance(detections, Mapping):
-            raise TypeError(
-                f"the model returns one {type(detections).__name__} with the fields "
-                f"{list(detections)}, but PaddedDetections needs a list with one dict per image;"
-                + (TRAINING if self.model.training else " for tensors of the whole batch use a "
-                   "TreeAction without PaddedDetections")
-            )  # fmt: skip
-        if not isinstance(detections, list | tuple):
-            raise TypeError(
-                f"the model returns a {type(detections).__name__}; PaddedDetections needs a list "
-                "of dicts, which detectors return in eval mode"
+        use = "a detector in eval mode; a dict of tensors needs a TreeAction alone" + training
+        fields = f" of {list(detections)}" if isinstance(detections, Mapping) else ""
+        require(
+            isinstance(detections, list | tuple),
+            "model(images)",
+            "be a list of dicts, one per image",
+            described(detections) + fields,
+            use,
+            TypeError,
+        )
+        require(
+            len(detections) == len(images),
+            "model(images)",
+            "hold one dict per image",
+            f"{len(detections)} dicts for {len(images)} images",
+            use,
+        )
+        for i, found in enumerate(detections):
+            require_type(f"model(images)[{i}]", found, Mapping, "a list with one dict per image")
+            missing = {*NEEDED, *detections[0]} - set(found)
+            require(
+                not missing,
+                f"model(images)[{i}]",
+                "have the fields of the others",
+                f"{list(found)} without {sorted(missing)}",
+                "one set of fields for all images",
             )
-        for number, found in enumerate(detections):
-            if not isinstance(found, Mapping):
-                raise TypeError(
-                    f"the model returns a {type(found).__name__} for image {number}; "
-                    "PaddedDetections needs a list of dicts, which detectors return in eval mode"
-                )
-        if not len(images):
-            raise ValueError("images is an empty batch, which has no detections to pad")
-        if len(detections) != len(images):
-            raise ValueError(
-                f"the model returns {len(detections)} dicts for {len(images)} images; it must "
-                "return one per image"
-            )
-        return [dict(found) for found in detections]
+        return [*detections]
 
-    def _check_boxes(self, number: int, found: dict[str, Any]) -> None:
-        boxes = found["boxes"]
-        if not isinstance(boxes, Tensor):
-            raise TypeError(
-                f"the boxes of image {number} are a {type(boxes).__name__}; use a tensor (N, 4), "
-                "two corners in pixels"
-            )
-        if boxes.shape[1:] != (4,):
-            raise ValueError(
-                f"the boxes of image {number} have shape {tuple(boxes.shape)}; use (N, 4), two "
-                "corners in pixels"
-            )
-
-    def _padded(self, name: str, detections: list[dict[str, Any]], images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
+    def _padded(self, name: str, detections: list[Mapping[str, Any]], images: Tensor) -> Tensor:
         rows = []
-        for number, found in enumerate(detections):
-            values = self._values(name, number, found)
-            if name == "boxes":
-                values = values / values.new_tensor((width, height, width, height))
-            if name == "keypoints":
-                values = values / values.new_tensor((width, height, 1))
+        for i, found in enumerate(detections):
+            values = self._values(name, i, found)
+            if name in ("boxes", "keypoints"):
+                values = values / unit_of(values, images)
             missing = (0, 0) * (values.dim() - 1) + (0, self.most - len(values))
             rows.append(F.pad(values, missing, value=-1 if name == "labels" else 0))
-        if len({row.shape for row in rows}) > 1:
-            raise ValueError(
-                f"the field {name!r} has entries of the shapes {[tuple(r.shape[1:]) for r in rows]}"
-                f"; it must have one shape in all images, or use drop=[{name!r}]"
-            )
+        require(
+            len({row.shape for row in rows}) == 1,
+            f"model(images)[...]['{name}']",
+            "have entries of one shape",
+            [tuple(row.shape[1:]) for row in rows],
+            f"one shape in all images, or drop=[{name!r}]",
+        )
         return torch.stack(rows)
 
-    def _values(self, name: str, number: int, found: dict[str, Any]) -> Tensor:
+    def _values(self, name: str, i: int, found: Mapping[str, Any]) -> Tensor:
         """One field of one image, (N, ...)."""
-        values, count = found[name], len(found["boxes"])
-        if not isinstance(values, Tensor):
-            raise TypeError(
-                f"the field {name!r} of image {number} is of type {type(values).__name__}; "
-                "PaddedDetections pads tensors with one entry per detection"
-                + ("" if name in NEEDED else f": let the model return one (such as masks "
-                   f"(N, 1, H, W) for run-length encodings), or use drop=[{name!r}]")
-            )  # fmt: skip
-        if values.dim() == 0 or len(values) != count:
-            raise ValueError(
-                f"the field {name!r} of image {number} has shape {tuple(values.shape)}, but its "
-                f"boxes are {count}; it must have one entry per detection"
-                + ("" if name in NEEDED else f", or use drop=[{name!r}]")
-            )
-        if name == "keypoints" and values.shape[-1] != 3:
-            raise ValueError(
-                f"the field 'keypoints' of image {number} has shape {tuple(values.shape)}; it must "
-                "be (N, K, 3), x and y in pixels with a visibility"
-            )
-        if count > self.most:
-            raise ValueError(
-                f"image {number} has {count} detections, but most is {self.most}; use a larger one"
-            )
+        called = f"model(images)[{i}][{name!r}]"
+        use = "one entry per detection" + ("" if name in NEEDED else f", or drop=[{name!r}]")
+        values: Tensor = require_type(called, found[name], Tensor, use)
+        boxes = require_tensor(f"model(images)[{i}]['boxes']", found["boxes"], "(N, 4)", dims=1)
+        count = len(boxes)
+        must = f"have one entry for each of {count} boxes"
+        got = f"shape {tuple(values.shape)}"
+        require(values.dim() > 0 and len(values) == count, called, must, got, use)
+        layouts = {"boxes": (values.shape[1:] == (4,), "(N, 4), two corners in pixels"),
+                   "keypoints": (values.shape[-1] == 3,
+                                 "(N, K, 3), x and y in pixels with a visibility")}  # fmt: skip
+        passed, layout = layouts.get(name, (True, ""))
+        require(passed, called, f"be {layout}", got, "that layout")
+        must = f"be {count} or more, the detections of image {i}"
+        require(count <= self.most, "most", must, self.most, "a larger number")
         return values

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitune._checks import described, require_module
+from equitune._checks import described, require, require_module, require_tensor
 from equitune.functional import widened
 from equitune.losses import negative_similarity
 from equitune.vision._checks import check_embeddings
 from equitune.vision._prompts import unit_rows
-
-__all__ = ["ImageTextLoss", "UnitEmbeddings"]
 
 
 @final
@@ -31,8 +29,8 @@ class UnitEmbeddings(nn.Module):
         (B, channels, H, W) to (B, D), in the dtype of the embeddings.
 
     Raises:
-        TypeError: If ``encoder`` is no module. Calls raise it if the encoder returns no
-            floating-point tensor.
+        TypeError: If ``encoder`` is not a module. Calls raise it if the encoder returns anything
+            but a floating-point tensor.
         ValueError: Calls raise it if the embeddings are not (B, D).
 
     Example:
@@ -74,7 +72,7 @@ class ImageTextLoss(nn.Module):
         (|G|, B, D), embeddings of any length, to (|G|, B), in float32 or higher, from -1 to 1.
 
     Raises:
-        TypeError: If ``class_embeddings`` is no floating-point tensor.
+        TypeError: If ``class_embeddings`` is not a floating-point tensor.
         ValueError: If it is not (classes, D), or a row is 0 or not finite. Calls raise it for
             embeddings of another width.
 
@@ -90,28 +88,17 @@ class ImageTextLoss(nn.Module):
 
     def __init__(self, class_embeddings: Tensor) -> None:
         super().__init__()
-        if not isinstance(class_embeddings, Tensor) or not class_embeddings.is_floating_point():
-            raise TypeError(
-                f"class_embeddings is {described(class_embeddings)}; use a floating-point "
-                "tensor (classes, D)"
-            )
-        if class_embeddings.dim() != 2 or 0 in class_embeddings.shape:
-            raise ValueError(
-                f"class_embeddings has shape {tuple(class_embeddings.shape)}; use (classes, D), "
-                "one embedding per class"
-            )
+        require_tensor("class_embeddings", class_embeddings, "(classes, D)", floating=True)
+        must = "be (classes, D), one embedding per class"
+        passed = class_embeddings.dim() == 2 and class_embeddings.numel() > 0
+        got = described(class_embeddings)
+        require(passed, "class_embeddings", must, got, "those of embed_classes")
         called = [f"class_embeddings[{i}]" for i in range(len(class_embeddings))]
         unit = unit_rows(class_embeddings.detach(), called)
         self.register_buffer("class_embeddings", unit, persistent=False)
 
     def forward(self, stack: Tensor) -> Tensor:
-        if not isinstance(stack, Tensor):
-            raise TypeError(f"`stack` must be a tensor (|G|, B, D), got {described(stack)}")
-        if stack.dim() != 3:
-            raise ValueError(
-                f"the embeddings have shape {tuple(stack.shape)}; this loss takes the stack of "
-                "all copies, (|G|, B, D)"
-            )
+        require_tensor("stack", stack, "(|G|, B, D), the embeddings of all copies", dims=3)
         return negative_similarity(self.similarities(stack))
 
     def similarities(self, embeddings: Tensor) -> Tensor:
@@ -120,17 +107,11 @@ class ImageTextLoss(nn.Module):
         In float32 or higher, also under autocast: the scale of CLIP makes logits of them, 100
         times as large.
         """
-        if not isinstance(embeddings, Tensor) or embeddings.dim() == 0:
-            raise TypeError(
-                f"`embeddings` must be a tensor (..., D), got {described(embeddings)}; use those "
-                "of the image encoder"
-            )
         width = self.class_embeddings.shape[1]
-        if embeddings.shape[-1] != width:
-            raise ValueError(
-                f"the images have embeddings of {embeddings.shape[-1]} numbers, but those of the "
-                f"classes have {width}; both must come from one model"
-            )
+        shape = f"(..., {width}), as wide as the embeddings of the classes"
+        require_tensor("embeddings", embeddings, shape, dims=1)
+        passed, got = embeddings.shape[-1] == width, described(embeddings)
+        require(passed, "embeddings", f"be {shape}", got, "an encoder and classes of one model")
         dtype = torch.promote_types(embeddings.dtype, self.class_embeddings.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         with torch.autocast(embeddings.device.type, enabled=False):

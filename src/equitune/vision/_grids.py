@@ -8,14 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_counts, require_int
+from equitune._checks import require, require_counts, require_entries, require_int
 from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
 from equitune.actions._base import Composed, in_format_of, require_batch
 from equitune.vision._boxes import BoxAction, BoxFormat
-from equitune.vision._coordinates import is_length
+from equitune.vision._coordinates import is_length, require_image_action, rotates
 from equitune.vision._plausibility import Size
-
-__all__ = ["BoxMapAction", "GridBoxAction"]
 
 AnchorShapes = Sequence[tuple[float, float]]
 SAME = 1e-2
@@ -42,7 +40,7 @@ class GridBoxAction(Composed):
             Boxes of a cell that differ in nothing but their number have equal shapes.
 
     Raises:
-        TypeError: If ``images`` is no ``ImageAction``, or another argument is no list of pairs.
+        TypeError: If ``images`` is not an ``ImageAction``, or another argument not a list of pairs.
         ValueError: If a grid is not square although the group rotates by 90 degrees, which
             exchanges its rows and columns; if the shape of an anchor, turned by 90 degrees, is not
             among the shapes, so that no box of another cell can take the place of its box; as
@@ -109,7 +107,7 @@ class BoxMapAction(Composed):
     """Moves maps of boxes (B, ..., A * 4, H, W), with A boxes for each cell, with their image.
 
     The layout of a detection head's last convolution: four channels per anchor. The cells move as
-    the pixels of :class:`equitune.ImageAction`, and the four numbers as those of
+    the pixels of :class:`equitune.actions.ImageAction`, and the four numbers as those of
     :class:`BoxAction`. Grids of any size will do, and of several: maps that are not square exchange
     rows and columns when they are rotated by 90 degrees. For lists (B, N, 4) there is
     :class:`GridBoxAction`.
@@ -150,13 +148,11 @@ class BoxMapAction(Composed):
         self.group, self.keeps_shape = images.group, self._pixels.keeps_shape
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
-        channels = require_batch(x, "x", self).dim() - 3
-        if channels > 0 and x.shape[channels] != 4 * self._anchors.size:
-            raise ValueError(
-                f"`x` must have 4 channels for each of {self._anchors.size} anchors, got "
-                f"{x.shape[channels]} along dim -3 of shape {tuple(x.shape)}; use anchor_shapes "
-                "with one shape for each box of a cell, and on_scores(...) for the scores"
-            )
+        dim, anchors = require_batch(x, "x", self).dim() - 3, self._anchors.size
+        got = f"shape {tuple(x.shape)}"
+        use = "anchor_shapes with one shape for each box of a cell, on_scores(...) for the scores"
+        passed = dim <= 0 or x.shape[dim] == 4 * anchors
+        require(passed, "x", f"have 4 channels for each of {anchors} anchors", got, use)
         super().check(x, g)
         self._boxes.check(x[..., :1].movedim(-3, -1)[..., :4])
 
@@ -197,60 +193,48 @@ class BoxMapAction(Composed):
 
 
 def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
-    """The grids as pairs; refuses what is no list of them, or exchanges rows and columns."""
+    """The grids as pairs; refuses what is not a list of them, or exchanges rows and columns."""
     use = "(rows, columns), such as [(80, 80), (40, 40)]"
     pairs = [
         (require_int("rows", rows, use, least=1), require_int("columns", columns, use, least=1))
         for rows, columns in _pairs("grids", grids, use)
     ]
-    for rows, columns in pairs:
-        if rows != columns and any(element % 2 for element in images.elements):
-            raise ValueError(
-                f"`grids` must be square where the group rotates by 90 degrees, which exchanges "
-                f"rows and columns, got {(rows, columns)}; use BoxMapAction on maps "
-                "(B, A * 4, rows, columns)"
-            )
+    must = "be square where the group rotates by 90 degrees, which exchanges rows and columns"
+    uneven = [pair for pair in pairs if pair[0] != pair[1] and rotates(images)]
+    use = "BoxMapAction on maps (B, A * 4, rows, columns)"
+    require(not uneven, "grids", must, uneven, use)
     return pairs
 
 
 def _anchors(images: ImageAction, shapes: object) -> Tensor:
     """(|G|, A): where each anchor of a cell goes."""
-    if not isinstance(images, ImageAction):
-        raise TypeError(
-            f"`images` must be an ImageAction, got a {type(images).__name__}; use the action on "
-            "the images, such as ImageAction(d4())"
-        )
+    require_image_action(images)
     pairs = _pairs("anchor_shapes", shapes, "(width, height), such as [(1, 1), (1, 2), (2, 1)]")
     kept = list(range(len(pairs)))
-    turned = kept
-    if any(element % 2 for element in images.elements):
-        turned = _turned(pairs)
-    return torch.tensor(
-        [turned if element % 2 else kept for element in images.elements], device="cpu"
-    )
+    turned = _turned(pairs) if rotates(images) else kept
+    return torch.tensor([turned if e % 2 else kept for e in images.elements], device="cpu")
 
 
 def _turned(shapes: Sequence[tuple[float, float]]) -> list[int]:
     """The anchor that each anchor becomes by a rotation by 90 degrees."""
     turned = list(range(len(shapes)))
-    free = set(turned)
-    for a, (width, height) in enumerate(shapes):
-        if a not in free:
-            continue
+    free = list(turned)
+    while free:
+        a = free.pop(0)
+        width, height = shapes[a]
         # Itself, if it is square; else the first of those that have its shape lying down.
-        square = _same((width, height), (height, width))
-        other = a if square else next(
-            (b for b in sorted(free - {a}) if _same(shapes[b], (height, width))), None
-        )  # fmt: skip
+        if _same((width, height), (height, width)):
+            continue
+        other = next((b for b in free if _same(shapes[b], (height, width))), None)
         if other is None:
             raise ValueError(
-                f"`anchor_shapes` must hold each shape turned by 90 degrees as often as itself, "
+                "`anchor_shapes` must hold each shape turned by 90 degrees as often as itself, "
                 f"got {(width, height)} without its {(height, width)}, so that a rotation leaves "
                 "its box no place; use a group of flips and half turns, or select whole copies "
                 "with EquiZero or Canonicalize"
             )
         turned[a], turned[other] = other, a
-        free -= {a, other}
+        free.remove(other)
     return turned
 
 
@@ -258,19 +242,14 @@ def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
 
-def _pairs(name: str, given: object, wanted: str) -> list[tuple[float, float]]:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
-    for pair in given:
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise TypeError(f"`{name}` must be a list of pairs, got {given!r}; use {wanted}")
-        if not all(is_length(side) for side in pair):
-            raise ValueError(
-                f"`{name}` must hold finite positive numbers, got {pair!r}; use {wanted}"
-            )
-    if not given:
-        raise ValueError(f"`{name}` must hold at least one pair, got {given!r}; use {wanted}")
-    return [(first, second) for first, second in given]
+def _pairs(name: str, given: Any, use: str) -> list[tuple[float, float]]:
+    pairs = require_entries(name, given, use, least=1)
+    for pair in pairs:
+        passed = not isinstance(pair, str) and isinstance(pair, Sequence) and len(pair) == 2
+        require(passed, name, "be a list of pairs", repr(given), use, TypeError)
+        finite = all(is_length(side) for side in pair)
+        require(finite, name, "hold finite positive numbers", repr(pair), use)
+    return [(first, second) for first, second in pairs]
 
 
 def _cell_moves(images: ImageAction, grids: list[tuple[int, int]], anchors: Tensor) -> Tensor:

@@ -11,20 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitune._checks import naming
+from equitune._checks import naming, require_type
 from equitune.actions import Action
-
-__all__ = [
-    "FORMATS",
-    "PLACED",
-    "Size",
-    "box_doubts",
-    "check_coordinates",
-    "corners",
-    "on_host",
-    "unit",
-    "unit_doubts",
-]
 
 Size = tuple[float, float]
 """(H, W)."""
@@ -63,7 +51,7 @@ def check_coordinates(coordinates: Any, action: Action) -> None:
             several boxes, or one of eight or more, leave the image in the format of the action,
             but all fit another one; if all boxes of an image are centred where no element moves
             them, as means over boxes of different cells or queries are.
-        TypeError: If ``action`` is no action, or does not fit ``coordinates``.
+        TypeError: If ``action`` is not an action, or does not fit ``coordinates``.
 
     Example:
         >>> import torch
@@ -76,11 +64,8 @@ def check_coordinates(coordinates: Any, action: Action) -> None:
             ...
         ValueError: `coordinates` must hold boxes ...; use box_format='cxcywh', which ...
     """
-    if not isinstance(action, Action):
-        raise TypeError(
-            f"`action` must be an action, got a {type(action).__name__}; use that on the output, "
-            "such as BoxAction(images)"
-        )
+    use = "the action on the output, such as BoxAction(images)"
+    require_type("action", action, Action, use)
     with naming("coordinates"):
         for part, values in action.flatten(coordinates, "coordinates"):
             for doubt in part.doubts(values):
@@ -92,23 +77,16 @@ def unit_doubts(points: Tensor, lengths: Tensor, image_size: Size | None) -> lis
     points, wide = on_host(points).abs(), on_host(lengths).abs()
     if not wide.numel():
         return []
+    largest, pixels = float(wide.amax()), f"pixels of an image of image_size={image_size}"
     if bool((points > FAR * unit(image_size)).any()):
-        furthest = float(points.amax())
+        meant, use = pixels, "the size (H, W) of the image that the model sees"
         if image_size is None:
-            return [
-                f"coordinates relative to the size of the image, in [0, 1], got {furthest:.6g}; "
-                "use image_size=(H, W) for pixels, or equitune.vision.RelativeCoordinates"
-            ]
-        return [
-            f"pixels of an image of image_size={image_size}, got {furthest:.6g}; use the size (H, "
-            "W) of the image that the model sees"
-        ]
-    largest = float(wide.amax())
+            meant = "coordinates normalized by the size of the image, in [0, 1]"
+            use = "image_size=(H, W) for pixels, or equitune.vision.NormalizedCoordinates"
+        return [f"{meant}, got {float(points.amax()):.6g}; use {use}"]
     if image_size is not None and min(image_size) >= PIXELS and 0 < largest <= 1:
-        return [
-            f"pixels of an image of image_size={image_size}, got at most {largest:.6g} everywhere; "
-            "use image_size=None for coordinates relative to the size of the image"
-        ]
+        use = "image_size=None for coordinates normalized by the size of the image"
+        return [f"{pixels}, got at most {largest:.6g} everywhere; use {use}"]
     return []
 
 
@@ -135,17 +113,17 @@ def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[
     if fitting:
         instead = f"box_format={' or '.join(fitting)}, which all boxes fit"
     if bool(reversed_.any()):
-        bad = [round(value, 4) for value in found[reversed_][0].tolist()]
         return [
-            f"boxes whose ends lie after their starts in the format {box_format!r}, got {bad}, one "
+            f"boxes whose ends lie after their starts in the format {box_format!r}, got "
+            f"{_first(found, reversed_)}, one "
             f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
         ]
     leaving = ~_inside(ends, sides)
     count = int(leaving.sum())
     if fitting and count and (count > 1 or len(found) >= CUT):
-        bad = [round(value, 4) for value in found[leaving][0].tolist()]
         return [
-            f"boxes inside of their images in the format {box_format!r}, got {bad}, one of "
+            f"boxes inside of their images in the format {box_format!r}, got "
+            f"{_first(found, leaving)}, one of "
             f"{count} of {len(found)} boxes that leave it; use {instead}"
         ]
     return []
@@ -183,11 +161,16 @@ def _inside(ends: Tensor, sides: Tensor) -> Tensor:
 
 
 def _sides_doubts(found: Tensor) -> list[str]:
-    sums = found[:, :2] + found[:, 2:]
-    if bool((sums < 0).any()):
-        bad = [round(value, 4) for value in found[(sums < 0).any(-1)][0].tolist()]
-        return [
-            f"distances to the left, upper, right and lower sides of boxes, got {bad}, which has a "
-            "negative size; use the box_format of the model, if it is trained"
-        ]
-    return []
+    negative = (found[:, :2] + found[:, 2:] < 0).any(-1)
+    if not bool(negative.any()):
+        return []
+    return [
+        f"distances to the left, upper, right and lower sides of boxes, got "
+        f"{_first(found, negative)}, which has a negative size; use the box_format of the model, "
+        "if it is trained"
+    ]
+
+
+def _first(found: Tensor, bad: Tensor) -> list[float]:
+    """The first of the bad boxes, for a message."""
+    return [round(value, 4) for value in found[bad][0].tolist()]

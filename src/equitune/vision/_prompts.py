@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitune._checks import require_counts, require_function
+from equitune._checks import (
+    require,
+    require_counts,
+    require_entries,
+    require_function,
+    require_type,
+)
 from equitune.functional import widened
 from equitune.vision._checks import check_embeddings
-
-__all__ = [
-    "DEFAULT_TEMPLATES",
-    "PHOTO_TEMPLATES",
-    "Template",
-    "check_names",
-    "embed_classes",
-    "unit_rows",
-]
 
 PLACE = "{}"
 
@@ -43,45 +40,25 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
 
 PHOTO_TEMPLATES: tuple[str, ...] = (
     *DEFAULT_TEMPLATES,
-    "a photo of the {}.",
-    "a photo of one {}.",
-    "a photo of many {}.",
-    "a photo of my {}.",
-    "a photo of a nice {}.",
-    "a photo of a strange {}.",
-    "a photo of an old {}.",
-    "a photo of a new {}.",
-    "a photo of a dirty {}.",
-    "a photo of a clean {}.",
-    "a photo of a {} at night.",
-    "a photo of a {} in the sun.",
-    "a photo of a {} in the snow.",
-    "a photo of a {} from above.",
-    "a photo of a {} from the side.",
-    "a photo of a {} from far away.",
-    "a photo of a {} behind something.",
+    *(f"a photo of {which} {{}}." for which in (
+        "the", "one", "many", "my", "a nice", "a strange", "an old", "a new", "a dirty", "a clean",
+    )),
+    *(f"a photo of a {{}} {where}." for where in (
+        "at night", "in the sun", "in the snow", "from above", "from the side", "from far away",
+        "behind something",
+    )),
     "a photo of part of a {}.",
-    "a good photo of a {}.",
-    "a bad photo of a {}.",
-    "a dark photo of a {}.",
-    "a bright photo of a {}.",
-    "a sharp photo of a {}.",
-    "a tiny photo of a {}.",
-    "a pixelated photo of a {}.",
-    "a compressed photo of a {}.",
-    "a cropped photo of a {}.",
-    "a faded photo of a {}.",
-    "a black and white photo of a {}.",
-    "a colour photo of a {}.",
-    "a painting of a {}.",
-    "a sketch of a {}.",
-    "a cartoon of a {}.",
+    *(f"a {how} photo of a {{}}." for how in (
+        "good", "bad", "dark", "bright", "sharp", "tiny", "pixelated", "compressed", "cropped",
+        "faded", "black and white", "colour",
+    )),
+    *(f"a {kind} of a {{}}." for kind in ("painting", "sketch", "cartoon")),
     "a toy {}.",
     "a statue of a {}.",
     "a {} in a film.",
     "here is a {}.",
     "this is what a {} looks like.",
-)
+)  # fmt: skip
 
 
 def embed_classes(
@@ -110,11 +87,10 @@ def embed_classes(
         (classes, D), in float32 or higher, on the device of the embeddings.
 
     Raises:
-        TypeError: If names or templates are one string, or no strings, or a function returns
-            none; if ``embed`` returns another thing than floating-point embeddings.
-        ValueError: If there are none, some are empty, or a template has no ``{}`` or makes the
-            same prompt for all names; if ``embed`` returns another shape, or what has no
-            direction.
+        TypeError: If names or templates are one string, or hold or return anything but strings; if
+            ``embed`` returns anything but floating-point embeddings.
+        ValueError: If a list or a text is empty, a template lacks ``{}`` or makes the same prompt
+            for all names; if ``embed`` returns another shape, or embeddings without a direction.
 
     Example:
         >>> import torch
@@ -135,34 +111,33 @@ def embed_classes(
     # Not inference_mode, whose tensors no later gradient could use.
     with torch.no_grad():
         embedded = [
-            F.normalize(_checked(embed(batch), len(batch)), dim=-1)
+            F.normalize(
+                widened(check_embeddings(embed(batch), len(batch), "embed(prompts)", "prompt")),
+                dim=-1,
+            )
             for batch in (batches if progress is None else progress(batches))
         ]
         means = torch.cat(embedded).unflatten(0, (len(names), len(forms))).mean(1)
-    return unit_rows(means, [f"the embedding of class {name!r}" for name in names])
+    return unit_rows(means, [f"embed: class {name!r}" for name in names])
 
 
 def check_names(argument: str, texts: Sequence[str]) -> tuple[str, ...]:
     """Class names as a tuple; refuses one string, none, and empty ones."""
-    given = _listed(argument, texts)
-    for i, text in enumerate(given):
-        _check_text(f"{argument}[{i}]", text)
-    return given
+    given = require_entries(argument, texts, f"a list of strings, such as [{texts!r}]", least=1)
+    return tuple([_text(f"{argument}[{i}]", text) for i, text in enumerate(given)])
 
 
 def check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
     """Templates as a tuple; refuses also those without a place for the name."""
-    forms = _listed("templates", templates)
+    use = f"a list of strings, such as [{templates!r}]"
+    forms = require_entries("templates", templates, use, least=1)
     for i, form in enumerate(forms):
-        if callable(form):
-            continue
-        _check_text(f"templates[{i}]", form, "a string or a function of the name")
-        if PLACE not in form:
-            raise ValueError(
-                f"templates[{i}] is {form!r}, without a place for the name of the class; write "
-                f"{PLACE} there, such as 'a photo of a {PLACE}.'"
-            )
-    return forms
+        if not callable(form):
+            text = _text(f"templates[{i}]", form, "a string or a function of the name")
+            use = f"{PLACE}, such as in 'a photo of a {PLACE}.'"
+            must = "have a place for the name of the class"
+            require(PLACE in text, f"templates[{i}]", must, repr(text), use)
+    return tuple(forms)
 
 
 def _prompts(names: tuple[str, ...], forms: tuple[Template, ...]) -> list[str]:
@@ -174,44 +149,23 @@ def _prompts(names: tuple[str, ...], forms: tuple[Template, ...]) -> list[str]:
     ]
     for name, row in zip(names, rows, strict=True):
         for i, prompt in enumerate(row):
-            _check_text(f"templates[{i}]({name!r})", prompt)
+            _text(f"templates[{i}]({name!r})", prompt)
     for i, column in enumerate(zip(*rows, strict=True)):
-        if len(set(names)) > 1 and len(set(column)) == 1:
-            raise ValueError(
-                f"templates[{i}] makes the prompt {column[0]!r} for all names; it must put the "
-                "name into it, such as lambda name: f'a photo of a {name}.'"
-            )
+        passed, got = len(set(names)) == 1 or len(set(column)) > 1, f"{column[0]!r} for all names"
+        use = "one such as lambda name: f'a photo of a {name}.'"
+        require(passed, f"templates[{i}]", "put the name into the prompt", got, use)
     return [prompt for row in rows for prompt in row]
 
 
-def _listed(argument: str, texts: Any) -> tuple[Any, ...]:
-    if isinstance(texts, str):
-        raise TypeError(f"{argument} is the string {texts!r}; use a list of strings, [{texts!r}]")
-    if isinstance(texts, Tensor) or not isinstance(texts, Iterable):
-        raise TypeError(f"{argument} is {texts!r}; use a list of strings")
-    given = tuple(texts)
-    if not given:
-        raise ValueError(f"{argument} is empty; use at least one")
-    return given
-
-
-def _check_text(called: str, text: object, wanted: str = "a string") -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{called} is {text!r}; use {wanted}")
-    if not text.strip():
-        raise ValueError(f"{called} is {text!r}; use a string with something in it")
+def _text(called: str, text: Any, use: str = "a string") -> str:
+    """The text itself; refuses what is not a string, and empty ones."""
+    checked: str = require_type(called, text, str, use)
+    require(bool(checked.strip()), called, "say something", repr(text), "a name or a prompt")
+    return checked
 
 
 def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:
     """Rows of unit length; refuses one without a direction, by the name that it is called."""
     for name, norm in zip(called, rows.norm(dim=-1).tolist(), strict=True):
-        if not 0 < norm < math.inf:
-            raise ValueError(
-                f"{name} has the norm {norm}, and so no direction; check the text encoder"
-            )
+        require(0 < norm < math.inf, name, "have a direction", f"norm {norm}", "another encoder")
     return F.normalize(rows, dim=-1)
-
-
-def _checked(embedded: Tensor, count: int) -> Tensor:
-    checked = check_embeddings(embedded, count, "the text encoder", "prompt")
-    return widened(checked)

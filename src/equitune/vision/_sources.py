@@ -9,9 +9,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from equitune.vision._scaling import ModelScaling, Scaling
-
-__all__ = ["ClipParts", "open_clip_parts", "transformers_parts"]
+from equitune._checks import described, require, require_type
+from equitune.vision._scaling import Scaling
 
 
 @final
@@ -30,25 +29,21 @@ class ClipParts:
     scaling: Scaling
 
 
-def transformers_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipParts:
+def transformers_parts(model: Any, tokenizer: Callable[..., Any]) -> ClipParts:
     """Those of a CLIPModel, a SiglipModel, or another model with the same parts."""
     parts = ("vision_model", "get_text_features", "get_image_features", "logit_scale")
     _require_parts(model, parts, "transformers' CLIPModel or SiglipModel")
-    get_image_features: Any = model.get_image_features
-    if "spatial_shapes" in inspect.signature(get_image_features).parameters:
-        raise TypeError(
-            f"`model` must take images (B, 3, H, W), got a {type(model).__name__}, which takes "
-            "patches and spatial_shapes; use a checkpoint of a fixed size, which is a SiglipModel"
-        )
-    if hasattr(tokenizer, "image_processor"):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}, a processor of images and texts; use "
-            "its tokenizer, processor.tokenizer"
-        )
+    patches = "spatial_shapes" in inspect.signature(model.get_image_features).parameters
+    got = f"{described(model)}, which takes patches and spatial_shapes"
+    use = "a checkpoint of a fixed size, which is a SiglipModel"
+    require(not patches, "model", "take images (B, 3, H, W)", got, use, TypeError)
+    processor = hasattr(tokenizer, "image_processor")
+    got = f"{described(tokenizer)}, a processor of images and texts"
+    require(not processor, "tokenizer", "be a tokenizer", got, "processor.tokenizer", TypeError)
     return ClipParts(
         _TransformersImages(model),
         lambda prompts: _transformers_texts(model, tokenizer, prompts),
-        ModelScaling(model),
+        Scaling.of_model(model),
     )
 
 
@@ -61,7 +56,7 @@ def open_clip_parts(model: nn.Module, tokenizer: Callable[..., Any]) -> ClipPart
         # CoCa's returns the embeddings and the tokens that its captions are made of.
         _FirstOutput(visual) if getattr(visual, "output_tokens", False) else visual,
         lambda prompts: _open_clip_texts(model, tokenizer, prompts),
-        ModelScaling(model),
+        Scaling.of_model(model),
     )
 
 
@@ -100,40 +95,32 @@ def _transformers_texts(model: Any, tokenizer: Callable[..., Any], prompts: list
     if getattr(model, "logit_bias", None) is not None:
         filled = {"padding": "max_length", "max_length": limit}
     tokens = tokenizer(prompts, return_tensors="pt", **filled)
-    if not isinstance(tokens, Mapping) or "input_ids" not in tokens:
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}, which returned a "
-            f"{type(tokens).__name__} without input_ids; use the tokenizer of the model, "
-            "AutoTokenizer.from_pretrained(...)"
-        )
+    passed = isinstance(tokens, Mapping) and "input_ids" in tokens
+    must, got = "return input_ids", described(tokens)
+    use = "the tokenizer of the model, AutoTokenizer.from_pretrained(...)"
+    require(passed, "tokenizer", must, got, use, TypeError)
     device = next(model.parameters()).device
     named = {
         key: tokens[key].to(device) for key in ("input_ids", "attention_mask") if key in tokens
     }
     length = named["input_ids"].shape[1]
-    if length > limit:
-        raise ValueError(
-            f"a prompt has {length} tokens, but the model takes {limit}; shorten the templates or "
-            f"the names of the classes, such as in {max(prompts, key=len)!r}"
-        )
+    must = f"make prompts of {limit} tokens or fewer, which the model takes"
+    got = f"{length} tokens, such as for {max(prompts, key=len)!r}"
+    require(length <= limit, "templates", must, got, "shorter templates or class names")
     features = model.get_text_features(**named)
     # Newer versions return a model output, whose pooled output is the projected one.
-    embeddings: Tensor = getattr(features, "pooler_output", features)
-    return embeddings
+    return getattr(features, "pooler_output", features)  # type: ignore[no-any-return]
 
 
 def _open_clip_texts(model: Any, tokenizer: Callable[..., Any], prompts: list[str]) -> Tensor:
     tokens = tokenizer(prompts)
-    if not isinstance(tokens, Tensor):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}, which returned a "
-            f"{type(tokens).__name__}; use open_clip.get_tokenizer(...)"
-        )
+    require_type("tokenizer(prompts)", tokens, Tensor, "open_clip.get_tokenizer(...)")
     embeddings: Tensor = model.encode_text(tokens.to(next(model.parameters()).device))
     return embeddings
 
 
-def _require_parts(model: nn.Module, parts: Sequence[str], wanted: str) -> None:
+def _require_parts(model: Any, parts: Sequence[str], use: str) -> None:
+    require_type("model", model, nn.Module, use)
     missing = [part for part in parts if not hasattr(model, part)]
-    if missing or not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, without {missing}; use {wanted}")
+    got = f"{described(model)} without {missing}"
+    require(not missing, "model", f"have {list(parts)}", got, use, TypeError)

@@ -7,9 +7,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from equitune._checks import described, require_module
+from equitune._checks import require, require_module
 from equitune._modes import evaluating
-from equitune.vision._checks import check_embeddings
+from equitune.vision._checks import require_images
 from equitune.vision._embeddings import ImageTextLoss, UnitEmbeddings
 from equitune.vision._prompts import (
     DEFAULT_TEMPLATES,
@@ -18,11 +18,8 @@ from equitune.vision._prompts import (
     check_names,
     embed_classes,
 )
-from equitune.vision._scaling import FixedScaling, Scaling
-from equitune.vision._sources import open_clip_parts, transformers_parts
-from equitune.wrappers import Explanation, Symmetrized
-
-__all__ = ["ZeroShotClassifier"]
+from equitune.vision._scaling import Scaling
+from equitune.vision._sources import ClipParts, open_clip_parts, transformers_parts
 
 
 @final
@@ -31,11 +28,15 @@ class ZeroShotClassifier(nn.Module):
 
     The logits are ``logit_scale`` times the cosine of the embedding of the image with that of
     each class, plus ``logit_bias``, which SigLIP's sigmoid needs. The classes are embedded once, so
-    that only the image encoder works, and only it is symmetrised (second paper, figure 1 and
-    section 5.2.1).
+    that only the image encoder works.
+
+    Wrap it with ``submodule="encoder"``: the unit embeddings of the copies are averaged, and the
+    mean is compared with the classes (second paper, figure 1 and section 5.2.1). It is a wrapper
+    like any other, with any weighting, and explains, freezes and trains like one.
 
     Args:
-        encoder: A module from images to embeddings, (B, channels, H, W) to (B, D).
+        encoder: A module from images to embeddings, (B, channels, H, W) to (B, D). They are brought
+            to unit length by :class:`UnitEmbeddings`.
         class_embeddings: (classes, D), such as those of :func:`embed_classes`. They are not
             learned and not in the ``state_dict``.
         class_names: The names of the classes, in the order of the logits; they may be equal.
@@ -43,7 +44,7 @@ class ZeroShotClassifier(nn.Module):
         logit_bias: What is added then.
 
     Attributes:
-        encoder: The image encoder; after :meth:`symmetrize` the wrapper around it.
+        encoder: The image encoder, a :class:`UnitEmbeddings`.
         class_names: The names of the classes.
         image_text_loss: The proxy loss for ``EquiZero``, an :class:`ImageTextLoss`.
 
@@ -65,8 +66,8 @@ class ZeroShotClassifier(nn.Module):
         >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
         >>> classifier = ZeroShotClassifier(encoder, torch.randn(3, 5), ["cat", "dog", "bee"])
         >>> loss = classifier.image_text_loss
-        >>> model = classifier.symmetrize(
-        ...     lambda encoder: EquiZero(encoder, ImageAction(c4()), proxy_loss=loss)
+        >>> model = EquiZero(
+        ...     classifier, ImageAction(c4()), proxy_loss=loss, submodule="encoder"
         ... )
         >>> x = torch.rand(2, 3, 8, 8)
         >>> torch.allclose(model(x), model(x.rot90(1, (-2, -1))), atol=1e-4)
@@ -85,16 +86,14 @@ class ZeroShotClassifier(nn.Module):
         logit_bias: float = 0.0,
     ) -> None:
         super().__init__()
-        self.encoder = require_module("encoder", encoder)
+        unit = isinstance(require_module("encoder", encoder), UnitEmbeddings)
+        self.encoder = encoder if unit else UnitEmbeddings(encoder)
         self.class_names = check_names("class_names", class_names)
         self.image_text_loss = ImageTextLoss(class_embeddings)
-        count = len(self.class_embeddings)
-        if count != len(self.class_names):
-            raise ValueError(
-                f"class_names has {len(self.class_names)} names, but class_embeddings has "
-                f"{count} rows; use one embedding per class"
-            )
-        self._scaling: Scaling = FixedScaling(logit_scale, logit_bias)
+        count, names = len(self.class_embeddings), len(self.class_names)
+        must = f"hold {count} names, one for each row of class_embeddings"
+        require(count == names, "class_names", must, f"{names} names", "one name per embedding")
+        self._scaling = Scaling.fixed(logit_scale, logit_bias)
 
     @classmethod
     def from_transformers(
@@ -120,18 +119,13 @@ class ZeroShotClassifier(nn.Module):
             progress: Shows how far it is: ``tqdm.tqdm``, for instance.
 
         Raises:
-            TypeError: If ``model`` or ``tokenizer`` is of another kind; see :func:`embed_classes`.
-            ValueError: If a prompt has more tokens than the model takes; see
-                :func:`embed_classes`.
+            TypeError: If ``model`` or ``tokenizer`` is of another kind, or as
+                :func:`embed_classes` says.
+            ValueError: If a prompt has more tokens than the model takes, or as
+                :func:`embed_classes` says.
         """
         parts = transformers_parts(model, tokenizer)
-        with evaluating(model):
-            embeddings = embed_classes(
-                parts.texts, class_names, templates, batch_size=batch_size, progress=progress
-            )
-        classifier = cls(UnitEmbeddings(parts.images), embeddings, class_names)
-        classifier._scaling = parts.scaling
-        return classifier
+        return cls._of(model, parts, class_names, templates, batch_size, progress)
 
     @classmethod
     def from_open_clip(
@@ -157,17 +151,12 @@ class ZeroShotClassifier(nn.Module):
             progress: Shows how far it is: ``tqdm.tqdm``, for instance.
 
         Raises:
-            TypeError: If ``model`` or ``tokenizer`` is of another kind; see :func:`embed_classes`.
-            ValueError: See :func:`embed_classes`.
+            TypeError: If ``model`` or ``tokenizer`` is of another kind, or as
+                :func:`embed_classes` says.
+            ValueError: As :func:`embed_classes` says.
         """
         parts = open_clip_parts(model, tokenizer)
-        with evaluating(model):
-            embeddings = embed_classes(
-                parts.texts, class_names, templates, batch_size=batch_size, progress=progress
-            )
-        classifier = cls(UnitEmbeddings(parts.images), embeddings, class_names)
-        classifier._scaling = parts.scaling
-        return classifier
+        return cls._of(model, parts, class_names, templates, batch_size, progress)
 
     @property
     def class_embeddings(self) -> Tensor:
@@ -177,54 +166,28 @@ class ZeroShotClassifier(nn.Module):
     @property
     def logit_scale(self) -> float:
         """What the cosines are multiplied by, as it is now; to look at, as it synchronises."""
-        return self._scaling.scale
+        return self._scaling.numbers[0]
 
     @property
     def logit_bias(self) -> float:
         """What is added to the scaled cosines, as it is now; to look at, as it synchronises."""
-        return self._scaling.bias
+        return self._scaling.numbers[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        _check_images(images)
-        return self._logits(self.encoder(images), len(images))
-
-    def symmetrize(self, wrap: Callable[[nn.Module], nn.Module]) -> ZeroShotClassifier:
-        """The same classifier with another image encoder, made from this one.
-
-        ``classifier.symmetrize(lambda encoder: EquiTune(encoder, ImageAction(c4())))`` averages
-        embeddings of unit length; the average is normalised again for the logits.
-
-        Args:
-            wrap: Gets the image encoder with embeddings of unit length, and returns the module
-                to use in its place, with embeddings (B, D).
-
-        Returns:
-            A new classifier, which shares the weights of the encoder, the class embeddings and
-            ``image_text_loss`` with this one.
-
-        Raises:
-            TypeError: If ``wrap`` cannot be called, or returns no module.
-        """
-        if isinstance(wrap, nn.Module) or not callable(wrap):
-            raise TypeError(
-                f"wrap is a {type(wrap).__name__}; use a function of the encoder, such as "
-                "lambda encoder: EquiTune(encoder, ImageAction(c4()))"
-            )
-        unit = isinstance(self.encoder, UnitEmbeddings)
-        return self.with_encoder(wrap(self.encoder if unit else UnitEmbeddings(self.encoder)))
+        require_images(images, floating=True)
+        return self._scaling.logits(self.image_text_loss.similarities(self.encoder(images)))
 
     def with_encoder(self, encoder: nn.Module) -> ZeroShotClassifier:
         """The same classes with another image encoder.
 
         Args:
-            encoder: A module from images to embeddings (B, D), such as that of another
-                classifier with ``equitune.training.with_frozen_features`` around it.
+            encoder: A module from images to embeddings (B, D).
 
         Returns:
             A new classifier, which shares the class embeddings and ``image_text_loss``.
 
         Raises:
-            TypeError: If ``encoder`` is no module.
+            TypeError: If ``encoder`` is not a module.
         """
         new = ZeroShotClassifier(encoder, self.class_embeddings, self.class_names)
         # Shared, so that both move together, as the weights of a shared encoder do.
@@ -232,46 +195,24 @@ class ZeroShotClassifier(nn.Module):
         new._scaling = self._scaling
         return new
 
-    def explain(self, images: Tensor) -> Explanation:
-        """Classifies as ``forward`` does, and says which copies of each image counted.
-
-        Args:
-            images: As for ``forward``.
-
-        Returns:
-            The logits, with the weights, scores and elements of each image.
-
-        Raises:
-            TypeError: If the encoder is not symmetrised; as ``forward``.
-            ValueError: As ``forward``.
-        """
-        _check_images(images)
-        if not isinstance(self.encoder, Symmetrized):
-            raise TypeError(
-                f"the encoder is a {type(self.encoder).__name__}, without copies to explain; "
-                "symmetrise it first: classifier.symmetrize(lambda encoder: EquiTune(encoder, "
-                "ImageAction(c4()))).explain(images)"
-            )
-        explanation = self.encoder.explain(images)
-        return Explanation(self._logits(explanation.output, len(images)), *explanation[1:])
-
     def extra_repr(self) -> str:
         bias = f", logit_bias={self.logit_bias:.6g}" if self.logit_bias else ""
         return f"{len(self.class_names)} classes, logit_scale={self.logit_scale:.6g}{bias}"
 
-    def _logits(self, embeddings: Tensor, count: int) -> Tensor:
-        checked = check_embeddings(embeddings, count)
-        return self._scaling.logits(self.image_text_loss.similarities(checked))
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(
-            f"images is {described(images)}; use floating-point images (B, channels, H, W), "
-            "preprocessed as the model wants them"
-        )
-    if images.dim() != 4:
-        raise ValueError(
-            f"images has shape {tuple(images.shape)}; use (B, channels, H, W), for one image "
-            "image.unsqueeze(0)"
-        )
+    @classmethod
+    def _of(
+        cls,
+        model: nn.Module,
+        parts: ClipParts,
+        class_names: Sequence[str],
+        templates: Sequence[Template],
+        batch_size: int,
+        progress: Progress | None,
+    ) -> ZeroShotClassifier:
+        with evaluating(model):
+            embeddings = embed_classes(
+                parts.texts, class_names, templates, batch_size=batch_size, progress=progress
+            )
+        classifier = cls(parts.images, embeddings, class_names)
+        classifier._scaling = parts.scaling
+        return classifier

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Orbit", "new_figure", "orbit_of", "show"]
 
 SLACK = 0.02
 """How far rounding and resizing may bring values out of [0, 1]."""

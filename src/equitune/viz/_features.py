@@ -19,8 +19,6 @@ from equitune.viz._canvas import new_figure, orbit_of, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_feature_maps"]
-
 
 def draw_feature_maps(
     model: nn.Module,

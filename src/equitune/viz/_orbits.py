@@ -16,7 +16,6 @@ from equitune.viz._canvas import new_figure, orbit_of, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_orbit"]
 
 IN_A_ROW = 8
 
@@ -38,7 +37,7 @@ def draw_orbit(
 
     Args:
         model: A wrapper of one image that returns class scores (B, classes): EquiTune, EquiZero,
-            LambdaEquiTune, or another :class:`equitune.Symmetrized`.
+            LambdaEquiTune, or another :class:`equitune.wrappers.Symmetrized`.
         image: (C, H, W) as the models take it, with 1 or 3 channels; floating-point or uint8, on
             their device. It need not be square.
         plain: A model whose answers stand above the copies, such as ``model.backbone``.

@@ -14,7 +14,6 @@ from equitune.viz._canvas import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_weights"]
 
 IN_A_ROW = 4
 

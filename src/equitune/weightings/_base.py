@@ -15,8 +15,6 @@ from equitune.actions._tree import mapped
 from equitune.functional import widened
 from equitune.spaces import LOCAL, Space, Sums
 
-__all__ = ["Copies", "Uniform", "Weighting", "join", "require_one_shape"]
-
 Mean = Callable[[Tensor | None], Tensor]
 """The mean of the copies of one tensor of the output, as a function of the weights."""
 
@@ -234,6 +232,10 @@ class Uniform(Weighting):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def forward(self, copies: Copies) -> tuple[None, None]:
+        """No weights and no scores."""
+        return None, None
 
     def score(self, copies: Copies) -> Tensor | None:
         return None

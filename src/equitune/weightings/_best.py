@@ -15,8 +15,6 @@ from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
 from equitune.weightings._learned import copy_logits
 
-__all__ = ["Best", "Canonical", "Gradient", "tie_tolerance"]
-
 Gradient = Literal["equitune", "identity", "selected"]
 
 GRADIENTS = ("equitune", "identity", "selected", None)

@@ -11,8 +11,6 @@ from equitune._checks import require_type
 from equitune.functional import widened
 from equitune.weightings._base import Copies, Weighting, join
 
-__all__ = ["Learned", "OrbitWeightNet", "copy_logits"]
-
 
 class OrbitWeightNet(nn.Module, ABC):
     """A weight network that sees the whole orbit at once.

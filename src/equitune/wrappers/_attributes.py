@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["HANDED_ON", "Around"]
-
 HANDED_ON = (
     "config", "default_cfg", "device", "dtype", "main_input_name", "name_or_path", "num_classes",
     "pretrained_cfg",

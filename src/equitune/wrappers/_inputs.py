@@ -12,9 +12,7 @@ from equitune._checks import require_type
 from equitune.actions import Action
 from equitune.actions._tree import Key, common_group, holds_tensor, tensors
 from equitune.runners import Call
-from equitune.wrappers._subclasses import Annotations, plain
-
-__all__ = ["InputActions"]
+from equitune.wrappers._subclasses import Annotations
 
 
 @final
@@ -66,11 +64,13 @@ class InputActions:
         leaves: list[tuple[Action, Tensor]] = []
         arguments: dict[Key, Any] = dict(enumerate(args))
         # In the order of the signature, so that the order of keywords in a call does not matter.
-        order = self._order
+        order, names = self._order, self._names
         arguments.update(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
         first = 0 if args else self._names[0] if self._names else next(iter(kwargs), None)
         for key, value in arguments.items():
-            name = key if isinstance(key, str) else self._positional(key)
+            name = key if isinstance(key, str) else f"argument {key}"
+            if isinstance(key, int) and key < len(names):
+                name = names[key]
             action = self._first if key == first else None
             if self._by_name is not None:
                 action = self._by_name.get(name)
@@ -94,13 +94,10 @@ class InputActions:
                     "of the same size, first; use WholeBatchAction(group) for an argument that "
                     "belongs to the whole batch and to no sample"
                 )
-        annotations = Annotations([leaf for _, leaf in leaves])
-        leaves = [(action, plain(leaf)) for action, leaf in leaves]
+        annotations = Annotations(leaves)
+        leaves = annotations.plain(leaves)
         call = Call(backbone, args, kwargs, moved, leaves, self.group, output_action)
         return call, annotations
-
-    def _positional(self, place: int) -> str:
-        return self._names[place] if place < len(self._names) else f"argument {place}"
 
     def _described(self) -> str:
         if self._by_name is not None:

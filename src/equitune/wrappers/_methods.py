@@ -13,8 +13,6 @@ from equitune.weightings import Best, Canonical, Learned, Uniform
 from equitune.weightings._best import Gradient
 from equitune.wrappers._symmetrized import Symmetrized
 
-__all__ = ["Canonicalize", "EquiTune", "EquiZero", "LambdaEquiTune"]
-
 
 @final
 class EquiTune(Symmetrized):
@@ -66,7 +64,7 @@ class LambdaEquiTune(Symmetrized):
 
     f(x) = sum_g lambda(gx) g^-1 M(gx) / sum_h lambda(hx), where log lambda is what the weight
     network returns: the weights are the softmax of its logits over the group. See
-    :class:`equitune.Learned`.
+    :class:`equitune.weightings.Learned`.
 
     Args:
         backbone: The module M.
@@ -74,7 +72,7 @@ class LambdaEquiTune(Symmetrized):
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor.
         weight_net: A module that sees single copies as a flat batch (N, ...) and returns one
-            logit each, (N,) or (N, 1); or an :class:`equitune.weight_nets.OrbitWeightNet`.
+            logit each, (N,) or (N, 1); or an :class:`equitune.weightings.OrbitWeightNet`.
         weight_input: What the network sees: ``"input"``, the copies gx of the first moved tensor
             of the backbone's signature (the paper's lambda(gx)); ``"output"``, the first tensor of
             the raw outputs M(gx); or the dotted name of a submodule of the backbone, whose
@@ -122,7 +120,7 @@ class EquiZero(Symmetrized):
 
     f(x) = g*^-1 M(g* x), where g* minimises the proxy loss l(M(gx)). Several minimisers share
     the weight, so that inputs that are symmetric themselves stay equivariant. See
-    :class:`equitune.Best`.
+    :class:`equitune.weightings.Best`.
 
     Args:
         backbone: The module M.

@@ -18,8 +18,6 @@ from equitune.runners import Batches, Mix, Runner
 from equitune.wrappers._attributes import Around
 from equitune.wrappers._inputs import InputActions
 
-__all__ = ["OrbitModule"]
-
 
 class OrbitModule(Around, ABC):
     """Runs a backbone on the orbit of its input and undoes the output action.
@@ -165,7 +163,8 @@ class OrbitModule(Around, ABC):
         """
         given = () if x is None and not args else (x, *args)
         call, annotations = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
-        call.tap, call.cut = self._watched("weight_input"), self._watched("submodule")
+        if self._watches:
+            call.tap, call.cut = self._watched("weight_input"), self._watched("submodule")
         return annotations.on((runner or self.runner).run(call, mix, self.group.elements))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

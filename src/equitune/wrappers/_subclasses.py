@@ -7,14 +7,13 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from equitune.actions import Action
 from equitune.actions._tree import mapped
-
-__all__ = ["Annotations", "plain"]
 
 
 def plain(x: Tensor) -> Tensor:
     """The tensor alone: copies of samples do not have the annotations of the samples."""
-    return x.as_subclass(Tensor) if _is_annotated(x) else x
+    return x.as_subclass(Tensor) if type(x) is not Tensor and _is_annotated(x) else x
 
 
 @final
@@ -22,11 +21,21 @@ class Annotations:
     """What the inputs of a call say of its samples, such as their names; perhaps nothing.
 
     Args:
-        inputs: The inputs; the first that is of a subclass counts.
+        leaves: The inputs, with the action of each; the first that is of a subclass counts.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        self._source = next((x for x in inputs if _is_annotated(x)), None)
+    def __init__(self, leaves: Sequence[tuple[Action, Tensor]]) -> None:
+        self._source: Tensor | None = None
+        for _, x in leaves:
+            if type(x) is not Tensor and _is_annotated(x):
+                self._source = x
+                break
+
+    def plain(self, leaves: list[tuple[Action, Tensor]]) -> list[tuple[Action, Tensor]]:
+        """The inputs without what they say of samples."""
+        if self._source is None:
+            return leaves
+        return [(action, plain(leaf)) for action, leaf in leaves]
 
     def on(self, output: Any) -> Any:
         """An output as if it were what one function of torch returned for the input.
@@ -46,7 +55,6 @@ def _is_annotated(x: Tensor) -> bool:
     """Whether it is of a subclass by what functions return, not by where its numbers are."""
     kind = type(x)
     return (
-        kind is not Tensor
-        and kind.__torch_function__ is not nn.Parameter.__torch_function__
+        kind.__torch_function__ is not nn.Parameter.__torch_function__
         and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
     )

@@ -15,8 +15,6 @@ from equitune.spaces import Space, Values
 from equitune.weightings import Uniform, Weighting
 from equitune.wrappers._orbit_module import OrbitModule
 
-__all__ = ["Explaining", "Explanation", "RegularFeatures", "Symmetrized"]
-
 
 @final
 class Explanation(NamedTuple):
@@ -210,7 +208,7 @@ class RegularFeatures(OrbitModule):
     """The regular features g^-1 M(gx) of Algorithms 1 and 2 (first paper), as (B, |G|, ...).
 
     A module of its own, so that ``nn.Sequential(RegularFeatures(...), head)`` trains like any
-    other. The features move by :class:`equitune.RegularFeatureAction` of the output action.
+    other. The features move by :class:`equitune.actions.RegularFeatureAction` of the output action.
 
     Args:
         backbone: The module M.
