@@ -196,10 +196,15 @@ def test_the_floor_of_ties():
     losses = torch.tensor([[1e-15], [0.0], [1.0]], dtype=torch.float64)
     assert select_minimum(losses, 1e-9).flatten().tolist() == [0, 1, 0]
     noise = torch.full_like(losses, 1e-14)
-    assert select_minimum(losses, 1e-9, noise).flatten().tolist() == [0.5, 0.5, 0]
+    assert select_minimum(losses, 1e-9, (losses - noise, losses + noise)).flatten().tolist() == [
+        0.5,
+        0.5,
+        0,
+    ]
     # The noise of one copy is not that of the others.
     losses = torch.tensor([[1e-20], [1e-8], [1.0]], dtype=torch.float64)
-    assert select_minimum(losses, 1e-9, 1e-14 * losses).flatten().tolist() == [1, 0, 0]
+    bounds = (1 - 1e-14) * losses, (1 + 1e-14) * losses
+    assert select_minimum(losses, 1e-9, bounds).flatten().tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
