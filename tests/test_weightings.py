@@ -29,6 +29,7 @@ from equitune.runners import Batches, Loop, Orbit, Runner
 from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
 from equitune.training import backbone_phase, joint_phase, weights_phase
+from equitune.weightings import tie_tolerance
 
 ACTION = ImageAction(d4())
 
@@ -45,10 +46,9 @@ class TopK(Weighting):
         return -copies.scores(self.loss).detach()
 
     def weigh(self, scores, copies):
-        bound = scores.topk(self.k, dim=0).values[-1]
-        edge = ((scores - bound).abs() <= 1e-9 * bound.abs()).to(scores)
-        inside = (scores > bound) * (1 - edge)
-        return (inside + edge * (self.k - inside.sum(0)) / edge.sum(0)) / self.k
+        least = scores.topk(self.k, dim=0).values[-1]
+        chosen = scores >= least - tie_tolerance(*copies.dtypes) * least.abs()
+        return chosen.to(scores) / chosen.sum(0)
 
 
 class Surest(Weighting):
@@ -196,10 +196,15 @@ def test_the_floor_of_ties():
     losses = torch.tensor([[1e-15], [0.0], [1.0]], dtype=torch.float64)
     assert select_minimum(losses, 1e-9).flatten().tolist() == [0, 1, 0]
     noise = torch.full_like(losses, 1e-14)
-    assert select_minimum(losses, 1e-9, noise).flatten().tolist() == [0.5, 0.5, 0]
+    assert select_minimum(losses, 1e-9, (losses - noise, losses + noise)).flatten().tolist() == [
+        0.5,
+        0.5,
+        0,
+    ]
     # The noise of one copy is not that of the others.
     losses = torch.tensor([[1e-20], [1e-8], [1.0]], dtype=torch.float64)
-    assert select_minimum(losses, 1e-9, 1e-14 * losses).flatten().tolist() == [1, 0, 0]
+    bounds = (1 - 1e-14) * losses, (1 + 1e-14) * losses
+    assert select_minimum(losses, 1e-9, bounds).flatten().tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

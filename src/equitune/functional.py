@@ -188,7 +188,9 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None = None) -> Tensor:
+def select_minimum(
+    scores: Tensor, tolerance: float = 0.0, bounds: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """The weights that select the minimum over the group; ties share the weight equally.
 
     An input with a symmetry of its own has several minimisers, and its output is equivariant only
@@ -197,8 +199,9 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None 
     Args:
         scores: (|G|, B) proxy losses.
         tolerance: Scores within ``tolerance * |minimum|`` of the minimum count as equal to it.
-        noise: (|G|, B), how far each score may be off; scores count as equal to the minimum, too,
-            if both could be the same number. A minimum close to 0 needs it. None for none.
+        bounds: The least and the most that each score may be, (|G|, B) each, by the rounding that
+            it comes from; scores that could be the minimum count as equal to it, too. A minimum
+            close to 0 needs them. None for the scores themselves.
 
     Returns:
         The weights, (|G|, B), with the sum 1 over the group; NaN where a score is NaN.
@@ -214,10 +217,9 @@ def select_minimum(scores: Tensor, tolerance: float = 0.0, noise: Tensor | None 
     """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
-    minimum = scores.amin(dim=0, keepdim=True)
+    least, most = (scores, scores) if bounds is None else bounds
+    minimum = most.amin(dim=0, keepdim=True)
     limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
     # The limit is NaN where the minimum is infinite.
-    ties = scores <= torch.fmax(minimum, limit)
-    if noise is not None:
-        ties = ties | (scores - noise <= (scores + noise).amin(dim=0, keepdim=True))
+    ties = least <= torch.fmax(minimum, limit)
     return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

@@ -204,11 +204,11 @@ class After:
         self._factors: dict[float, Tensor] = {}
 
     def shaking(self, outputs: Tensor, rounding: float) -> Tensor:
-        """Factors (2, 1, 1, m): 1, and those of a rounding."""
+        """Factors (3, 1, 1, m): 1, and those of a rounding one way and the other way."""
         factors = self._factors.get(rounding)
         if factors is None:
             moved = shaking(outputs, rounding)
-            factors = torch.stack([torch.ones_like(moved), moved])[:, None, None]
+            factors = torch.stack([torch.ones_like(moved), moved, 2 - moved])[:, None, None]
             if type(factors) is Tensor and not torch.compiler.is_compiling():
                 self._factors[rounding] = factors
         return factors
@@ -244,12 +244,12 @@ class Rows(Copies):
 
     def noisy_scores(
         self, function: Callable[[Any], Tensor], rounding: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         outputs = widened(self._stacks["output"])
-        # Both at once: a function costs more than what it reads.
-        both = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
-        scores, moved = widened(scored(function, both, both.shape)).split(self.count)
-        return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
+        # All at once: a function costs more than what it reads.
+        shaken = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
+        scores = widened(scored(function, shaken, shaken.shape)).view(3, self.count, -1)
+        return scores[0], torch.aminmax(scores, dim=0)
 
     def means(self, space: Space) -> list[Mean]:
         tables, after, raw = self.tables, self.after, self._stacks["output"]

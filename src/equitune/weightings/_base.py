@@ -82,7 +82,7 @@ class Copies(ABC):
 
     def noisy_scores(
         self, function: Callable[[Any], Tensor], rounding: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """A function of the raw outputs, and what their rounding makes of it.
 
         Args:
@@ -90,11 +90,12 @@ class Copies(ABC):
             rounding: How far the entries of the raw outputs may be off, relative to their size.
 
         Returns:
-            The scores and how far they may be off, (K, B).
+            The scores, and the least and the most that they may be, (K, B) each.
         """
         scores = self.scores(function)
         moved = self.scores(lambda y: function(mapped(y, lambda x: _shaken(x, rounding))))
-        return scores, (moved - scores).abs().nan_to_num(0.0, 0.0)
+        noise = (moved - scores).abs().nan_to_num(0.0, 0.0)
+        return scores, (scores - noise, scores + noise)
 
     def gathered(self, scores: Tensor) -> Tensor:
         """The scores of all slots, those of other processes included."""

@@ -33,7 +33,7 @@ def tie_tolerance(*dtypes: torch.dtype) -> float:
     It is above the noise of another place in the batch: 1e-9 for float64, 1e-5 for float32, 5e-3
     for float16 and 3e-2 for bfloat16; of several dtypes the largest.
     """
-    return max((TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=0.0) or 1e-5
+    return max([TIE_TOLERANCES.get(dtype, 0.0) for dtype in dtypes], default=0.0) or 1e-5
 
 
 @final
@@ -105,13 +105,12 @@ class Best(Weighting):
     def forward(self, copies: Copies) -> tuple[Tensor, Tensor]:
         """The weights and the scores that they come from; the choice is piecewise constant."""
         tolerance, rounding = self._tolerances(copies)
-        noise = None
         with torch.no_grad():
             if rounding:
-                losses, noise = copies.noisy_scores(self.proxy_loss, rounding)
+                losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
             else:
-                losses = copies.scores(self.proxy_loss)
-            return select_minimum(losses, tolerance, noise), -losses
+                losses, bounds = copies.scores(self.proxy_loss), None
+            return select_minimum(losses, tolerance, bounds), -losses
 
     def score(self, copies: Copies) -> Tensor:
         return self(copies)[1]  # type: ignore[no-any-return]
