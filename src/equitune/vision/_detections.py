@@ -24,6 +24,7 @@ from equitune.actions._tree import rebuilt
 from equitune.vision._checks import require_images
 
 NEEDED = ("boxes", "labels", "scores")
+RETURNED = "model(images)"
 TRAINING = (
     "; the model is in train mode, in which detectors take targets and return losses: call "
     ".eval(), or train the detector itself before you wrap it"
@@ -34,13 +35,10 @@ def unit_of(coordinates: Tensor, images: Tensor) -> Tensor:
     """The size of the image along each of the coordinates, (..., 2), (..., 3) or (..., 4)."""
     height, width = images.shape[-2:]
     units = {2: (width, height), 3: (width, height, 1), 4: (width, height, width, height)}
-    require(
-        coordinates.dim() > 0 and coordinates.shape[-1] in units,
-        "model(images)",
-        "have 2 numbers (x, y), 3 (x, y, visibility) or 4 (a box) along the last dimension",
-        f"shape {tuple(coordinates.shape)}",
-        "the fields that hold coordinates",
-    )
+    passed = coordinates.dim() > 0 and coordinates.shape[-1] in units
+    must = "have 2 numbers (x, y), 3 (x, y, visibility) or 4 (a box) along the last dimension"
+    got = f"shape {tuple(coordinates.shape)}"
+    require(passed, RETURNED, must, got, "the fields that hold coordinates")
     return coordinates.new_tensor(units[coordinates.shape[-1]])
 
 
@@ -69,9 +67,9 @@ class Scaled(nn.Module, ABC):
         require_images(images)
         output = self.model(images, *args, **kwargs)
         if self.fields is None:
-            require_type("model(images)", output, Tensor, "fields=['boxes'] for those of a dict")
+            require_type(RETURNED, output, Tensor, "fields=['boxes'] for those of a dict")
             return self.change(output, unit_of(output, images))
-        require_type("model(images)", output, Mapping, "a dict, or fields=None for one tensor")
+        require_type(RETURNED, output, Mapping, "a dict, or fields=None for one tensor")
         missing = [name for name in self.fields if name not in output]
         require(not missing, "fields", f"name fields of {list(output)}", missing, "one of these")
         changed = {name: self.change(output[name], unit_of(output[name], images))
@@ -156,7 +154,7 @@ class PaddedDetections(nn.Module):
         inputs: Makes what the model is called with from the batch (B, C, H, W): ``list`` for a
             list of images, ``torch.clone`` for a model that takes the batch itself.
         drop: The fields of the model's dicts to leave out, such as an ``image_id`` or masks as
-            run-length encodings, which lack an entry per detection or are not tensors. Fields that
+            run-length encodings, which are not tensors with one entry per detection. Fields that
             are None in all dicts are left out anyway.
 
     Shape:
@@ -165,11 +163,11 @@ class PaddedDetections(nn.Module):
 
     Raises:
         TypeError: If ``model`` is not a module or ``inputs`` cannot be called, if ``drop`` is one
-            string; in calls, if the model returns something else, or a field holds no tensors.
+            string. Calls raise it if the model returns something else, or a field is not a tensor.
         ValueError: If ``most`` is below 1, or ``drop`` names a field that is needed. Calls raise
             it for images of another shape, for targets, for losses, where an image has more
-            detections than ``most``, none of which is dropped, and for a field that has not one
-            entry per detection; the message names the field.
+            detections than ``most``, and for a field without one entry per detection; the message
+            names the field.
 
     Example:
         >>> import torch
@@ -212,13 +210,9 @@ class PaddedDetections(nn.Module):
     def forward(self, images: Tensor, targets: object = None) -> dict[str, Tensor]:
         require_images(images)
         require(len(images) > 0, "images", "hold an image", "an empty batch", "one image or more")
-        require(
-            targets is None,
-            "targets",
-            "be None, because the losses of single copies are not detections",
-            described(targets),
-            "them to train the detector itself, before you wrap it",
-        )
+        must = "be None, because the losses of single copies are not detections"
+        use = "them to train the detector itself, before you wrap it"
+        require(targets is None, "targets", must, described(targets), use)
         detections = self._found(images)
         names = [name for name in detections[0] if name in NEEDED or self._keeps(name, detections)]
         return {name: self._padded(name, detections, images) for name in names}
@@ -240,31 +234,17 @@ class PaddedDetections(nn.Module):
             raise
         use = "a detector in eval mode; a dict of tensors needs a TreeAction alone" + training
         fields = f" of {list(detections)}" if isinstance(detections, Mapping) else ""
-        require(
-            isinstance(detections, list | tuple),
-            "model(images)",
-            "be a list of dicts, one per image",
-            described(detections) + fields,
-            use,
-            TypeError,
-        )
-        require(
-            len(detections) == len(images),
-            "model(images)",
-            "hold one dict per image",
-            f"{len(detections)} dicts for {len(images)} images",
-            use,
-        )
+        listed, got = isinstance(detections, list | tuple), described(detections) + fields
+        require(listed, RETURNED, "be a list of dicts, one per image", got, use, TypeError)
+        alike = len(detections) == len(images)
+        got = f"{len(detections)} dicts for {len(images)} images"
+        require(alike, RETURNED, "hold one dict per image", got, use)
         for i, found in enumerate(detections):
-            require_type(f"model(images)[{i}]", found, Mapping, "a list with one dict per image")
-            missing = {*NEEDED, *detections[0]} - set(found)
-            require(
-                not missing,
-                f"model(images)[{i}]",
-                "have the fields of the others",
-                f"{list(found)} without {sorted(missing)}",
-                "one set of fields for all images",
-            )
+            called = f"{RETURNED}[{i}]"
+            require_type(called, found, Mapping, "a list with one dict per image")
+            missing = sorted({*NEEDED, *detections[0]} - set(found))
+            got, use = f"{list(found)} without {missing}", "one set of fields for all images"
+            require(not missing, called, "have the fields of the others", got, use)
         return [*detections]
 
     def _padded(self, name: str, detections: list[Mapping[str, Any]], images: Tensor) -> Tensor:
@@ -275,30 +255,31 @@ class PaddedDetections(nn.Module):
                 values = values / unit_of(values, images)
             missing = (0, 0) * (values.dim() - 1) + (0, self.most - len(values))
             rows.append(F.pad(values, missing, value=-1 if name == "labels" else 0))
-        require(
-            len({row.shape for row in rows}) == 1,
-            f"model(images)[...]['{name}']",
-            "have entries of one shape",
-            [tuple(row.shape[1:]) for row in rows],
-            f"one shape in all images, or drop=[{name!r}]",
-        )
+        shapes = [tuple(row.shape[1:]) for row in rows]
+        use = f"one shape in all images, or drop=[{name!r}]"
+        called = f"{RETURNED}[...][{name!r}]"
+        require(len({*shapes}) == 1, called, "have entries of one shape", shapes, use)
         return torch.stack(rows)
 
     def _values(self, name: str, i: int, found: Mapping[str, Any]) -> Tensor:
         """One field of one image, (N, ...)."""
-        called = f"model(images)[{i}][{name!r}]"
+        called = f"{RETURNED}[{i}][{name!r}]"
         use = "one entry per detection" + ("" if name in NEEDED else f", or drop=[{name!r}]")
         values: Tensor = require_type(called, found[name], Tensor, use)
-        boxes = require_tensor(f"model(images)[{i}]['boxes']", found["boxes"], "(N, 4)", dims=1)
+        boxes = require_tensor(f"{RETURNED}[{i}]['boxes']", found["boxes"], "(N, 4)", dims=1)
         count = len(boxes)
         must = f"have one entry for each of {count} boxes"
         got = f"shape {tuple(values.shape)}"
         require(values.dim() > 0 and len(values) == count, called, must, got, use)
-        layouts = {"boxes": (values.shape[1:] == (4,), "(N, 4), two corners in pixels"),
-                   "keypoints": (values.shape[-1] == 3,
-                                 "(N, K, 3), x and y in pixels with a visibility")}  # fmt: skip
-        passed, layout = layouts.get(name, (True, ""))
-        require(passed, called, f"be {layout}", got, "that layout")
+        if name == "boxes":
+            passed, must = values.shape[1:] == (4,), "be (N, 4), two corners in pixels"
+            require(passed, called, must, got, "boxes as xyxy")
+        if name == "keypoints":
+            passed, must = (
+                values.shape[-1] == 3,
+                "be (N, K, 3), x and y in pixels with a visibility",
+            )
+            require(passed, called, must, got, "visibilities of 1 for points without one")
         must = f"be {count} or more, the detections of image {i}"
         require(count <= self.most, "most", must, self.most, "a larger number")
         return values
