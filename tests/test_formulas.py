@@ -10,6 +10,7 @@ from torch import nn
 import cases
 from cases import CASES, WRAPPERS, ConvNet
 from equitune import (
+    Action,
     Best,
     Canonical,
     Canonicalize,
@@ -38,6 +39,8 @@ from equitune.testing import (
     assert_equivariant,
     assert_matches_formula,
 )
+from equitune.testing._parts import faults_of_weighting
+from kits import KITS
 from test_weightings import TopK
 
 D4 = ImageAction(d4())
@@ -232,6 +235,22 @@ def test_wrong_weights_are_found_and_named(wrong, reads, backbone, x):
         assert_matches_formula(model, x)
     with pytest.raises(AssertionError, match=said):
         assert_equivariant(model, x, D4)
+
+
+@pytest.mark.parametrize("kit", KITS, ids=str)
+def test_wrong_weights_of_kits_are_found(kit):
+    """Where a position of a text is a sample, and where sequences are decoded, too."""
+
+    class Wrong(TopK):
+        def weigh(self, scores, copies):
+            return 2 * (scores - scores.mean(1, keepdim=True)).softmax(0)
+
+    # A model whose input moves as several arguments is not looked at.
+    looked = 2 * isinstance(kit.build(None).input_action, Action)
+    for weighting, count in ((Best(kit.loss), 0), (Wrong(kit.loss, 2), looked)):
+        faults = faults_of_weighting(kit.build(weighting), kit.input)
+        assert len(faults) == count
+        assert all(fault.startswith("`weighting` must") for fault in faults)
 
 
 def test_a_loss_that_sees_the_batch_is_found_in_the_selection(backbone, x):

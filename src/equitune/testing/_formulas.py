@@ -254,10 +254,8 @@ class EquiZeroFormula(Formula):
         tie_tolerance: float | None = None,
         submodule: str | None = None,
     ) -> None:
-        weighting = Best(proxy_loss, tie_tolerance=tie_tolerance)
-        super().__init__(
-            backbone, input_action, output_action, weighting=weighting, submodule=submodule
-        )
+        own = Best(proxy_loss, tie_tolerance=tie_tolerance)
+        super().__init__(backbone, input_action, output_action, weighting=own, submodule=submodule)
 
 
 @final
@@ -283,10 +281,8 @@ class LambdaEquiTuneFormula(Formula):
         weight_input: str = "input",
         submodule: str | None = None,
     ) -> None:
-        weighting = Learned(weight_net, weight_input)
-        super().__init__(
-            backbone, input_action, output_action, weighting=weighting, submodule=submodule
-        )
+        own = Learned(weight_net, weight_input)
+        super().__init__(backbone, input_action, output_action, weighting=own, submodule=submodule)
 
 
 @final
@@ -312,10 +308,8 @@ class CanonicalizeFormula(Formula):
         tie_tolerance: float | None = None,
         submodule: str | None = None,
     ) -> None:
-        weighting = Canonical(weight_net, tie_tolerance)
-        super().__init__(
-            backbone, input_action, output_action, weighting=weighting, submodule=submodule
-        )
+        own = Canonical(weight_net, tie_tolerance)
+        super().__init__(backbone, input_action, output_action, weighting=own, submodule=submodule)
 
 
 def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
