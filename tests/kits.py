@@ -100,7 +100,8 @@ def decoders() -> list[Kit]:
 
 
 def networks() -> list[Kit]:
-    from equitune.rl import cartpole_mirror
+    import gridworld
+    from equitune.rl import SymmetricDQNPolicy, cartpole_mirror
     from equitune.runners import MatrixProducts
 
     mirror = cartpole_mirror()
@@ -111,8 +112,21 @@ def networks() -> list[Kit]:
         return Symmetrized(network, mirror.on_observations, mirror.on_actions,
                            weighting=weighting, runner=MatrixProducts())  # fmt: skip
 
+    turns, env = gridworld.rotations(), gridworld.CoordinateGridworld()
+
+    def policy(weighting: Weighting | None) -> Symmetrized:
+        torch.manual_seed(0)
+        dqn = SymmetricDQNPolicy(
+            env.observation_space, env.action_space, lambda _: 1e-3, net_arch=[16], symmetry=turns,
+            method=lambda network, *acting: Symmetrized(network, *acting, weighting=weighting),
+        )  # fmt: skip
+        return dqn.q_net.q_net.double()
+
     states = torch.randn(6, 4, dtype=torch.float64)
-    return [Kit("Q-network", build, mirror.on_observations, mirror.on_actions, states, features=2)]
+    return [
+        Kit("Q-network", build, mirror.on_observations, mirror.on_actions, states, features=2),
+        Kit("DQN", policy, turns.on_observations, turns.on_actions, states, features=4),
+    ]
 
 
 class Encoder(nn.Module):

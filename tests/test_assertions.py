@@ -113,7 +113,7 @@ def test_tolerances_can_be_given():
 
 
 def test_actions_of_two_groups_are_refused():
-    with pytest.raises(ValueError, match="group of order 8"):
+    with pytest.raises(ValueError, match="of a group of order 4 too, got order 8"):
         assert_equivariant(lambda x: x, torch.randn(3, 1, 4, 4), C4, ImageAction(d4()))
 
 
@@ -231,7 +231,7 @@ def test_near_groups_are_found(methods, message):
 
 
 def test_what_is_no_group_at_all():
-    with pytest.raises(TypeError, match="group is a list without 'order'; use an object with"):
+    with pytest.raises(TypeError, match="`group` must have 'order', got a list without it"):
         assert_group([[0]])
 
 
@@ -259,7 +259,7 @@ def test_invariance_of_structures():
     assert_equivariant(lambda x: {"a": [x.amax((-2, -1)), None], "b": 3}, x, C4)
     with pytest.raises(AssertionError, match="not invariant"):
         assert_invariant(lambda x: fn(x, lambda x: x[..., 0, 0]), x, C4)
-    with pytest.raises(TypeError, match="fn returned a dict without a tensor"):
+    with pytest.raises(TypeError, match="`fn` must return a tensor, got a dict without one"):
         assert_invariant(lambda x: {"a": 3}, x, C4)
 
 
@@ -379,17 +379,19 @@ def test_all_calls_are_without_gradients():
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "fn is 3; use a function or a module"),
+    ((3, torch.ones(2, 1, 4, 4), C4), TypeError, "`fn` must be a function, got 3; use a f"),
     ((torch.relu, torch.ones(2, 1, 4, 4), c4()), TypeError,
-     "input_action is a FiniteGroup; use an action"),
-    ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError, "output_action is a FiniteGroup"),
+     "`input_action` must be an Action, got a FiniteGroup; use one"),
+    ((torch.relu, torch.ones(2, 1, 4, 4), C4, c4()), TypeError,
+     "`output_action` must be an Action, got a FiniteGroup"),
     ((torch.relu, torch.ones(0, 1, 4, 4), C4), ValueError, "use at least one sample"),
-    ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError, "x holds NaN at sample 0"),
+    ((torch.relu, torch.full((2, 1, 4, 4), math.nan), C4), ValueError,
+     "`x` must be finite, got NaN at sample 0"),
     ((torch.relu, torch.ones(4), C4), ValueError, "a dim -2 after the batch"),
     ((torch.sum, torch.randn(2, 1, 4, 4), C4), ValueError,
-     "fn returned a scalar; let it return one value per sample"),
+     "`fn` must return a batch, got a scalar; use one value per sample"),
     ((torch.relu, torch.randn(2, 1, 4, 4), TrivialAction(c4())), ValueError,
-     "x is the same under every element"),
+     "`x` must show an invariance, got samples that are the same under every"),
 ])  # fmt: skip
 def test_bad_input(arguments, error, message):
     for check in (assert_equivariant, equivariance_report):
@@ -399,12 +401,12 @@ def test_bad_input(arguments, error, message):
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 def test_negative_tolerances(name):
-    with pytest.raises(ValueError, match=rf"{name} is -0\.1; use 0 or more"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be a number of 0 or more, got -0\.1"):
         assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: -0.1})
 
 
 def test_actions_are_not_tested_on_nan():
-    with pytest.raises(ValueError, match="x holds NaN at sample 1"):
+    with pytest.raises(ValueError, match="`x` must be finite, got NaN at sample 1"):
         assert_action(C4, torch.tensor([0.0, math.nan]).view(2, 1, 1, 1))
 
 
@@ -510,11 +512,11 @@ def test_outputs_of_another_structure(others):
     (lambda x: {"loss": x.mean(), "y": x.mean((-2, -1))}, None, ValueError, r"Drop\(\) in a TreeA"),
     (lambda x: (x, x), C4, TypeError, r"`fn\(x\)` must be one tensor for ImageAction, got a tuple"),
     (lambda x: x.mean((-2, -1)), C4, ValueError, "output_action does not fit what fn"),
-    (lambda x: x.mean(0), None, ValueError, r"fn\(x\) has a tensor of shape \(1, 6, 6\)"),
-    (lambda x: None, None, TypeError, "fn returned a NoneType; let it return tensors"),
+    (lambda x: x.mean(0), None, ValueError, r"`fn\(x\)` must .*\(3, .* got shape \(1, 6, 6\)"),
+    (lambda x: None, None, TypeError, "`fn` must return a tensor, got None without one; use"),
     (torch.nn.ReLU, None, TypeError, r"use a function or a module, such as nn\.ReLU\(\)"),
     (lambda x: {"a": [], "b": 3}, TreeAction(others=C4), ValueError,
-     "^`fn` must return a tensor that `output_action` moves, got a dict without one; return a"),
+     "^`fn` must return a tensor that `output_action` moves, got a dict without one; use one"),
     (lambda x: {"a": x, "b": 3}, TreeAction({"b": C4, "a": Drop()}), TypeError, "Action, got 3"),
 ], ids=["loss", "tuple", "dims", "batch", "None", "class", "no tensor", "number"])  # fmt: skip
 def test_outputs_that_do_not_fit(fn, output, error, message):
@@ -553,13 +555,15 @@ def test_formulas_of_outputs_without_a_tensor():
 def test_inputs_of_several_batch_sizes():
     action = TreeAction({"a": C4, "b": C4})
     x = {"a": torch.randn(3, 1, 6, 6), "b": torch.randn(2, 1, 6, 6)}
-    with pytest.raises(ValueError, match=r"the tensors of x have the batch sizes \[3, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"`x` must have one batch size in all tensors, got \[3, 2\]"
+    ):
         assert_invariant(lambda x: x["a"], x, action)
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((None, torch.randn(2, 3)), TypeError, "action is a NoneType; use an action"),
-    ((d4(), torch.randn(2, 3)), TypeError, "action is a FiniteGroup; use an action"),
+    ((None, torch.randn(2, 3)), TypeError, "`action` must be an Action, got None; use one"),
+    ((d4(), torch.randn(2, 3)), TypeError, "`action` must be an Action, got a FiniteGroup"),
     ((C4, [1]), TypeError, "`x` must be one tensor for ImageAction, got a list"),
     ((C4, torch.zeros(0, 1, 4, 4)), ValueError, "use at least one sample"),
 ])  # fmt: skip
@@ -570,7 +574,7 @@ def test_actions_are_checked_with_clear_messages(arguments, error, message):
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 def test_tolerances_that_are_no_numbers(name):
-    with pytest.raises(TypeError, match=rf"{name} is '1e-3'; use a number"):
+    with pytest.raises(TypeError, match=rf"`{name}` must be a number of 0 or more, got '1e-3'"):
         assert_invariant(torch.relu, torch.randn(2, 1, 4, 4), C4, **{name: "1e-3"})
 
 

@@ -315,7 +315,7 @@ TYPE_ERRORS = {
     ),
     "an action too many": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), cartpole_mirror(), EXCHANGED),
-        "leave on_actions out",
+        "`on_actions` must be None after a Symmetry",
     ),
     "no action": (
         lambda: check_symmetry(gymnasium.make("CartPole-v1"), NEGATED, [(0, 1), (1, 0)]),

@@ -187,20 +187,20 @@ NUMBERS = list("abcdefgh")
 VALUE_ERRORS = {
     "unknown entry": (
         built({"d": "a"}, {}),
-        "`observation` of a move must have the names a, b, c, got 'd'",
+        "`observation` must have the names a, b, c in a move, got 'd'",
     ),
-    "unknown image": (built({"a": "-d"}, {}), "must have the names a, b, c, got 'd'"),
+    "unknown image": (built({"a": "-d"}, {}), "must have the names a, b, c in a move, got 'd'"),
     "unknown action": (
         built({}, {"l": "up"}),
-        "`action` of a move must have the names l, r, got 'up'",
+        "`action` must have the names l, r in a move, got 'up'",
     ),
     "a minus in front of what moves": (
         built({"-a": "a"}, {}),
-        "must have the names a, b, c, got '-a'",
+        "must have the names a, b, c in a move, got '-a'",
     ),
     "a negated action": (
         built({}, {"l": "-r"}),
-        "must send discrete actions to actions, got '-r', which negates",
+        r"must send discrete actions to actions, got \['-r'\], which negates",
     ),
     "two to one": (
         built({"a": "c", "b": "c", "c": "a"}, {}),
@@ -229,7 +229,7 @@ VALUE_ERRORS = {
         lambda: discrete_symmetry(THREE, ["l"], []),
         "`moves` must have 1 or more entries",
     ),
-    "nothing moves": (built({}, {}), "`moves` must move something, but m does not"),
+    "nothing moves": (built({}, {}), "`moves` must move something, got m, which does not"),
     "it moves to itself": (built({"a": "a"}, {"l": "l"}), "must move something"),
     "a huge group": (
         lambda: discrete_symmetry(

@@ -78,7 +78,7 @@ def test_elements_come_in_any_order():
 
 
 def test_orders_can_be_bounded():
-    with pytest.raises(ValueError, match="min_order is 25"):
+    with pytest.raises(ValueError, match=r"`min_order` and `max_order` must span .* 25 to 30"):
         smallest(finite_groups(min_order=25, max_order=30), bool)
 
 
@@ -131,7 +131,7 @@ def test_sides():
     assert smallest(some, lambda x: True).shape == (1, 1, 3, 3)
     oblong = smallest(images(c4(), square=False, max_side=4, max_batch=2), lambda x: True)
     assert sorted(oblong.shape[2:]) == [2, 3]
-    with pytest.raises(ValueError, match="min_side is 1"):
+    with pytest.raises(ValueError, match="`min_side` must be 2 or more, got 1"):
         smallest(images(c4(), min_side=1), bool)
     with pytest.raises(ValueError, match="`elements` must say"):
         smallest(images(cyclic(3)), bool)
@@ -265,14 +265,14 @@ def test_models_shrink_and_do_not_touch_the_global_seed():
 
 
 @pytest.mark.parametrize(("action", "output", "message"), [
-    (TreeAction({"x": D4}), None, "use the action of one tensor"),
+    (TreeAction({"x": D4}), None, "`input_action` must be one of a tensor, got a TreeAction"),
     (D4, TreeAction([TrivialAction(d4()), D4]), "name for every field, got a TreeAction"),
     (D4, TreeAction(others=D4), "name for every field, got a TreeAction"),
-    (D4, OneOf([D4, TreeAction([D4])]), "`output_action` must be one of a tensor, .* got a OneOf"),
-    (D4, VectorFieldAction(d4(), channel_dim=1), "count from the end"),
-    (SET, ImageAction(symmetric(3), [0] * 6), "output_action acts on images"),
-    (D4, RegularFeatureAction(D4), "output_action is a RegularFeatureAction"),
-    (ImageAction(d4(), dims=(1, 2)), None, r"has dims \(1, 2\)"),
+    (D4, OneOf([D4, TreeAction([D4])]), "`output_action` must be one of a tensor, .* got an OneOf"),
+    (D4, VectorFieldAction(d4(), channel_dim=1), "dims that count from the end"),
+    (SET, ImageAction(symmetric(3), [0] * 6), "`output_action` must act on images only where"),
+    (D4, RegularFeatureAction(D4), "`output_action` must .* got a RegularFeatureAction"),
+    (ImageAction(d4(), dims=(1, 2)), None, r"`dims` must be .* got \(1, 2\)"),
 ])  # fmt: skip
 def test_models_that_do_not_exist(action, output, message):
     if output is not None and output.group != action.group:
@@ -287,17 +287,18 @@ def test_groups_from_a_product_are_drawn_too():
 
 
 @pytest.mark.parametrize(("strategy", "error", "message"), [
-    (lambda: finite_groups(min_order=13, max_order=13), ValueError, "the orders are"),
-    (lambda: finite_groups(max_order=100), ValueError, "max_order is 100; the orders are"),
+    (lambda: finite_groups(min_order=13, max_order=13), ValueError, "must span known orders"),
+    (lambda: finite_groups(max_order=100), ValueError, "got 1 to 100; use some of"),
     (lambda: permutation_actions(4), TypeError, "`group` must be a FiniteGroup, got 4"),
     (lambda: small_models(d4()), TypeError, "`input_action` must be an Action"),
-    (lambda: arrays((2,), "float32"), TypeError, "dtype is 'float32'; use a torch.dtype"),
-    (lambda: token_batches(0, 3), ValueError, "vocab has 0 ids"),
-    (lambda: token_batches(5, -1), ValueError, "length is -1"),
-    (lambda: token_batches(TOKENS, 0), ValueError, "length is 0"),
-    (lambda: images(c4(), max_batch=0), ValueError, "max_batch is 0"),
-    (lambda: images(c4(), channels=0), ValueError, "channels is 0"),
-    (lambda: images(c4(), max_side=2, square=False), ValueError, "two different ones"),
+    (lambda: arrays((2,), "float32"), TypeError, "`dtype` must be a dtype, got 'float32'; use one"),
+    (lambda: token_batches(0, 3), ValueError, "`vocab` must be 1 or more, got 0"),
+    (lambda: token_batches(5, -1), ValueError, "`length` must be 0 or more, got -1"),
+    (lambda: token_batches(TOKENS, 0), ValueError, "`length` must be 1 or more, got 0"),
+    (lambda: images(c4(), max_batch=0), ValueError, "`max_batch` must be 1 or more, got 0"),
+    (lambda: images(c4(), channels=0), ValueError, "`channels` must be 1 or more, got 0"),
+    (lambda: images(c4(), max_side=2, square=False), ValueError,
+     "`max_side` must be 3 or more, got 2; .* not square"),
     (lambda: elements(4), TypeError, "`group` must be a FiniteGroup, got 4"),
 ])  # fmt: skip
 def test_bad_input(strategy, error, message):

@@ -119,7 +119,7 @@ def test_a_moved_activation_is_exact_where_the_rest_pools(name, at, pools):
     if pools:
         assert_equivariant(model, x, action)
         return
-    with pytest.raises(AssertionError, match=f"behind the cut at {at!r}"):
+    with pytest.raises(AssertionError, match=f"what follows the submodule {at!r}"):
         assert_equivariant(model, x, action)
     assert not equivariance_report(model, x, action).passed
 
@@ -131,7 +131,7 @@ def test_the_cut_is_not_blamed_for_a_wrong_action_of_the_output():
     assert_equivariant(model, x, action, action)
     report = equivariance_report(model, x, action)
     assert "use output_action" in report.message()
-    assert "behind the cut" not in report.message()
+    assert "what follows the submodule" not in report.message()
 
 
 def test_the_rest_runs_once():

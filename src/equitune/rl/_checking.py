@@ -13,6 +13,7 @@ import torch
 
 from equitune._checks import (
     described,
+    require,
     require_counts,
     require_function,
     require_int,
@@ -144,17 +145,12 @@ def _unseen(taken: Sequence[Taken], near: bool) -> tuple[str, ...]:
 def _symmetry(
     given: Action | Symmetry, on_actions: Action | None, names: Sequence[str] | None
 ) -> Symmetry:
-    if not isinstance(given, Symmetry):
-        if on_actions is None:
-            raise TypeError(
-                "`on_actions` must be an Action, got None; use how the group acts on actions"
-            )
-        given = Symmetry(given, on_actions)
-    elif on_actions is not None:
-        raise TypeError(
-            f"`on_actions` must be None after a Symmetry, got {described(on_actions)}; leave "
-            "on_actions out"
-        )
+    if isinstance(given, Symmetry):
+        got, use = described(on_actions), "the Symmetry alone"
+        require(on_actions is None, "on_actions", "be None after a Symmetry", got, use, TypeError)
+    else:
+        acting: Action = require_type("on_actions", on_actions, Action, "symmetry.on_actions")
+        given = Symmetry(given, acting)
     return given if names is None else replace(given, names=names)
 
 
@@ -168,37 +164,29 @@ def _check_environment(env: Any) -> None:
     require_type("env", env, gymnasium.Env, one)
     for layer in layers(env):
         if isinstance(layer, STATEFUL):
-            raise ValueError(
-                f"`env` must make the same step from the same state, got {described(layer)}, whose "
-                "running statistics change with each step; use the environment inside, "
-                f"{described(layer.env)}"
-            )
+            got = f"{described(layer)}, whose running statistics change with each step"
+            must, use = "make the same step from the same state", described(layer.env)
+            require(False, "env", must, got, f"the environment inside, {use}")
 
 
 def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
     require_counts(samples=samples)
-    if not require_number("tolerance", tolerance) > 0:
-        raise ValueError(f"`tolerance` must be above 0, got {tolerance}; use {TOLERANCE:g}")
-    shape = env.observation_space.shape
-    if symmetry.names is not None and shape != (len(symmetry.names),):
-        raise ValueError(
-            f"`names` must have one name for each entry of an observation, got "
-            f"{len(symmetry.names)} for observations of shape {shape}"
-        )
+    above = require_number("tolerance", tolerance) > 0
+    require(above, "tolerance", "be above 0", tolerance, f"{TOLERANCE:g}")
+    shape, names = env.observation_space.shape, symmetry.names
+    got, use = f"{len(names or ())} for observations of shape {shape}", "as many as entries"
+    right = names is None or shape == (len(names),)
+    require(right, "names", "have one name for each entry", got, use)
 
 
 def _known_setter(env: Any) -> SetState:
-    inner = env.unwrapped
-    use = "use set_state=, a function of the environment and an observation"
-    if not states_are_known(env):
-        raise ValueError(
-            f"`set_state` must be set for {described(inner)}, whose states are not known; {use}"
-        )
-    if env.observation_space != inner.observation_space:
-        raise ValueError(
-            f"`set_state` must be set where a wrapper changes the observations of "
-            f"{described(inner)}, from {inner.observation_space} to {env.observation_space}; {use}"
-        )
+    inner, use = env.unwrapped, "a function of the environment and an observation"
+    must = f"be set for {described(inner)}, whose states are not known"
+    require(states_are_known(env), "set_state", must, None, use)
+    must = f"be set where a wrapper changes the observations of {described(inner)}"
+    shown = env.observation_space
+    got = f"None for a wrapper from {inner.observation_space} to {shown}"
+    require(shown == inner.observation_space, "set_state", must, got, use)
     return put_exactly
 
 

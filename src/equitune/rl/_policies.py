@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_function, require_type
+from equitune._checks import require, require_function, require_type
 from equitune.actions import Action, TrivialAction
 from equitune.functional import matrices
 from equitune.losses import negative_log_max_probability
@@ -177,11 +177,8 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
     pi_features_extractor: Any
 
     def _build(self, lr_schedule: Any) -> None:
-        if self.use_sde:
-            raise ValueError(
-                "`use_sde` must be False, got True: the group does not act on the features that "
-                "state-dependent noise is made from"
-            )
+        use = "noise that does not depend on the state: its features have no action of the group"
+        require(not self.use_sde, "use_sde", "be False", True, use)
         super()._build(lr_schedule)
         discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
         moved, on_actions = self.symmetry.on_observations, self.symmetry.on_actions
@@ -274,11 +271,8 @@ def _check(symmetry: Any, method: Any, observation_space: Any, action_space: Any
     shape = observation_space.shape
     if is_picture(observation_space) and shape[0] == min(shape):
         check_channels(symmetry.on_observations, shape, 0)
-    if len(action_space.shape) > 1:
-        raise ValueError(
-            f"`action_space` must have vectors as actions, got some of shape {action_space.shape}; "
-            "use gymnasium.wrappers.TransformAction"
-        )
+    got, use = f"some of shape {action_space.shape}", "gymnasium.wrappers.TransformAction"
+    require(len(action_space.shape) < 2, "action_space", "have vectors as actions", got, use)
 
 
 def _mean_of_variances(action: Action, width: int) -> Tensor:
@@ -287,11 +281,10 @@ def _mean_of_variances(action: Action, width: int) -> Tensor:
     # The covariances rho(g) diag(v) rho(g)^T, for each entry of v.
     covariances = torch.einsum("gij,gkj->jik", found, found) / len(found)
     diagonal = covariances.diagonal(dim1=1, dim2=2)
-    if not torch.allclose(torch.diag_embed(diagonal), covariances, atol=1e-9):
-        raise ValueError(
-            "`symmetry` must keep independent noise of continuous actions independent, got a group "
-            "that does not; use one that permutes and negates, or turns a plane by equal angles"
-        )
+    independent = torch.allclose(torch.diag_embed(diagonal), covariances, atol=1e-9)
+    must, got = "keep independent noise of continuous actions independent", "a group that does not"
+    use = "one that permutes and negates, or turns a plane by equal angles"
+    require(independent, "symmetry", must, got, use)
     return diagonal.mT
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from equitune._checks import described, naming
+from equitune._checks import described, naming, require
 from equitune.rl._libraries import classic_control
 
 SetState = Callable[[Any, Any], None]
@@ -63,23 +63,17 @@ def _put(env: Any, observation: Any, exactly: bool) -> None:
     if not hasattr(env, "unwrapped"):
         raise TypeError(f"`env` must be an environment, got {described(env)}; use gymnasium.make()")
     inner = env.unwrapped
-    if not states_are_known(env):
-        raise ValueError(
-            "`env` must be CartPole, Acrobot, Pendulum or MountainCar, got "
-            f"{described(inner)}; use a function of your own for other environments"
-        )
+    must, use = "be CartPole, Acrobot, Pendulum or MountainCar", "a function of your own for others"
+    require(states_are_known(env), "env", must, described(inner), use)
     size, angles = next(LAYOUTS[kind] for kind in LAYOUTS if isinstance(inner, kind))
     with naming("observation"):
         values = np.asarray(observation, dtype=np.float64)
-    if values.shape != (size,):
-        raise ValueError(f"`observation` must be of shape ({size},), got {values.shape}")
+    right, use = values.shape == (size,), "one that the environment returns"
+    require(right, "observation", f"be of shape ({size},)", values.shape, use)
     cosines, sines = values[: 2 * angles].reshape(-1, 2).T
     for cos, sin in zip(cosines, sines, strict=True):
-        if exactly and not abs(np.hypot(cos, sin) - 1) < 1e-3:
-            raise ValueError(
-                f"`observation` must hold the cosine and the sine of an angle, got {cos:.6g} and "
-                f"{sin:.6g}"
-            )
+        right, got = not exactly or abs(np.hypot(cos, sin) - 1) < 1e-3, f"{cos:.6g} and {sin:.6g}"
+        require(right, "observation", "hold the cosine and the sine of an angle", got, use)
     inner.state = np.append(np.arctan2(sines, cosines), values[2 * angles :])
     if isinstance(inner, classic_control.CartPoleEnv):
         inner.steps_beyond_terminated = None

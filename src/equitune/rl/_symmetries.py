@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import naming, require_entries, require_strings, require_type
+from equitune._checks import naming, require, require_entries, require_strings, require_type
 from equitune.actions import Action, MatrixAction, PermutationAction
 from equitune.groups import Embedding, FiniteGroup, generate_permutations
 from equitune.groups._permutations import Permutation
@@ -49,11 +49,9 @@ class Symmetry:
             names = require_strings("names", self.names, "a name for each entry of an observation")
             object.__setattr__(self, "names", names)
         first, second = self.on_observations.group, self.on_actions.group
-        if first != second:
-            raise ValueError(
-                f"`on_actions` must be of the group of on_observations, got one of order "
-                f"{second.order} beside one of order {first.order}; use two actions of one group"
-            )
+        got = f"one of order {second.order} beside one of order {first.order}"
+        must, use = "be of the group of on_observations", "two actions of one group"
+        require(first == second, "on_actions", must, got, use)
 
     @property
     def group(self) -> FiniteGroup:
@@ -157,11 +155,8 @@ def discrete_symmetry(
     """
     moves = _checked_moves(moves)
     negated = [image for move in moves for image in move.action.values() if image.startswith("-")]
-    if negated:
-        raise ValueError(
-            f"`moves` must send discrete actions to actions, got {negated[0]!r}, which negates "
-            "one; use the name of another action, or continuous_symmetry"
-        )
+    got, use = f"{negated[:1]}, which negates one", "other names, or continuous_symmetry"
+    require(not negated, "moves", "send discrete actions to actions", got, use)
     group, entries, scores = _generated(observation, actions, moves)
     permutations = PermutationAction(group, [row[: len(actions)] for row in scores])
     return Symmetry(MatrixAction(group, _matrices(entries)), permutations, observation)
@@ -247,10 +242,10 @@ def _generated(
         second = _signed(actions, move.action, "action")
         permutation = (*first, *(size + image for image in second))
         name = move.name or (f"m{k + 1}" if len(moves) > 1 else "m")
-        if permutation == tuple(range(len(permutation))):
-            raise ValueError(f"`moves` must move something, but {name} does not; leave it out")
-        if name in generators:
-            raise ValueError(f"`moves` must have different names, got {name!r} twice")
+        moved = permutation != tuple(range(len(permutation)))
+        require(moved, "moves", "move something", f"{name}, which does not", "the others alone")
+        new = name not in generators
+        require(new, "moves", "have different names", f"{name!r} twice", "one name for each")
         generators[name] = permutation
     with naming("moves"):
         rows = generate_permutations(generators.values(), LARGEST)
@@ -262,10 +257,9 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
     use = "the names of its entries, in order"
     checked = require_strings(kind, require_entries(kind, names, use, least=1), use)
     for name in checked:
-        if not name or name.startswith("-"):
-            raise ValueError(f"`{kind}` must have names without a minus in front, got {name!r}")
-        if checked.count(name) > 1:
-            raise ValueError(f"`{kind}` must have different names, got {name!r} twice")
+        plain = bool(name) and not name.startswith("-")
+        require(plain, kind, "have names without a minus in front", f"{name!r}", use)
+        require(checked.count(name) == 1, kind, "have different names", f"{name!r} twice", use)
 
 
 def _signed(names: Sequence[str], moved: Mapping[str, str], kind: str) -> list[int]:
@@ -274,10 +268,8 @@ def _signed(names: Sequence[str], moved: Mapping[str, str], kind: str) -> list[i
     for name, image in moved.items():
         plain = image.removeprefix("-")
         for known in (name, plain):
-            if known not in names:
-                raise ValueError(
-                    f"`{kind}` of a move must have the names {', '.join(names)}, got {known!r}"
-                )
+            must = f"have the names {', '.join(names)} in a move"
+            require(known in names, kind, must, f"{known!r}", "one of them")
         # An exchange that is written once.
         images.setdefault(plain, name if plain == image else f"-{name}")
     targets = list(range(count))

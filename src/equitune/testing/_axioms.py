@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from equitune._checks import described, require, require_type
 from equitune.actions import Action
 from equitune.testing._batches import check_batch, one_element_each
 from equitune.testing._comparison import close
@@ -51,11 +52,8 @@ def assert_group(group: Group) -> None:
         >>> assert_group(d4())
     """
     for name in ("order", "identity", "compose", "inverse"):
-        if not hasattr(group, name):
-            raise TypeError(
-                f"group is a {type(group).__name__} without {name!r}; use an object with order, "
-                "identity, compose(g, h) and inverse(g), or FiniteGroup(cayley_table)"
-            )
+        got, use = f"{described(group)} without it", "FiniteGroup(cayley_table), or one of your own"
+        require(hasattr(group, name), "group", f"have {name!r}", got, use, TypeError)
     elements, e = range(group.order), group.identity
     _require(e in elements, f"the identity {e} is not among the elements 0 to {group.order - 1}")
     table = [[group.compose(g, h) for h in elements] for g in elements]
@@ -106,10 +104,7 @@ def assert_action(action: Action, x: Any) -> None:
         >>> from equitune.testing import assert_action
         >>> assert_action(ImageAction(d4()), torch.randn(3, 1, 4, 6))
     """
-    if not isinstance(action, Action):
-        raise TypeError(
-            f"action is a {type(action).__name__}; use an action such as ImageAction(d4())"
-        )
+    require_type("action", action, Action, "one such as ImageAction(d4())")
     check_batch(action, x)
     for leaf_action, leaf in action.flatten(x):
         _assert_promises(leaf_action, leaf)

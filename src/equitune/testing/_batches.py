@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitune._checks import described
+from equitune._checks import described, require
 from equitune.actions import Action
 from equitune.testing._comparison import find_nan
 from equitune.wrappers._subclasses import plain
@@ -22,11 +22,8 @@ def tensors_of(action: Action, y: Any, name: str = "x") -> list[Tensor]:
 def output_tensors_of(action: Action, y: Any) -> list[Tensor]:
     """The tensors of fn(x); refuses an output without one, from which nothing can be seen."""
     leaves = tensors_of(action, y, "fn(x)")
-    if not leaves:
-        raise ValueError(
-            f"`fn` must return a tensor that `output_action` moves, got {described(y)} without "
-            "one; return a tensor, or a structure with one"
-        )
+    got, use = f"{described(y)} without one", "one tensor, or a structure with one"
+    require(bool(leaves), "fn", "return a tensor that `output_action` moves", got, use)
     return leaves
 
 
@@ -38,22 +35,15 @@ def copied(action: Action, x: Any) -> Any:
 def check_batch(action: Action, x: Any) -> None:
     """Refuses a batch without samples, of several sizes, or with NaN."""
     leaves = tensors_of(action, x)
-    if not leaves:
-        raise ValueError(
-            f"`x` must hold a tensor that its action moves, got {described(x)} without one; use "
-            "at least one sample"
-        )
+    got, use = f"{described(x)} without one", "at least one sample"
+    require(bool(leaves), "x", "hold a tensor that its action moves", got, use)
     for leaf in leaves:
-        if leaf.numel() == 0:
-            raise ValueError(f"x has shape {tuple(leaf.shape)}; use at least one sample")
-        if len(leaf) != len(leaves[0]):
-            raise ValueError(
-                f"the tensors of x have the batch sizes {[len(leaf) for leaf in leaves]}; all must "
-                "have one batch dimension of the same size, first"
-            )
+        require(leaf.numel() > 0, "x", "hold samples", f"shape {tuple(leaf.shape)}", use)
+    sizes = [len(leaf) for leaf in leaves]
+    must = "have one batch size in all tensors"
+    require(len({*sizes}) == 1, "x", must, sizes, "tensors (B, ...)")
     sample = find_nan(leaves)
-    if sample is not None:
-        raise ValueError(f"x holds NaN at sample {sample}; use finite numbers")
+    require(sample is None, "x", "be finite", f"NaN at sample {sample}", "finite numbers")
 
 
 def one_element_each(action: Action, x: Any) -> Tensor:

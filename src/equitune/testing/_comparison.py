@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from equitune._checks import require_number
+
 RELATIVE_TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -37,7 +39,7 @@ class Tolerance:
         slack: How many times the tolerance of the dtype is allowed, where ``rtol`` is None.
 
     Raises:
-        TypeError: If one of them is no number.
+        TypeError: If one of them is not a number.
         ValueError: If one of them is negative or NaN.
     """
 
@@ -46,13 +48,9 @@ class Tolerance:
     slack: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if value is None and name == "rtol":
-                continue
-            if not isinstance(value, int | float):
-                raise TypeError(f"{name} is {value!r}; use a number of 0 or more")
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}; use 0 or more")
+        if self.rtol is not None:
+            require_number("rtol", self.rtol, least=0)
+        require_number("atol", self.atol, least=0)
 
     def allowed(self, dtype: torch.dtype, scale: Tensor) -> Tensor:
         """The absolute difference that is allowed where the largest entry is ``scale``."""
@@ -220,7 +218,7 @@ def _rounding(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> Tensor
     """(B, 1), how large a zero may have become at each sample, by the numbers that make it up.
 
     These are the numbers that go in and come out there, and not in another sample; but for those
-    that are no results, such as the -1e9 of a mask.
+    that are not results, such as the -1e9 of a mask.
     """
     largest = torch.where(_is_written(size, dtype), 0.0, size).amax(dim=1, keepdim=True)
     if inputs is not None:

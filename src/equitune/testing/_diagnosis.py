@@ -37,7 +37,7 @@ def find_causes(trial: Trial) -> tuple[str, ...]:
     of_a_part: tuple[Search, ...] = (_subgroup, find_border)
     whole = [cause for search in of_all for cause in search(trial, matches)]
     parts = [cause for search in of_a_part for cause in search(trial, matches)]
-    rest = () if whole else [*_behind_a_cut(trial)] or _layers(trial)
+    rest = () if whole else [*_after_the_submodule(trial)] or _layers(trial)
     return (*mixing, *whole, *parts, *rest)
 
 
@@ -124,13 +124,13 @@ def _layouts(trial: Trial) -> Iterable[str]:
             )
 
 
-def _behind_a_cut(trial: Trial) -> Iterable[str]:
-    """A wrapper that is exact up to its cut has the failure behind it."""
-    if trial.cut is not None:
+def _after_the_submodule(trial: Trial) -> Iterable[str]:
+    """A wrapper that is exact up to its submodule has the failure after it."""
+    if trial.submodule is not None:
         yield (
-            f"what is behind the cut at {trial.cut!r} does not respect the symmetry, such as a "
-            "flattened grid: cut further back, or leave output_action out, so that the activation "
-            "at the cut is invariant"
+            f"what follows the submodule {trial.submodule!r} does not respect the symmetry, such "
+            "as a flattened grid: use a later submodule, or leave output_action out, so that its "
+            "activation is invariant"
         )
 
 
@@ -236,7 +236,7 @@ def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
     group, names = trial.group, trial.group.names
     right = set(matches.right)
     found = _largest_subgroup(group, right)
-    # Elements that do not change x are no evidence.
+    # Elements that do not change x show nothing.
     if len(found) < group.order and any(not bool(trial.fixed[g].all()) for g in found):
         embedding = group.subgroup(found)
         generators = [names[embedding.elements[k]] for k in embedding.subgroup.generators]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equitune._checks import described, require_type
+from equitune._checks import described, require, require_type
 from equitune.actions import Action, TrivialAction
 from equitune.testing._batches import copied, output_tensors_of, tensors_of
 from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant
@@ -49,7 +49,7 @@ def assert_matches_formula(
         AssertionError: If they differ; the message names the worst sample, with the error, and
             says so if what ``fn`` returns for a sample depends on the others.
         ValueError: If a module of ``fn`` or the formula is in train mode.
-        TypeError: If ``formula`` is None and ``fn`` is no wrapper with one input action.
+        TypeError: If ``formula`` is None and ``fn`` is not a wrapper with one input action.
 
     Example:
         >>> import torch
@@ -68,15 +68,13 @@ def assert_matches_formula(
     parts = {"fn": fn, **vars(formula), **dict(formula.weighting.named_children())}
     del parts["weighting"]
     for name, module in parts.items():
-        if isinstance(module, nn.Module) and any(m.training for m in module.modules()):
-            called = "fn" if name == "fn" else f"formula.{name}"
-            raise ValueError(
-                f"`{called}` must be in eval mode, got modules in train mode, where a sample's "
-                "output depends on its batch; call .eval() first"
-            )
-    # What is behind a cut has an action of its own, or none: one tensor.
-    behind = TrivialAction(formula.group)
-    action = formula.output_action if formula.submodule is None else behind
+        trains = isinstance(module, nn.Module) and any(m.training for m in module.modules())
+        called = "fn" if name == "fn" else f"formula.{name}"
+        use = ".eval(), because batch statistics and dropout mix or change samples"
+        require(not trains, called, "be in eval mode", "modules in train mode", use)
+    # What follows a submodule has an action of its own, or none: one tensor.
+    after = TrivialAction(formula.group)
+    action = formula.output_action if formula.submodule is None else after
     tolerance = Tolerance(rtol, atol, slack=10.0)
     with torch.no_grad():
         returned = fn(copied(formula.input_action, x))

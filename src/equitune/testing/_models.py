@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from equitune._checks import described, require, require_type
 from equitune.actions import Action, TrivialAction
 
 IMAGE_DIMS = (-2, -1)
@@ -24,7 +25,7 @@ class Architecture:
         width: The number of hidden channels.
         depth: The number of hidden layers.
         batch_norm: Whether each of them has BatchNorm.
-        activation: The activation behind it.
+        activation: The activation after it.
         outputs: The number of scores or channels, where the output action leaves it open.
     """
 
@@ -43,22 +44,16 @@ def model_family(
     Raises:
         ValueError: If there is none between these two.
     """
-    if not isinstance(input_action, Action):
-        raise TypeError(
-            f"input_action is a {type(input_action).__name__}; use an action such as "
-            "ImageAction(d4())"
-        )
-    if input_action.fields is not None:
-        raise ValueError("input_action is a TreeAction; use the action of one tensor")
+    require_type("input_action", input_action, Action, "one such as ImageAction(d4())")
+    got, use = described(input_action), "the action of one tensor"
+    require(input_action.fields is None, "input_action", "be one of a tensor", got, use)
     output = output_action or TrivialAction(input_action.group)
     body = _body_of(input_action)
     actions = output.fields
     if actions is not None:
-        if not actions or any(isinstance(key, int) for key in actions):
-            raise ValueError(
-                f"`output_action` must be one of a tensor, or of a dict with a name for every "
-                f"field, got a {type(output).__name__}; use TreeAction({{name: action}})"
-            )
+        passed = bool(actions) and not any(isinstance(key, int) for key in actions)
+        must = "be one of a tensor, or of a dict with a name for every field"
+        require(passed, "output_action", must, described(output), "TreeAction({name: action})")
         return lambda a: _Model(
             body(a), {str(k): _head(body, act, a) for k, act in actions.items()}
         )
@@ -202,19 +197,14 @@ def _body_of(action: Action) -> type[_Body]:
 def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
     sizes, images = action.extent, _acts_on_images(action)
     known = sizes or action.trivial or action.vocabulary_size is not None
-    if not known or (not images and None in sizes.values()):
-        raise ValueError(
-            f"output_action is a {type(action).__name__}, for which there is no small model; "
-            "write one of your own"
-        )
+    passed = bool(known) and (images or None not in sizes.values())
+    use = "a model of your own"
+    require(passed, "output_action", "have a known size", described(action), use)
     if images:
-        if body is not _ImageBody:
-            raise ValueError(
-                "output_action acts on images, but input_action does not; there is no small model "
-                "that makes images of vectors or tokens"
-            )
-        if any(d > 0 for d in sizes):
-            raise ValueError(f"output_action acts on the dims {sorted(sizes)}; count from the end")
+        must = "act on images only where input_action does"
+        require(body is _ImageBody, "output_action", must, described(action), use)
+        passed, must = all(d < 0 for d in sizes), "act on dims that count from the end"
+        require(passed, "output_action", must, sorted(sizes), "negative dims")
         channels = {d: 2 if size is None else size for d, size in sizes.items() if d < -2}
         depth = -min(channels, default=-3)
         return _ImageHead(
@@ -228,6 +218,6 @@ def _head(body: type[_Body], action: Action, a: Architecture) -> nn.Module:
 
 
 def _acts_on_images(action: Action) -> bool:
-    if action.image_dims not in (None, IMAGE_DIMS):
-        raise ValueError(f"the image action has dims {action.image_dims}; use one of {IMAGE_DIMS}")
-    return action.image_dims is not None
+    dims = action.image_dims
+    require(dims in (None, IMAGE_DIMS), "dims", f"be {IMAGE_DIMS}", dims, "one such ImageAction")
+    return dims is not None

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import naming
+from equitune._checks import described, naming, require, require_type
 from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions._tree import children, holds_tensor
 from equitune.groups import FiniteGroup
@@ -48,8 +48,8 @@ class Trial:
         interactions: Whether the output for a sample depends on the others of its batch.
         draws: Whether torch's random numbers were used.
         layers: The layers of fn that can break a symmetry; looked at only if something differs.
-        cut: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves its
-            activation: the name of that submodule.
+        submodule: Where fn is a wrapper that symmetrises up to a submodule, by an action that moves
+            its activation: the name of that submodule.
     """
 
     input_action: Action
@@ -65,7 +65,7 @@ class Trial:
     interactions: Interactions
     draws: bool
     layers: Layers
-    cut: str | None
+    submodule: str | None
 
     @property
     def group(self) -> FiniteGroup:
@@ -101,12 +101,9 @@ class Trial:
         rows = []
         for g in self.group.elements:
             moved = tensors_of(self.input_action, self.input_action.transform(self.x, g))
-            same = [
-                [one.shape == other.shape and torch.equal(one, other)
-                 for one, other in zip(*pair, strict=True)]
-                for pair in zip(leaves, moved, strict=True)
-            ]  # fmt: skip
-            rows.append([all(parts) for parts in zip(*same, strict=True)])
+            pairs = [[*zip(*pair, strict=True)] for pair in zip(leaves, moved, strict=True)]
+            rows.append([all(torch.equal(*pair) for pair in sample)
+                         for sample in zip(*pairs, strict=True)])  # fmt: skip
         return torch.tensor(rows, device="cpu")
 
     def doubts(self) -> list[str]:
@@ -172,9 +169,11 @@ def run_trial(
             _, repeat_gap = run(0)
         interactions = Interactions.of(fn, x, (input_action, act), own, tolerance)
     draws = not torch.equal(torch.get_rng_state(), state)
+    moving = isinstance(fn, Symmetrized) and not fn.output_action.trivial
+    submodule = fn.submodule if moving else None  # type: ignore[attr-defined]
     trial = Trial(
         input_action, act, x, tolerance, reference, outputs, gaps, each, mixed_gap, repeat_gap,
-        interactions, draws, layers, _cut_of(fn),
+        interactions, draws, layers, submodule,
     )  # fmt: skip
     _check_visible(trial)
     return trial
@@ -183,23 +182,16 @@ def run_trial(
 def invariance_of(output: Any, group: FiniteGroup) -> Action:
     """The trivial action on every tensor of an output."""
     fields = children(output)
-    if isinstance(output, Tensor) and output.dim():
-        return TrivialAction(group)
     if isinstance(output, Tensor):
-        raise ValueError(
-            "fn returned a scalar; let it return one value per sample, and give a field that has "
-            "none, such as a loss, Drop() in a TreeAction"
-        )
-    if fields is None:
-        raise TypeError(f"fn returned a {type(output).__name__}; let it return tensors")
+        use = "one value per sample, and Drop() in a TreeAction for a field such as a loss"
+        require(output.dim() > 0, "fn", "return a batch", "a scalar", use)
+        return TrivialAction(group)
     actions: dict[Any, Action | Drop] = {
-        key: invariance_of(value, group) for key, value in fields.items() if holds_tensor(value)
-    }
-    if not actions:
-        raise TypeError(
-            f"fn returned a {type(output).__name__} without a tensor; let it return a tensor, or a "
-            "structure of tensors"
-        )
+        key: invariance_of(value, group)
+        for key, value in (fields or {}).items() if holds_tensor(value)
+    }  # fmt: skip
+    got, use = f"{described(output)} without one", "one tensor, or a structure of them"
+    require(bool(actions), "fn", "return a tensor", got, use, TypeError)
     return TreeAction(actions)
 
 
@@ -213,31 +205,16 @@ def _sizes(leaves: list[Tensor]) -> Tensor:
     return sizes
 
 
-def _cut_of(fn: object) -> str | None:
-    if isinstance(fn, Symmetrized) and not fn.output_action.trivial:
-        return fn.submodule
-    return None
-
-
-def check_arguments(fn: object, x: Any, input_action: object, output_action: object | None) -> None:
+def check_arguments(fn: object, x: Any, input_action: Any, output_action: Any) -> None:
     """Refuses what cannot be checked, before fn is called."""
-    if not callable(fn) or isinstance(fn, type):
-        raise TypeError(f"fn is {fn!r}; use a function or a module, such as nn.ReLU()")
-    if not isinstance(input_action, Action):
-        raise TypeError(
-            f"input_action is a {type(input_action).__name__}; use an action such as "
-            "ImageAction(d4())"
-        )
-    if output_action is not None and not isinstance(output_action, Action):
-        raise TypeError(
-            f"output_action is a {type(output_action).__name__}; use an action, or None for "
-            "invariance"
-        )
-    if output_action is not None and output_action.group != input_action.group:
-        raise ValueError(
-            f"output_action is one of a group of order {output_action.group.order}, input_action "
-            f"one of a group of order {input_action.group.order}; use two actions of one group"
-        )
+    use = "a function or a module, such as nn.ReLU()"
+    passed = callable(fn) and not isinstance(fn, type)
+    require(passed, "fn", "be a function", described(fn), use, TypeError)
+    action = require_type("input_action", input_action, Action, "one such as ImageAction(d4())")
+    if output_action is not None:
+        out = require_type("output_action", output_action, Action, "one, or None for invariance")
+        got, must = f"order {out.group.order}", f"be one of a group of order {action.group.order}"
+        require(out.group == action.group, "output_action", f"{must} too", got, "one group")
     check_batch(input_action, x)
     with naming("x"), torch.no_grad():
         for g in input_action.group.generators:
@@ -247,12 +224,9 @@ def check_arguments(fn: object, x: Any, input_action: object, output_action: obj
 def check_output(action: Action, y: Any, x: Tensor) -> None:
     """Refuses an output that its action cannot act on."""
     for leaf in output_tensors_of(action, y):
-        if leaf.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"fn(x) has a tensor of shape {tuple(leaf.shape)} for a batch of {x.shape[0]}; its "
-                "first dimension must be the batch (give Drop() to a field that has none, such as "
-                "a loss)"
-            )
+        passed, must = leaf.shape[0] == x.shape[0], f"hold tensors ({x.shape[0]}, ...), the batch"
+        use = "Drop() as the action of a field without a batch, such as a loss"
+        require(passed, "fn(x)", must, f"shape {tuple(leaf.shape)}", use)
     for g in action.group.generators:
         try:
             action.transform(y, g)
@@ -263,8 +237,5 @@ def check_output(action: Action, y: Any, x: Tensor) -> None:
 def _check_visible(trial: Trial) -> None:
     """Refuses a check that cannot fail, one that only compares fn(x) with itself."""
     still = trial.is_invariance and trial.group.order > 1 and bool(trial.fixed.all())
-    if trial.within and still:
-        raise ValueError(
-            "x is the same under every element of the group, so that no invariance can be seen "
-            "from it; use samples without symmetry, such as torch.randn(4, 3, 32, 32)"
-        )
+    must, got = "show an invariance", "samples that are the same under every element of the group"
+    require(not (trial.within and still), "x", must, got, "torch.randn(4, 3, 32, 32)")

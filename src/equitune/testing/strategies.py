@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 
-from equitune._checks import require_flag, require_int, require_ints, require_type
+from equitune._checks import require, require_flag, require_int, require_ints, require_type
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
-from equitune.actions._base import require_group
+from equitune.actions._arguments import require_group
 from equitune.groups import (
     FiniteGroup,
     cyclic,
@@ -99,10 +99,8 @@ def finite_groups(draw: st.DrawFn, *, min_order: int = 1, max_order: int = 12) -
     require_int("max_order", max_order, "the largest order")
     orders = sorted({group.order for group in _known_groups()})
     known = [group for group in _known_groups() if min_order <= group.order <= max_order]
-    if not known or max_order > LARGEST_ORDER:
-        raise ValueError(
-            f"min_order is {min_order} and max_order is {max_order}; the orders are {orders}"
-        )
+    got, passed = f"{min_order} to {max_order}", bool(known) and max_order <= LARGEST_ORDER
+    require(passed, "min_order` and `max_order", "span known orders", got, f"some of {orders}")
     group = _first_chosen(draw, known)
     order = [0, *(1 + i for i in _shuffled(draw(SEEDS), group.order - 1))]
     place = {g: i for i, g in enumerate(order)}
@@ -169,8 +167,7 @@ def arrays(
     given = draw(shape) if isinstance(shape, st.SearchStrategy) else shape
     size = require_ints("shape", given, "the size of each dimension, or a strategy of them")
     kind = draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype
-    if not isinstance(kind, torch.dtype):
-        raise TypeError(f"dtype is {kind!r}; use a torch.dtype, such as torch.float32")
+    require_type("dtype", kind, torch.dtype, "one such as torch.float32")
     if kind == torch.bool:
         return torch.from_numpy(draw(npst.arrays(np.bool_, size)))
     if kind.is_complex:
@@ -216,22 +213,15 @@ def images(
             choice, or if ``max_batch`` or ``channels`` is below 1.
     """
     action = group if isinstance(group, Action) else ImageAction(group)
-    require_int("min_side", min_side, "the smallest height and width")
-    require_int("max_side", max_side, "the largest height and width")
-    require_int("max_batch", max_batch, "the largest number of samples")
-    if channels is not None:
-        require_int("channels", channels, "the number of channels, or None")
+    require_int("min_side", min_side, "the smallest height and width", least=2)
     if square is not None:
         require_flag("square", square)
-    if not 2 <= min_side <= max_side - (square is False):
-        raise ValueError(
-            f"min_side is {min_side} and max_side is {max_side}; use 2 <= min_side <= max_side, "
-            "and two different ones where images are not square"
-        )
-    if max_batch < 1 or (channels is not None and channels < 1):
-        raise ValueError(
-            f"max_batch is {max_batch} and channels is {channels}; use 1 or more of each"
-        )
+    least = min_side + (square is False)
+    use = "min_side or more, and another number where images are not square"
+    require_int("max_side", max_side, use, least=least)
+    require_int("max_batch", max_batch, "the largest number of samples", least=1)
+    if channels is not None:
+        require_int("channels", channels, "the number of channels, or None", least=1)
     batch = draw(st.integers(1, max_batch))
     depth = draw(st.integers(1, 3)) if channels is None else channels
     height = draw(st.integers(min_side, max_side))
@@ -265,24 +255,21 @@ def token_batches(
         max_batch: The largest number of samples.
 
     Raises:
-        ValueError: If there are no ids, no samples, or no tokens that could move.
+        ValueError: If a number is below 1, so that nothing could move.
     """
     if not isinstance(vocab, int):
         require_type("vocab", vocab, TokenAction, "the number of ids, or an action on them")
     if not isinstance(length, int):
         require_type("length", length, st.SearchStrategy, "a number of tokens, or a strategy")
-    require_int("max_batch", max_batch, "the largest number of samples")
+    require_int("max_batch", max_batch, "the largest number of samples", least=1)
     size = vocab if isinstance(vocab, int) else vocab.vocabulary_size
     steps = length if isinstance(length, int) else draw(length)
     moving: list[int] = []
     if not isinstance(vocab, int):
         identity = vocab.permutations[0]
         moving = [g for g, row in enumerate(vocab.permutations) if row != identity]
-    if size < 1 or max_batch < 1 or steps < (1 if moving else 0):
-        raise ValueError(
-            f"vocab has {size} ids, length is {steps} and max_batch is {max_batch}; use 1 or more "
-            "of each (a length of 0 only with a number of ids)"
-        )
+    require_int("vocab", size, "1 id or more", least=1)
+    require_int("length", steps, "the number of tokens", least=1 if moving else 0)
     shape = (draw(st.integers(1, max_batch)), steps)
     ids = npst.arrays(np.int64, shape, elements=st.integers(0, size - 1)).map(torch.from_numpy)
     if isinstance(vocab, int):
@@ -362,7 +349,7 @@ def small_models(
         output_action: The same, or a TreeAction over them for a dict; None for scores (B, n).
 
     Raises:
-        ValueError: If there is no model between these two.
+        ValueError: If no model fits between these two.
 
     Example:
         >>> import torch
