@@ -298,7 +298,7 @@ def test_detections_are_selected_as_a_whole(size):
 
 def test_detections_are_not_averaged():
     padded, x = PaddedDetections(Detector(), most=6), torch.randn(2, 3, 8, 8)
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(TypeError, match="int64 cannot be averaged"):
         EquiTune(padded, D4, DETECTIONS)(x)
     with pytest.raises(ValueError, match="PaddedDetections"):
         EquiTune(Detector(), D4, DETECTIONS)(x)

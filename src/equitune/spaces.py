@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from equitune._checks import require_mean
 from equitune.functional import can_be_averaged, weighted_mean, widened
 
 __all__ = ["LOCAL", "Logits", "Probabilities", "Space", "Sums", "Values"]
@@ -76,7 +77,9 @@ class Space(ABC):
         Raises:
             TypeError: If the stack holds integers and the weights are equal.
         """
-        if weights is not None and not can_be_averaged(stack):
+        if weights is None:
+            require_mean(stack)
+        elif not can_be_averaged(stack):
             # Decisions, such as the labels of detections, cannot be shared: the first one counts.
             first = weights.argmax(dim=0).view(1, -1, *[1] * (stack.dim() - 2))
             return stack.gather(0, first.expand_as(stack[:1])).squeeze(0)
