@@ -68,14 +68,14 @@ VALUE_ERRORS = {
     "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` must hold an action"),
     "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "`chunk_size` must be 1 or more"),
     "features chunk": (lambda: RegularFeatures(conv(), C4, chunk_size=-3), "`chunk_size` .* -3"),
-    "gradient": (lambda: zero(gradient="mean"), "gradient is 'mean'; use one of"),
+    "gradient": (lambda: zero(gradient="mean"), "`gradient` must be one of .* got 'mean'"),
     "tolerance": (lambda: zero(tie_tolerance=-1.0), "`tie_tolerance` must be .* -1.0"),
     "nan tolerance": (lambda: zero(tie_tolerance=float("nan")), "`tie_tolerance` must .* nan"),
     "proxy shape": (
         lambda: zero(proxy_loss=lambda y: y)(X),
-        r"proxy_loss returned \(4, 2, 4\) .* one loss per element and sample, \(4, 2\)",
+        r"`proxy_loss` must return one number per element and sample, \(4, 2\), got \(4, 2, 4\)",
     ),
-    "proxy type": (lambda: zero(proxy_loss=lambda y: 0.0)(X), "proxy_loss returned float"),
+    "proxy type": (lambda: zero(proxy_loss=lambda y: 0.0)(X), "`proxy_loss` must return .* got float"),
     "weights shape": (
         lambda: learned(weight_net=Returns(lambda x: x.flatten(1)))(X),
         r"weight_net returned \(8, 108\) .* one logit per copy, \(8,\) or \(8, 1\)",
@@ -93,12 +93,12 @@ VALUE_ERRORS = {
     "tap twice": (
         lambda: LambdaEquiTune(
             Twice(), C4, weight_net=AnyWeightNet(), weight_input="layer")(X),
-        "'layer' ran 2 times",
+        "'layer', which ran 2 times",
     ),
     "tap never": (
         lambda: LambdaEquiTune(
             Twice(), C4, weight_net=AnyWeightNet(), weight_input="unused")(X),
-        "'unused' ran 0 times",
+        "'unused', which ran 0 times",
     ),
     "attention over two shapes": (
         lambda: LambdaEquiTune(
@@ -167,10 +167,10 @@ TYPE_ERRORS = {
         lambda: LambdaEquiTune(
             nn.Sequential(nn.Flatten(2), nn.LSTM(36, 4), Returns(lambda y: y[0].flatten(1))),
             C4, weight_net=AnyWeightNet(), weight_input="1")(X),
-        "'1' returns a tuple",
+        "'1', which returns tuple",
     ),
     "structure": (lambda: EquiTune(Returns(lambda x: (x, x)), C4)(X), r"TreeAction\(\{field"),
-    "integers": (lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X), "cannot be averaged"),
+    "integers": (lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X), "must hold floating-point or complex numbers, got int64"),
     "stack": (
         lambda: weighted_mean(torch.zeros(0, 0, dtype=torch.int64), None),
         "`stack` must hold floating-point or complex numbers, got int64; use",

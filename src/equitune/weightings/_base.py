@@ -35,6 +35,11 @@ class Copies(ABC):
     dtypes: tuple[torch.dtype, ...]
     sums: Sums = LOCAL
 
+    @property
+    def batch_size(self) -> int:
+        """The number B of samples."""
+        return self.read("output")[0][1].shape[1]
+
     @abstractmethod
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
         """The stacks that a weighting reads, one for each shape of copies.
