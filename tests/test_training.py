@@ -304,7 +304,7 @@ def test_upright_loss():
     (lambda: with_frozen_features(nn.Linear(2, 2)), TypeError, "LambdaEquiTune"),
     (lambda: with_frozen_features(make(action={"x": ACTION})), ValueError, r"\['x'\]"),
     (lambda: with_frozen_features(make(action=TreeAction({"x": ACTION}))), ValueError, "structure"),
-    (lambda: upright_loss(torch.zeros(4, 2), [0, 1]), TypeError, "elements is a list"),
+    (lambda: upright_loss(torch.zeros(4, 2), [0, 1]), TypeError, "got a list"),
     (lambda: upright_loss(None), TypeError, "model.explain"),
     (lambda: upright_loss(torch.zeros(4)), ValueError, "use .*G"),
     (lambda: upright_loss(torch.zeros(4, 2), torch.zeros(2)), TypeError, "int64"),

@@ -175,7 +175,8 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
         The mean over the batch, a scalar.
 
     Raises:
-        TypeError: If there are no scores, as for ``EquiTune``, or ``elements`` is not int64.
+        TypeError: If scores are missing, as those of ``EquiTune`` are, or ``elements`` is not
+            int64.
         ValueError: If a shape does not fit, or ``elements`` on the CPU names no element.
 
     Example:
@@ -185,10 +186,12 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
         4.0
     """
     if elements is not None and not isinstance(elements, Tensor):
-        raise TypeError(f"elements is a {type(elements).__name__}; use an int64 tensor (B,)")
+        raise TypeError(
+            f"`elements` must be a tensor, got {described(elements)}; use int64 elements (B,)"
+        )
     if not isinstance(scores, Tensor):
         raise TypeError(
-            f"scores is a {type(scores).__name__}; use those of a LambdaEquiTune, "
+            f"`scores` must be a tensor, got {described(scores)}; use those of a LambdaEquiTune, "
             "model.explain(x).scores"
         )
     if scores.dim() != 2:

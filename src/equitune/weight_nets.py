@@ -141,7 +141,7 @@ class AttentionWeightNet(OrbitWeightNet):
         (|G|, B, ...) to (|G|, B), floating-point.
 
     Raises:
-        ValueError: If a width is below 1, or ``hidden_features`` is no multiple of ``heads``.
+        ValueError: If a width is below 1, or ``hidden_features`` is not a multiple of ``heads``.
             Calls raise it for another number of features.
     """
 
@@ -187,8 +187,8 @@ class FrozenFeatures(nn.Module):
         (N, ...), what the network takes, to (N, ...), one tensor.
 
     Raises:
-        TypeError: If the network is no module. Calls raise it if what is read is no tensor.
-        ValueError: If there is no such submodule, or ``chunk_size`` is below 1.
+        TypeError: If the network is not a module. Calls raise it if what is read is not a tensor.
+        ValueError: If no submodule has that name, or ``chunk_size`` is below 1.
 
     Example:
         >>> import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from equitune._checks import (
-    described,
     naming,
     readable,
     require,
-    require_int,
     require_tensor,
     require_type,
 )
+from equitune.actions._arguments import frozen, in_format_of, require_batch
 from equitune.actions._table import Table
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into
@@ -157,7 +155,7 @@ class Action(ABC):
     @property
     def state(self) -> tuple[object, ...]:
         """All attributes, by which the value compares and hashes."""
-        return tuple((name, _frozen(value)) for name, value in sorted(vars(self).items()))
+        return tuple((name, frozen(value)) for name, value in sorted(vars(self).items()))
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         """Refuses what the action cannot act on; a subclass may add checks of its own.
@@ -336,35 +334,6 @@ class Composed(Action):
 
 
 @final
-class TrivialAction(Composed):
-    """The action that moves nothing: rho(g) x = x, of any dtype and shape.
-
-    As an output action it means invariance.
-
-    Args:
-        group: The group that acts.
-
-    Example:
-        >>> import torch
-        >>> from equitune import TrivialAction, c4
-        >>> TrivialAction(c4()).orbit(torch.zeros(2, 5)).shape
-        torch.Size([4, 2, 5])
-    """
-
-    exact = linear = permutes = trivial = keeps_shape = True
-
-    def __init__(self, group: FiniteGroup) -> None:
-        self.group = require_group(group)
-
-    def transform(self, x: Tensor, g: int) -> Tensor:
-        return x
-
-    def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
-        self._stacked(y, elements)
-        return y
-
-
-@final
 class Pulled(Action):
     """A group that acts by the elements of another one: element g does ``elements[g]``.
 
@@ -394,58 +363,6 @@ class Pulled(Action):
         require_into(self.group, embedding)
         elements = [self.elements[g] for g in embedding.elements]
         return Pulled(self.action, embedding.subgroup, elements)
-
-
-def require_group(group: object) -> FiniteGroup:
-    """Refuses anything but a group, such as a constructor that was not called."""
-    called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
-    checked: FiniteGroup = require_type("group", group, FiniteGroup, f"a group such as {called}")
-    return checked
-
-
-def require_batch(x: object, name: str, action: Action) -> Tensor:
-    """The tensor itself; refuses anything else, and one without a batch dimension."""
-    if isinstance(x, Tensor) and x.dim():
-        return x
-    if isinstance(x, Tensor):
-        use = "WholeBatchAction(group) for what belongs to the whole batch"
-        raise ValueError(f"`{name}` must be a batch of shape (B, ...), got a scalar; use {use}")
-    use = "TreeAction({field: action, ...}) for dicts, tuples, dataclasses and model outputs, "
-    use += "with Drop() for fields that cannot be combined" + advice(x)
-    must = f"be one tensor for {type(action).__name__}"
-    raise TypeError(f"`{name}` must {must}, got {described(x)}; use {use}")
-
-
-def advice(x: object) -> str:
-    """What helps with a list, for a message; nothing for anything else."""
-    if isinstance(x, list) and x and all(isinstance(entry, dict) for entry in x):
-        return ", and equitune.vision.PaddedDetections for a list of one dict per image"
-    return ", and TreeAction(others=action) for a list of any length" * isinstance(x, list)
-
-
-def require_dim(name: str, dim: int, use: str) -> int:
-    """The dimension as an int; refuses the batch."""
-    require(require_int(name, dim, use) != 0, name, "be another dimension than the batch", 0, use)
-    return dim
-
-
-def in_format_of(x: Tensor, moved: Tensor) -> Tensor:
-    """``moved`` in channels_last or channels_last_3d if ``x`` is, for a model's fast path."""
-    if x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1:
-        # Not by name: under vmap formats have none.
-        return moved.movedim(1, -1).contiguous().movedim(-1, 1)
-    return moved
-
-
-def _frozen(value: Any) -> object:
-    """A value that compares and hashes."""
-    if hasattr(value, "__array__"):
-        return Table(torch.as_tensor(value))
-    if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
-    if isinstance(value, Mapping | set):
-        return frozenset(map(_frozen, value.items() if isinstance(value, Mapping) else value))
-    return value
 
 
 def _applied(part: Any, change: Callable[[Any], Any]) -> Any:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require, require_counts, require_int, require_ints
-from equitune.actions._base import Action, Composed, in_format_of, require_dim, require_group
+from equitune.actions._arguments import in_format_of, require_dim, require_group
+from equitune.actions._base import Action, Composed
 from equitune.actions._permutation import PermutationAction, SignedPermutationAction, require_signed
 from equitune.groups import Embedding, FiniteGroup, c4, cyclic, d4
 from equitune.groups._axioms import check_homomorphism, different

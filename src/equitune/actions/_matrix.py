@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require
-from equitune.actions._base import Composed, in_format_of, require_dim, require_group
+from equitune.actions._arguments import in_format_of, require_dim, require_group
+from equitune.actions._base import Composed
 from equitune.actions._table import Table
 from equitune.groups import FiniteGroup
 from equitune.groups._axioms import check_homomorphism

@@ -10,7 +10,8 @@ from typing import Any, final
 from torch import Tensor
 
 from equitune._checks import described, require, require_entries, require_type
-from equitune.actions._base import Action, Composed, advice, require_group
+from equitune.actions._arguments import advice, require_group
+from equitune.actions._base import Action, Composed
 from equitune.groups import FiniteGroup
 
 Key = str | int

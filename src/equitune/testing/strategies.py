@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from equitune._checks import require_flag, require_int, require_ints, require_type
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
-from equitune.actions._base import require_group
+from equitune.actions._arguments import require_group
 from equitune.groups import (
     FiniteGroup,
     cyclic,

@@ -116,7 +116,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # While a pickle is read there is no backbone yet.
+            # While a pickle is read the backbone does not exist yet.
             if name == "backbone" or "backbone" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.backbone, name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equitune._checks import require
 from equitune.actions import ImageAction
-from equitune.actions._base import in_format_of
+from equitune.actions._arguments import in_format_of
 from equitune.vision._coordinates import CoordinateAction, Move, Row, point_row
 from equitune.vision._plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
 

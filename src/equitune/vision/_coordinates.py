@@ -13,7 +13,8 @@ from torch import Tensor
 
 from equitune._checks import require, require_counts, require_entries, require_type
 from equitune.actions import ImageAction, PermutationAction, SignedPermutationAction
-from equitune.actions._base import Composed, in_format_of, require_batch
+from equitune.actions._arguments import in_format_of, require_batch
+from equitune.actions._base import Composed
 from equitune.actions._image import vector_moves
 from equitune.vision._plausibility import Size, unit_doubts
 

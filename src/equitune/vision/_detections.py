@@ -156,7 +156,7 @@ class PaddedDetections(nn.Module):
         inputs: Makes what the model is called with from the batch (B, C, H, W): ``list`` for a
             list of images, ``torch.clone`` for a model that takes the batch itself.
         drop: The fields of the model's dicts to leave out, such as an ``image_id`` or masks as
-            run-length encodings, which have no entry per detection or are no tensors. Fields that
+            run-length encodings, which lack an entry per detection or are not tensors. Fields that
             are None in all dicts are left out anyway.
 
     Shape:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from equitune._checks import require, require_counts, require_entries, require_int
 from equitune.actions import Action, ImageAction, PermutationAction, ProductAction
-from equitune.actions._base import Composed, in_format_of, require_batch
+from equitune.actions._arguments import in_format_of, require_batch
+from equitune.actions._base import Composed
 from equitune.vision._boxes import BoxAction, BoxFormat
 from equitune.vision._coordinates import is_length, require_image_action, rotates
 from equitune.vision._plausibility import Size

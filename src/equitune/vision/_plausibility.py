@@ -27,7 +27,7 @@ OUTSIDE = 0.1
 ROUNDING = 1e-2
 """How much of the image an end may lie before its start: boxes without a size, in bfloat16."""
 CUT = 8
-"""Of fewer boxes one may be cut by the border; that is no evidence of another format."""
+"""Of fewer boxes one may be cut by the border; that says nothing of another format."""
 PIXELS = 8
 """In images of at least this size, not everything lies in the first pixel."""
 

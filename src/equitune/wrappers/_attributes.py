@@ -29,7 +29,7 @@ class Around(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError as error:
-            # While a pickle is read there is no backbone yet.
+            # While a pickle is read the backbone does not exist yet.
             backbone = self.__dict__.get("_modules", {}).get("backbone")
             if backbone is None or name.startswith("_") or not hasattr(backbone, name):
                 raise
