@@ -75,7 +75,9 @@ VALUE_ERRORS = {
         lambda: zero(proxy_loss=lambda y: y)(X),
         r"`proxy_loss` must return one number per element and sample, \(4, 2\), got \(4, 2, 4\)",
     ),
-    "proxy type": (lambda: zero(proxy_loss=lambda y: 0.0)(X), "`proxy_loss` must return .* got float"),
+    "proxy type": (
+        lambda: zero(proxy_loss=lambda y: 0.0)(X), "`proxy_loss` must return .* got float"
+    ),
     "weights shape": (
         lambda: learned(weight_net=Returns(lambda x: x.flatten(1)))(X),
         r"weight_net returned \(8, 108\) .* one logit per copy, \(8,\) or \(8, 1\)",
@@ -170,7 +172,10 @@ TYPE_ERRORS = {
         "'1', which returns tuple",
     ),
     "structure": (lambda: EquiTune(Returns(lambda x: (x, x)), C4)(X), r"TreeAction\(\{field"),
-    "integers": (lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X), "must hold floating-point or complex numbers, got int64"),
+    "integers": (
+        lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X),
+        "must hold floating-point or complex numbers, got int64",
+    ),
     "stack": (
         lambda: weighted_mean(torch.zeros(0, 0, dtype=torch.int64), None),
         "`stack` must hold floating-point or complex numbers, got int64; use",

@@ -112,7 +112,7 @@ class Mixing:
             self._decide(copies)
         combine, weights = self.weighting.combine, self.weights
         self._tensors = [combine(mean, weights) for mean in copies.means(self.space)]
-        batch_size = len(self._tensors[0]) if self._tensors else copies.batch_size
+        batch_size = self._tensors[0].shape[0] if self._tensors else copies.batch_size
         self._shape = copies.count, batch_size
         return copies.rebuild(self._tensors)
 
