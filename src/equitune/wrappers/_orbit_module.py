@@ -149,6 +149,7 @@ class OrbitModule(Around, ABC):
         watch.belong_to(self)
 
     def watched(self, argument: str) -> Watch | None:
+        """What looks at the submodule that an argument names, at the module that has it now."""
         watch = self.watches.get(argument)
         if watch is not None:
             watch.follow(self.backbone)
