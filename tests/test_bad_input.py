@@ -178,7 +178,7 @@ TYPE_ERRORS = {
     ),
     "stack": (
         lambda: weighted_mean(torch.zeros(0, 0, dtype=torch.int64), None),
-        "`stack` cannot be averaged over the group; use",
+        "`stack` must hold floating-point or complex numbers, got int64; use",
     ),
     "positional keyword": (lambda: EquiTune(conv(), C4, None, 4), "positional"),
 }  # fmt: skip
