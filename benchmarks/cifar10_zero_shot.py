@@ -83,7 +83,6 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@torch.inference_mode()
 def logits_of(net: nn.Module, stack: Tensor) -> Tensor:
     """The logits (|G|, B) of a weight network for copies (|G|, B, ...)."""
     if isinstance(net, OrbitWeightNet):
@@ -91,6 +90,7 @@ def logits_of(net: nn.Module, stack: Tensor) -> Tensor:
     return net(stack.flatten(0, 1)).reshape(stack.shape[:2])
 
 
+@torch.inference_mode()
 def seen(backbone: nn.Module, weight_input: str, images: Tensor) -> Tensor:
     """What a weight network reads of all copies of all images, (4, N, ...), in bfloat16."""
     features = FrozenFeatures(backbone, weight_input)

@@ -75,7 +75,9 @@ VALUE_ERRORS = {
         lambda: zero(proxy_loss=lambda y: y)(X),
         r"`proxy_loss` must return one number per element and sample, \(4, 2\), got \(4, 2, 4\)",
     ),
-    "proxy type": (lambda: zero(proxy_loss=lambda y: 0.0)(X), "`proxy_loss` must .* got float"),
+    "proxy type": (
+        lambda: zero(proxy_loss=lambda y: 0.0)(X), "`proxy_loss` must return .* got float"
+    ),
     "weights shape": (
         lambda: learned(weight_net=Returns(lambda x: x.flatten(1)))(X),
         r"weight_net returned \(8, 108\) .* one logit per copy, \(8,\) or \(8, 1\)",
@@ -93,12 +95,12 @@ VALUE_ERRORS = {
     "tap twice": (
         lambda: LambdaEquiTune(
             Twice(), C4, weight_net=AnyWeightNet(), weight_input="layer")(X),
-        "got 'layer', which ran 2 times",
+        "'layer', which ran 2 times",
     ),
     "tap never": (
         lambda: LambdaEquiTune(
             Twice(), C4, weight_net=AnyWeightNet(), weight_input="unused")(X),
-        "got 'unused', which ran 0 times",
+        "'unused', which ran 0 times",
     ),
     "attention over two shapes": (
         lambda: LambdaEquiTune(
@@ -167,10 +169,13 @@ TYPE_ERRORS = {
         lambda: LambdaEquiTune(
             nn.Sequential(nn.Flatten(2), nn.LSTM(36, 4), Returns(lambda y: y[0].flatten(1))),
             C4, weight_net=AnyWeightNet(), weight_input="1")(X),
-        "got '1', which returns tuple",
+        "'1', which returns tuple",
     ),
     "structure": (lambda: EquiTune(Returns(lambda x: (x, x)), C4)(X), r"TreeAction\(\{field"),
-    "integers": (lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X), "cannot be averaged"),
+    "integers": (
+        lambda: EquiTune(Returns(lambda x: x.argmax(1)), C4)(X),
+        "cannot be averaged",
+    ),
     "stack": (
         lambda: weighted_mean(torch.zeros(0, 0, dtype=torch.int64), None),
         "`stack` must hold floating-point or complex numbers, got int64; use",

@@ -211,7 +211,7 @@ class Action(ABC):
             y: A stack, whose entry i belongs to ``elements[i]``.
             elements: The elements that the entries belong to. Default all.
         """
-        elements = self._stacked(y, elements)
+        elements = self.require_stack(y, elements)
         with naming("y"):
             self.check(y[0])
         inverses = self.group.inverses
@@ -293,7 +293,7 @@ class Action(ABC):
         self.vocabulary_size = sizes[0] if sizes else None
         self.rounding = max([part.rounding for part in parts])
 
-    def _stacked(self, y: Tensor, elements: Sequence[int] | None) -> Sequence[int]:
+    def require_stack(self, y: Tensor, elements: Sequence[int] | None) -> Sequence[int]:
         require_tensor("y", y, "(|G|, B, ...)", dims=2)
         elements = self.group.check_elements(elements)
         must = f"have an entry for each of {len(elements)} elements"

@@ -37,5 +37,5 @@ class TrivialAction(Composed):
         return x
 
     def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
-        self._stacked(y, elements)
+        self.require_stack(y, elements)
         return y

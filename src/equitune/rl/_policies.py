@@ -201,7 +201,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
         self.action_net = self.value_net = nn.Identity()
         if not discrete:
             spread = _mean_of_variances(on_actions, int(self.action_space.shape[0]))
-            self.register_buffer("_spread", spread.to(self.log_std), persistent=False)
+            self.register_buffer("mean_of_variances", spread.to(self.log_std), persistent=False)
         self.optimizer = self.optimizer_class(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
@@ -229,7 +229,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
         if not isinstance(self.action_dist, common.distributions.DiagGaussianDistribution):
             return super()._get_action_dist_from_latent(latent_pi)
-        spread: Any = self._spread
+        spread: Any = self.mean_of_variances
         log_std = (spread @ (2 * self.log_std).exp()).log() / 2
         return self.action_dist.proba_distribution(latent_pi, log_std)
 

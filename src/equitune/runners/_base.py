@@ -97,7 +97,7 @@ class Mixing:
         self.weights: Tensor | None = None
         self.scores: Tensor | None = None
         self._known = False
-        self._count, self._tensors = 0, [torch.empty(0)]
+        self._shape, self._tensors = (0, 0), [torch.empty(0)]
 
     def ask(self, copies: Copies) -> Tensor | None:
         if self.reads not in (None, "input"):
@@ -112,14 +112,16 @@ class Mixing:
             self._decide(copies)
         combine, weights = self.weighting.combine, self.weights
         self._tensors = [combine(mean, weights) for mean in copies.means(self.space)]
-        self._count = copies.count
+        batch_size = self._tensors[0].shape[0] if self._tensors else copies.batch_size
+        self._shape = copies.count, batch_size
         return copies.rebuild(self._tensors)
 
     def equal_weights(self) -> Tensor:
         """(K, B), in the dtype of the first output that has a mean."""
         dtypes = (y.real.dtype for y in self._tensors if can_be_averaged(y))
-        shape, dtype = (self._count, len(self._tensors[0])), next(dtypes, torch.float32)
-        return self._tensors[0].new_full(shape, 1 / self._count, dtype=dtype)
+        dtype = next(dtypes, torch.float32)
+        device = self._tensors[0].device if self._tensors else None
+        return torch.full(self._shape, 1 / self._shape[0], dtype=dtype, device=device)
 
     def _decide(self, copies: Copies) -> None:
         self.weights, self.scores = weights, scores = self.weighting(copies)

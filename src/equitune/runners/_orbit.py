@@ -81,6 +81,10 @@ class Orbit(Copies):
         return cls(call, parts)
 
     @property
+    def batch_size(self) -> int:
+        return self.call.batch_size
+
+    @property
     def dtypes(self) -> tuple[torch.dtype, ...]:  # type: ignore[override]
         return tuple([x.dtype for _, x in self.parts[0].leaves or self.call.leaves])
 

@@ -35,6 +35,11 @@ class Copies(ABC):
     dtypes: tuple[torch.dtype, ...]
     sums: Sums = LOCAL
 
+    @property
+    def batch_size(self) -> int:
+        """The number B of samples."""
+        return self.read("output")[0][1].shape[1]
+
     @abstractmethod
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
         """The stacks that a weighting reads, one for each shape of copies.
@@ -135,8 +140,8 @@ class Weighting(nn.Module, ABC):
         ...         return scores.softmax(0)
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> model = Symmetrized(backbone, ImageAction(c4()), weighting=Sure())
-        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.sum(0)
-        tensor([1., 1.], grad_fn=<SumBackward1>)
+        >>> model.explain(torch.rand(2, 1, 8, 8)).weights.shape
+        torch.Size([4, 2])
     """
 
     reads: str | None = None

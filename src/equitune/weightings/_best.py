@@ -113,10 +113,11 @@ class Best(Weighting):
             return select_minimum(losses, tolerance, bounds), -losses
 
     def score(self, copies: Copies) -> Tensor:
-        return self(copies)[1]  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return -copies.scores(self.proxy_loss)
 
     def weigh(self, scores: Tensor, copies: Copies) -> Tensor:
-        return self(copies)[0]  # type: ignore[no-any-return]
+        return select_minimum(-scores, self._tolerances(copies)[0])
 
     def _tolerances(self, copies: Copies) -> tuple[float, float]:
         """Which losses are ties, relative to the minimum, and how far outputs may be off."""

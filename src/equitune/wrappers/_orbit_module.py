@@ -58,7 +58,7 @@ class OrbitModule(Around, ABC):
         use = "a runner such as Batches(chunk_size=64), or None for one batch"
         self.runner = Batches() if runner is None else require_type("runner", runner, Runner, use)
         self.backbone = backbone
-        self._watches: dict[str, Watch] = {}
+        self.watches: dict[str, Watch] = {}
         self._prepare_actions()
 
     # The first argument is by itself, so that torch.export takes dynamic_shapes=({0: batch},).
@@ -124,22 +124,32 @@ class OrbitModule(Around, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        for watch in self._watches.values():
+        for watch in self.watches.values():
             watch.belong_to(self)
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}, runner={self.runner}"
 
-    def _watch(self, argument: str, name: str, others: str = "") -> None:
-        """Looks at a submodule of the backbone in each call."""
+    def watch(self, argument: str, name: str, others: str = "") -> None:
+        """Looks at a submodule of the backbone in each call.
+
+        Args:
+            argument: The user's name of the argument that names it.
+            name: The dotted name of the submodule.
+            others: What else the argument may be, for messages.
+
+        Raises:
+            TypeError: If the name is not a string.
+            ValueError: If no submodule has it.
+        """
         require_type(argument, name, str, "the dotted name of a submodule of the backbone")
         find_submodule(self.backbone, name, argument, others)
-        watch = self._watches[argument] = Watch(name, argument)
+        watch = self.watches[argument] = Watch(name, argument)
         watch.follow(self.backbone)
         watch.belong_to(self)
 
-    def _watched(self, argument: str) -> Watch | None:
-        watch = self._watches.get(argument)
+    def watched(self, argument: str) -> Watch | None:
+        watch = self.watches.get(argument)
         if watch is not None:
             watch.follow(self.backbone)
         return watch
@@ -163,8 +173,8 @@ class OrbitModule(Around, ABC):
         """
         given = () if x is None and not args else (x, *args)
         call, annotations = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
-        if self._watches:
-            call.tap, call.cut = self._watched("weight_input"), self._watched("submodule")
+        if self.watches:
+            call.tap, call.cut = self.watched("weight_input"), self.watched("submodule")
         return annotations.on((runner or self.runner).run(call, mix, self.group.elements))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

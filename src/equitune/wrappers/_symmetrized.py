@@ -90,13 +90,13 @@ class Symmetrized(OrbitModule):
         space = Values() if space is None else space
         self.space = require_type("space", space, Space, "a space such as Values(), or None")
         if submodule is not None:
-            self._watch("submodule", submodule)
+            self.watch("submodule", submodule)
         self._bind()
 
     @property
     def submodule(self) -> str | None:
         """The submodule up to which the backbone is symmetrised; None for the whole of it."""
-        watch = self._watches.get("submodule")
+        watch = self.watches.get("submodule")
         return None if watch is None else watch.name
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
@@ -156,9 +156,9 @@ class Symmetrized(OrbitModule):
                 f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
                 f"offers, got {reads!r}; use another weighting, or another runner"
             )
-        self._watches.pop("weight_input", None)
+        self.watches.pop("weight_input", None)
         if kind == "submodule":
-            self._watch("weight_input", str(reads), "'input', 'output' or ")
+            self.watch("weight_input", str(reads), "'input', 'output' or ")
         self._fast = self.runner.bind(self)
 
     def extra_repr(self) -> str:
