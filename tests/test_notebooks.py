@@ -29,7 +29,7 @@ assert len(set(map(tuple, answers["plain"]))) > 1
 assert answers["plain"][0] > answers["plain"][1]
 assert torch.equal(plain.conv1.weight, cifar10.load_resnet(folder).conv1.weight)
 assert not torch.equal(tuned.backbone.conv1.weight, plain.conv1.weight)
-assert told["LambdaEquiTune"].weights.sum(0).allclose(torch.ones(len(test_images)))
+assert explanations["LambdaEquiTune"].weights.sum(0).allclose(torch.ones(len(test_images)))
 """,
         'assert changed["plain"] == 0',
     ),

@@ -40,7 +40,7 @@ def _argmin(formula: Any, weighting: Any, inputs: list[Any], outputs: list[Any])
     dtypes = [leaf.dtype for _, leaf in formula.output_action.flatten(outputs[0])]
     losses, tolerance = losses_of(outputs), _tolerance(weighting, *dtypes)
     rounding = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
-    least, off = min(losses), min(1024 * rounding, tolerance)
+    least, off = min(losses), min(1024 * rounding, tolerance / 4)
     moved = losses_of([_shaken(formula.output_action, output, off) for output in outputs])
     noise = [abs(a - b) if a - b == a - b else 0.0 for a, b in zip(losses, moved, strict=True)]
     upper = min(loss + off for loss, off in zip(losses, noise, strict=True))

@@ -158,8 +158,7 @@ class PrefixCopies(Copies):
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
         stacks = []
         for part, rows in self.ran:
-            found = part.leaves[0][1] if what == "output" else part.read
-            assert found is not None
+            found: Any = part.leaves[0][1] if what == "output" else part.read
             stacks.append(found[rows[:, : self.count].T])
         return [(range(self.count), torch.cat(stacks, dim=2).flatten(1, 2))]
 

@@ -125,7 +125,7 @@ class Best(Weighting):
         if tolerance is None:
             tolerance = tie_tolerance(*copies.dtypes)
         floating = [torch.finfo(d).eps for d in copies.dtypes if d.is_floating_point]
-        return tolerance, min(1024 * max(floating, default=0.0), tolerance)
+        return tolerance, min(1024 * max(floating, default=0.0), tolerance / 4)
 
     def combine(self, mean: Mean, weights: Tensor | None) -> Tensor:
         selected = mean(weights)
