@@ -830,7 +830,6 @@ NOT_CALLED = {
         "weightings.Copies", "weightings.OrbitWeightNet", "weight_nets.OrbitWeightNet",
         "weightings.Weighting", "runners.Runner",
         "spaces.Space",
-        "testing.Formula",
     ], ABSTRACT),
     **dict.fromkeys([
         "wrappers.Explanation", "runners.Mix", "spaces.Sums", "runners.Call", "runners.Orbit",

@@ -162,10 +162,10 @@ def test_explanations_are_trained_in_two_processes(tmp_path):
         own = copy.deepcopy(models[name])
         loss_of(own.explain(x)).backward()
         tolerance = 0.1 if engine == "accelerate" else 1e-5
+        scale = max(float(p.grad.abs().max()) for p in own.parameters())
         for one, parameter in zip(grads, own.parameters(), strict=True):
-            scale = float(parameter.grad.abs().max())
             gap = (torch.tensor(one) - parameter.grad).abs().max()
-            assert gap <= tolerance * scale + 1e-6, (engine, name)
+            assert gap <= tolerance * scale, (engine, name)
         # Gradients of one process alone are others.
         alone = copy.deepcopy(models[name])
         loss_of(alone.explain(x.chunk(2)[0])).backward()

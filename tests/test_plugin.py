@@ -143,7 +143,7 @@ def test_no_action():
     result.stdout.fnmatch_lines([
         "*test_returns_nothing is marked equivariant, but returns NoneType; return the model*",
         "*but with wrong arguments: equivariant() missing 1 required keyword-only argument: 'x'*",
-        "*input_action is a FiniteGroup; use an action*",
+        "*`input_action` must be an Action, got a FiniteGroup*",
     ])  # fmt: skip
 
 
