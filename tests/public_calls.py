@@ -233,7 +233,10 @@ CORE = {
     "functional.can_be_averaged": call(functional.can_be_averaged, outputs=STACK),
     "functional.orbit": call(functional.orbit, x=X, action=IMAGES),
     "functional.reynolds": call(functional.reynolds, outputs=IMAGES.orbit(X), action=IMAGES),
-    "functional.select_minimum": call(functional.select_minimum, scores=STACK[..., 0], tolerance=0),
+    "functional.select_minimum": call(
+        functional.select_minimum, scores=STACK[..., 0], tolerance=0,
+        bounds=(STACK[..., 0], STACK[..., 0]),
+    ),
     "functional.weighted_mean": call(
         functional.weighted_mean, stack=STACK, weights=torch.ones(4, 2)
     ),
@@ -533,7 +536,7 @@ FORMULAS = {
     )
     for formula, more in {
         testing.EquiTuneFormula: dict,
-        testing.RegularFeaturesFormula: dict,
+        testing.RegularFeaturesFormula: lambda: {"weighting": None, "space": None},
         testing.EquiZeroFormula: lambda: {"proxy_loss": losses.entropy, "tie_tolerance": 0.1},
         testing.LambdaEquiTuneFormula: lambda: {"weight_net": scorer(), "weight_input": "input"},
         testing.CanonicalizeFormula: lambda: {"weight_net": scorer(), "tie_tolerance": 0.1},

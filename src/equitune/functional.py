@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equitune._checks import (
+    described,
     naming,
     require_counts,
     require_mean,
@@ -217,7 +218,18 @@ def select_minimum(
     """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
-    least, most = (scores, scores) if bounds is None else bounds
+    if bounds is None:
+        least = most = scores
+    elif isinstance(bounds, tuple) and [getattr(b, "shape", 0) for b in bounds] == [
+        scores.shape,
+        scores.shape,
+    ]:
+        least, most = bounds
+    else:
+        raise TypeError(
+            f"`bounds` must be two tensors of the shape of scores, {tuple(scores.shape)}, got "
+            f"{described(bounds)}; use (least, most), or None"
+        )
     minimum = most.amin(dim=0, keepdim=True)
     limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
     # The limit is NaN where the minimum is infinite.
