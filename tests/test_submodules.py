@@ -15,13 +15,16 @@ from equitune import (
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    Learned,
     PermutationAction,
+    Symmetrized,
     TrivialAction,
     c4,
     cyclic,
     d4,
     trivial,
 )
+from equitune.runners import Batches, Loop
 from equitune.testing import assert_equivariant, equivariance_report
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -433,10 +436,35 @@ def test_transformers_can_be_cut():
     (Skips, "unused", "runs 0 times"),
 ])  # fmt: skip
 @pytest.mark.parametrize("batch", [1, 5])
-def test_what_cannot_be_cut(net, at, said, batch):
-    model = EquiTune(net(), SWAP, submodule=at)
+@pytest.mark.parametrize("runner", [Batches(), Batches(1), Batches(5), Batches(7), Loop()])
+def test_what_cannot_be_cut(net, at, said, batch, runner):
+    model = Symmetrized(net(), SWAP, submodule=at, runner=runner).eval()
     with pytest.raises(ValueError, match=said):
         model(torch.randn(batch, 4))
+
+
+def test_a_pass_as_large_as_the_batch():
+    net, x = InPlaceAndUsed().double(), torch.randn(5, 4, dtype=torch.float64)
+    expected = EquiTune(net, SWAP, submodule="first").eval()(x)
+    for runner in (Loop(), Batches(5), Batches(1)):
+        model = Symmetrized(net, SWAP, submodule="first", runner=runner).eval()
+        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+        tapped = Symmetrized(net, SWAP, submodule="first", runner=runner,
+                             weighting=Learned(nn.Linear(4, 1).double(), "first"))  # fmt: skip
+        assert_equivariant(tapped.eval(), x, SWAP)
+    with pytest.raises(ValueError, match="while the backbone trains"):
+        Symmetrized(net, SWAP, submodule="first", runner=Loop()).train()(x)
+
+
+class Exhausted(nn.Module):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_errors_of_the_rest_stay_what_they_are():
+    net = nn.Sequential(nn.Linear(4, 4), Exhausted())
+    with pytest.raises(torch.OutOfMemoryError):
+        EquiTune(net, SWAP, submodule="0")(torch.randn(5, 4))
 
 
 @pytest.mark.parametrize(("at", "said"), [("firts", r"such as \['first'"), ("", "no submodule")])
@@ -456,10 +484,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match="passes the cut by"):
         EquiTune(network("resnet"), action, submodule="layer4.0.conv1")(photographs())
     model = EquiTune(network("alexnet"), action, action, submodule="classifier.1")
-    with pytest.raises(ValueError, match=r"'classifier\.1', whose activation output_action cannot"):
+    with pytest.raises(ValueError, match=r"'classifier\.1'; if this is about its activation"):
         model(photographs())
     tokens = EquiTune(network("vit"), action, action, submodule="encoder")
-    with pytest.raises(ValueError, match="'encoder', whose activation output_action cannot"):
+    with pytest.raises(ValueError, match="'encoder'; if this is about its activation"):
         tokens(photographs())
     with pytest.raises(
         ValueError, match="`height` must be width where the group exchanges them, got 2 rows"

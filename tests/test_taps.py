@@ -12,7 +12,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cases import AnyWeightNet, ConvNet, proxy
-from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4, d4
+from equitune import (
+    EquiTune,
+    EquiZero,
+    ImageAction,
+    LambdaEquiTune,
+    Learned,
+    TrivialAction,
+    Uniform,
+    c4,
+    d4,
+)
+from equitune.spaces import Values
 from equitune.testing import assert_equivariant
 
 ACTION = ImageAction(c4())
@@ -205,3 +216,76 @@ def test_two_taps_and_nested_wrappers():
     second(x)
     alone = tapped(copy.deepcopy(backbone), "features.0")
     assert torch.equal(inner(x), alone(x))
+
+
+def test_shallow_copies_and_replaced_parts_keep_one_hook_each():
+    model, x = tapped(net()), images()
+    expected = model(x)
+    twin = copy.copy(model)
+    assert torch.equal(twin(x), expected)
+    del twin
+    gc.collect()
+    assert torch.equal(model(x), expected)
+    assert hooks(model.backbone) == 1
+    for _ in range(5):
+        model.space = Values()
+    assert hooks(model.backbone) == 1
+    with pytest.raises(ValueError, match="no submodule of that name"):
+        model.weighting = Learned(AnyWeightNet(), "nope")
+    assert torch.equal(model(x), expected)
+    model.weighting = Uniform()
+    assert hooks(model.backbone) == 0
+    torch.testing.assert_close(model(x), EquiTune(model.backbone, ACTION).eval()(x))
+
+
+def test_replaced_actions_and_backbones_are_seen():
+    model, x = EquiTune(net(), ACTION).eval(), images()
+    with pytest.raises(ValueError, match="`input_action` must be one of the group"):
+        model.input_action = ImageAction(d4())
+    assert model.input_action is ACTION
+    model.input_action = TrivialAction(c4())
+    torch.testing.assert_close(model(x), model.backbone(x))
+    with pytest.raises(TypeError, match="`runner` must be"):
+        model.runner = None
+    model.freeze_backbone()
+    model.backbone = net()
+    assert not model.frozen
+    assert all(p.requires_grad for p in model.backbone.parameters())
+
+
+def test_threads_after_a_module_was_replaced():
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(108, 4)).double()
+    model, x, errors = tapped(backbone, "0"), images(), []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def call(barrier):
+        barrier.wait()
+        try:
+            model(x)
+        except Exception as error:
+            errors.append(error)
+
+    try:
+        for _ in range(40):
+            model.backbone[0] = nn.Flatten()
+            barrier = threading.Barrier(4)
+            threads = [threading.Thread(target=call, args=(barrier,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_gradients_under_vmap():
+    model, x = EquiZero(net(), ACTION, proxy_loss=proxy).eval(), images(2, 3, 3, 6, 6)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    one = torch.func.grad(lambda x: sum(model(sample).square().sum() for sample in x))(x)
+    other = torch.func.grad(lambda x: torch.func.vmap(model)(x).square().sum())(x)
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert one.abs().max() > 1e-5

@@ -24,6 +24,7 @@ class _Open(threading.local):
 
 
 _OPEN = _Open()
+_FOLLOWING = threading.Lock()
 
 
 @final
@@ -45,6 +46,15 @@ class Watch:
         self._handle: Any = None
         self._owner: Any = None
 
+    @property
+    def owned(self) -> bool:
+        """Whether it has an owner, which is still there."""
+        return self._owner is not None and self._owner() is not None
+
+    def end(self) -> None:
+        """Takes the hook away."""
+        _remove(self._handle)
+
     def belong_to(self, owner: object) -> None:
         """Ends with its owner; to be said again by copies of the owner."""
         self._owner = weakref.ref(owner)
@@ -62,11 +72,15 @@ class Watch:
             found = find_submodule(backbone, self.name, self.argument)
         if found is self._module:
             return
-        owner = None if self._owner is None else self._owner()
-        _remove(self._handle)
-        self._module, self._handle = found, found.register_forward_hook(self)
-        if owner is not None:
-            self.belong_to(owner)
+        with _FOLLOWING:
+            # Another thread may have been faster.
+            if found is not self._module:
+                owner = None if self._owner is None else self._owner()
+                _remove(self._handle)
+                self._handle = found.register_forward_hook(self)
+                self._module = found
+                if owner is not None:
+                    self.belong_to(owner)
 
     @contextlib.contextmanager
     def opened(self, see: See) -> Iterator[None]:
@@ -83,7 +97,7 @@ class Watch:
         see = _OPEN.watches.get(id(self))
         if see is not None:
             return see(output)
-        if not torch.compiler.is_compiling() and (self._owner is None or self._owner() is None):
+        if not torch.compiler.is_compiling() and not self.owned:
             # That of a copy of the backbone alone.
             _remove(self._handle)
         return None
@@ -124,9 +138,9 @@ def read_submodule(watch: Watch, run: Callable[[], Any], use: str) -> tuple[Any,
     return result, seen[0]
 
 
-def require_gradients(watch: Watch, differentiable: bool) -> None:
+def require_gradients(watch: Watch | None, differentiable: bool) -> None:
     """Refuses what has no gradient although it should have, such as re-entrant checkpoints."""
-    if not differentiable or torch.is_grad_enabled():
+    if watch is None or not differentiable or torch.is_grad_enabled():
         return
     module = watch._module
     if module is not None and any(p.requires_grad for p in module.parameters()):

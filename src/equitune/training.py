@@ -101,7 +101,7 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
         weighting.freeze()
     elif weighting is not None:
         # Scorers whose choice has no gradient: DDP would wait for theirs.
-        weighting.requires_grad_(False)
+        weighting.freeze()
     return _train_backbone(model)
 
 

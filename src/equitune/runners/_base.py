@@ -103,7 +103,9 @@ class Mixing:
         if self.reads not in (None, "input"):
             return None
         self._decide(copies)
-        if self.weights is None or not self.weighting.sparse:
+        # Only copies whose weight is not 0 will have run: no other means may be asked for.
+        plain = type(self.weighting).combine is Weighting.combine
+        if self.weights is None or not (self.weighting.sparse and plain):
             return None
         return copies.own(self.weights)
 
@@ -125,14 +127,22 @@ class Mixing:
 
     def _decide(self, copies: Copies) -> None:
         self.weights, self.scores = weights, scores = self.weighting(copies)
-        if weights is not None and (weights.dim() < 2 or len(weights) != len(scores)):
-            raise ValueError(
-                f"`weighting` must return one weight per copy and sample, as many as scores, got "
-                f"weights of shape {tuple(weights.shape)} for scores of shape "
-                f"{tuple(scores.shape)}; check {type(self.weighting).__name__}.weigh"
-            )
+        if weights is not None:
+            require_weights(self.weighting, weights, copies, scores)
         # A likelihood is asked again at each step.
         self._known = self.reads != "likelihood"
+
+
+def require_weights(
+    weighting: Weighting, weights: Tensor, copies: Copies, scores: Tensor | None
+) -> None:
+    """Refuses anything but one weight per copy and sample."""
+    count = copies.count if scores is None else scores.shape[0]
+    if weights.dim() < 2 or weights.shape[0] != count:
+        raise ValueError(
+            f"`weighting` must return one weight per copy and sample, got weights of shape "
+            f"{tuple(weights.shape)} for {count} copies; check {type(weighting).__name__}.weigh"
+        )
 
 
 @final

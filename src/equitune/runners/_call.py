@@ -100,7 +100,18 @@ class Call:
         ran: list[Ran] = []
         for copies in batches[:-1]:
             self._pass_to(self.cut, copies, ran.append)
-        return self._pass_to(self.cut, batches[-1], lambda last: combine([*ran, last]))
+        last, rows = batches[-1], batches[-1][0].shape[0]
+        if rows in (1, self.batch_size) and self.group.order > 1:
+            # What passes the cut by must not fit the mean, nor be spread over it.
+            if self.training:
+                raise ValueError(
+                    f"submodule is {self.cut.name!r}, and the last pass holds {rows} copies for a "
+                    f"batch of {rows} while the backbone trains; use Batches(), or another "
+                    "chunk_size"
+                )
+            more = 1 if rows + 1 != self.batch_size else 2
+            last = [torch.cat([stack, *[stack[:1]] * more]) for stack in last]
+        return self._pass_to(self.cut, last, lambda final: combine([*ran, final]), rows)
 
     def run(self, copies: Sequence[Tensor]) -> Any:
         """Calls the function with other tensors in the places of those that move."""
@@ -148,10 +159,22 @@ class Call:
             _require_rows(leaf, copies)
         return Ran(output, leaves, read)
 
-    def _pass_to(self, cut: Watch, copies: Sequence[Tensor], then: Callable[[Ran], Any]) -> Any:
+    def _pass_to(
+        self,
+        cut: Watch,
+        copies: Sequence[Tensor],
+        then: Callable[[Ran], Any],
+        rows: int | None = None,
+    ) -> Any:
         """A pass in which the cut submodule returns what becomes of its output.
 
         Where nothing does, the pass ends there.
+
+        Args:
+            cut: The submodule.
+            copies: The moved tensors, (N, ...) each.
+            then: From what the pass gave so far to what becomes of it; None for nothing.
+            rows: How many of the copies count, the first ones; None for all.
         """
         mixed: list[Any] = []
         read: list[Tensor] = []
@@ -164,27 +187,40 @@ class Call:
                     "backbone; use the name of one that runs once"
                 )
             require_gradients(cut, differentiable)
+            if self.tap is not None and self.tap.name == cut.name:
+                read.append(activation.clone())
             if self.tap is not None and not read:
                 raise ValueError(
                     f"weight_input is {self.tap.name!r}, which does not run before the cut at "
                     f"{cut.name!r}; use a submodule of the part that is symmetrised"
                 )
             ran = self._ran(activation, read[0] if read else None, copies)
+            if rows is not None and rows < copies[0].shape[0]:
+                kept = [(action, leaf[:rows]) for action, leaf in ran.leaves]
+                ran = Ran(ran.output, kept, None if ran.read is None else ran.read[:rows])
             try:
                 mixed.append(then(ran))
             except ValueError as error:
-                raise ValueError(
-                    f"submodule is {cut.name!r}, whose activation output_action cannot move: "
-                    f"{error}; use the action of that activation, or None where it is invariant"
-                ) from error
+                error.add_note(
+                    f"submodule is {cut.name!r}; if this is about its activation, output_action "
+                    "must be the action of that activation, or None where it is invariant"
+                )
+                raise
             if mixed[0] is None and not torch.compiler.is_compiling():
                 raise _Reached
             return mixed[0]
 
         def tapped(activation: Any) -> None:
-            if not mixed:
-                _require_rows(activation, copies)
-                read.append(activation.clone())
+            if mixed or read:
+                return
+            require_gradients(self.tap, differentiable)
+            if not isinstance(activation, Tensor):
+                raise TypeError(
+                    f"`weight_input` must name a submodule that returns a tensor, got one that "
+                    f"returns {type(activation).__name__}; use the name of one that does"
+                )
+            _require_rows(activation, copies)
+            read.append(activation.clone())
 
         try:
             with cut.opened(see):
@@ -196,7 +232,7 @@ class Call:
         except _Reached:
             return None
         except (RuntimeError, IndexError) as error:
-            if not mixed:
+            if not mixed or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(self._passes_by(cut, str(error))) from error
         if not mixed:
@@ -204,11 +240,11 @@ class Call:
                 f"submodule is {cut.name!r}, which runs 0 times in one pass of the backbone; use "
                 "the name of one that runs once"
             )
-        rows, batch = copies[0].shape[0], self.batch_size
-        if mixed[0] is not None and rows != batch:
+        ran_rows = copies[0].shape[0]
+        if mixed[0] is not None and ran_rows != self.batch_size:
             for tensor in tensors(output):
-                if tensor.shape[:1] == (rows,):
-                    raise ValueError(self._passes_by(cut, f"{rows} rows come out"))
+                if tensor.shape[:1] == (ran_rows,):
+                    raise ValueError(self._passes_by(cut, f"{ran_rows} rows come out"))
         return output
 
     def _passes_by(self, cut: Watch, found: str) -> str:

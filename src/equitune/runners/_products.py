@@ -11,7 +11,7 @@ from torch import Tensor
 from equitune._checks import described
 from equitune.actions import Action
 from equitune.functional import matrices, widened
-from equitune.runners._base import Mix, Runner
+from equitune.runners._base import Mix, Runner, require_weights
 from equitune.runners._batches import Batches
 from equitune.runners._call import Call
 from equitune.spaces import Space, Values
@@ -115,7 +115,9 @@ class MatrixProducts(Runner):
             if equal:
                 return torch.mm(raw.reshape(-1, after.width), after.mean)
             rows = Rows(tables, after, inputs, raw)
-            weights, _ = weighting(rows)
+            weights, scores = weighting(rows)
+            if weights is not None:
+                require_weights(weighting, weights, rows, scores)
             return weighting.combine(rows.means(space)[0], weights)
 
         return fast
@@ -164,10 +166,11 @@ class Tables:
 
     def after(self, raw: Any, copies: Tensor) -> After:
         """What outputs are multiplied by; refuses anything but one vector for each copy."""
-        if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != copies.shape[0]:
+        right = isinstance(raw, Tensor) and raw.dim() == 2 and raw.shape[0] == copies.shape[0]
+        if not right or raw.dtype != copies.dtype:
             raise ValueError(
-                f"the backbone must return a tensor of shape ({copies.shape[0]}, m), got "
-                f"{described(raw)}; use the runner Batches()"
+                f"the backbone must return a tensor of shape ({copies.shape[0]}, m) and of dtype "
+                f"{copies.dtype}, got {described(raw)}; use the runner Batches()"
             )
         after = self._after.get(raw.shape[1])
         if after is None:
@@ -207,8 +210,9 @@ class After:
         """Factors (3, 1, 1, m): 1, and those of a rounding one way and the other way."""
         factors = self._factors.get(rounding)
         if factors is None:
-            moved = shaking(outputs, rounding)
-            factors = torch.stack([torch.ones_like(moved), moved, 2 - moved])[:, None, None]
+            with torch.inference_mode(False):
+                moved = shaking(torch.empty_like(outputs), rounding)
+                factors = torch.stack([torch.ones_like(moved), moved, 2 - moved])[:, None, None]
             if type(factors) is Tensor and not torch.compiler.is_compiling():
                 self._factors[rounding] = factors
         return factors

@@ -188,7 +188,9 @@ def straight_through(value: Tensor, estimator: Tensor) -> Tensor:
 
 def _differentiable(x: Tensor) -> bool:
     """Whether a gradient of x may be taken, in reverse or in forward mode."""
-    return (torch.is_grad_enabled() and x.requires_grad) or _tangent(x) is not None
+    # Under torch.func.vmap no tensor says whether it requires a gradient.
+    numbers = x.is_floating_point() or x.is_complex()
+    return (torch.is_grad_enabled() and numbers) or _tangent(x) is not None
 
 
 def _tangent(x: Tensor) -> Tensor | None:

@@ -18,6 +18,9 @@ from equitune.runners import Batches, Mix, Runner
 from equitune.wrappers._attributes import Around
 from equitune.wrappers._inputs import InputActions
 
+PARTS = ("backbone", "input_action", "output_action", "runner", "weighting", "space")
+"""What may be replaced, and has to fit the rest."""
+
 
 class OrbitModule(Around, ABC):
     """Runs a backbone on the orbit of its input and undoes the output action.
@@ -59,6 +62,40 @@ class OrbitModule(Around, ABC):
         self.runner = Batches() if runner is None else require_type("runner", runner, Runner, use)
         self.backbone = backbone
         self.watches: dict[str, Watch] = {}
+        self._prepare_actions()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; a part that is replaced has to fit the others."""
+        held = {**vars(self), **vars(self).get("_modules", {})}
+        super().__setattr__(name, value)
+        if name not in PARTS or name not in held:
+            return
+        try:
+            self.refit()
+        except Exception:
+            super().__setattr__(name, held[name])
+            self.refit()
+            raise
+        if name == "backbone":
+            # What was frozen is gone.
+            self._learning, self._probed = None, ()
+
+    def refit(self) -> None:
+        """Fits the parts together after one of them has been replaced.
+
+        Raises:
+            TypeError: If one is of another type.
+            ValueError: If they do not fit, such as an action of another group.
+        """
+        require_type("runner", self.runner, Runner, "a runner such as Batches()")
+        inputs = InputActions(require_module("backbone", self.backbone), self.input_action)
+        if inputs.group != self.group:
+            raise ValueError(
+                f"`input_action` must be one of the group of the wrapper, of order "
+                f"{self.group.order}, got one of order {inputs.group.order}; use a new wrapper"
+            )
+        _check_output_action(self.output_action, inputs)
+        self._inputs = inputs
         self._prepare_actions()
 
     # The first argument is by itself, so that torch.export takes dynamic_shapes=({0: batch},).
@@ -124,8 +161,12 @@ class OrbitModule(Around, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        for watch in self.watches.values():
-            watch.belong_to(self)
+        for argument, watch in [*self.watches.items()]:
+            if watch.owned:
+                # A shallow copy has the same backbone and its own hooks.
+                self.watches = {**self.watches, argument: Watch(watch.name, argument)}
+                self.watches[argument].follow(self.backbone)
+            self.watches[argument].belong_to(self)
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}, runner={self.runner}"

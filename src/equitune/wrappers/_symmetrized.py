@@ -135,11 +135,6 @@ class Symmetrized(OrbitModule):
         self.weighting.unfreeze()
         return self.train(self.training)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("runner", "weighting", "space") and "_fast" in vars(self):
-            self._bind()
-
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_fast"}
 
@@ -147,8 +142,15 @@ class Symmetrized(OrbitModule):
         super().__setstate__(state)
         self._fast = self.runner.bind(self)
 
+    def refit(self) -> None:
+        super().refit()
+        use = "another one, such as Uniform() or Values()"
+        require_type("weighting", self.weighting, Weighting, use)
+        require_type("space", self.space, Space, use)
+        self._bind()
+
     def _bind(self) -> None:
-        """Fits the weighting and the runner together, also where one of them has been replaced."""
+        """Fits the weighting and the runner together."""
         reads = self.weighting.reads
         kind = reads if reads in (None, "input", "output", "likelihood") else "submodule"
         if kind is not None and kind not in self.runner.offers:
@@ -156,9 +158,12 @@ class Symmetrized(OrbitModule):
                 f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
                 f"offers, got {reads!r}; use another weighting, or another runner"
             )
-        self.watches.pop("weight_input", None)
-        if kind == "submodule":
-            self.watch("weight_input", str(reads), "'input', 'output' or ")
+        known = self.watches.get("weight_input")
+        if kind != "submodule" or known is None or known.name != reads:
+            if known is not None:
+                self.watches.pop("weight_input").end()
+            if kind == "submodule":
+                self.watch("weight_input", str(reads), "'input', 'output' or ")
         self._fast = self.runner.bind(self)
 
     def extra_repr(self) -> str:
