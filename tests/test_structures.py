@@ -227,7 +227,7 @@ def test_tree_actions_say_what_does_not_fit():
         (
             lambda a, b: {"logits": a.argmax(-1)},
             TreeAction({"logits": NOTHING}),
-            "must hold floating-point",
+            "cannot be averaged over the group",
         ),
     ):
         with pytest.raises(TypeError, match=message):

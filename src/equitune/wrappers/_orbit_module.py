@@ -80,6 +80,10 @@ class OrbitModule(Around, ABC):
             # What was frozen is gone.
             self._learning, self._probed = None, ()
 
+    def moved_arguments(self) -> Action | Mapping[str, Action]:
+        """The actions of all arguments that move, those that a kit adds included."""
+        return self.input_action
+
     def refit(self) -> None:
         """Fits the parts together after one of them has been replaced.
 
@@ -88,7 +92,7 @@ class OrbitModule(Around, ABC):
             ValueError: If they do not fit, such as an action of another group.
         """
         require_type("runner", self.runner, Runner, "a runner such as Batches()")
-        inputs = InputActions(require_module("backbone", self.backbone), self.input_action)
+        inputs = InputActions(require_module("backbone", self.backbone), self.moved_arguments())
         if inputs.group != self.group:
             raise ValueError(
                 f"`input_action` must be one of the group of the wrapper, of order "
