@@ -111,7 +111,7 @@ def spread(scores):
 
 
 class Spread(Weighting):
-    """A weighting of one's own, of what it is told to read."""
+    """A weighting of one's own, of what it declares to read."""
 
     def __init__(self, reads, change=spread):
         super().__init__()
@@ -142,7 +142,7 @@ class Sparse(Spread):
 
 
 class Constant(Weighting):
-    """Equal weights that are no Uniform."""
+    """Equal weights that are not Uniform."""
 
     def score(self, copies):
         return None

@@ -456,6 +456,27 @@ def test_a_pass_as_large_as_the_batch():
         Symmetrized(net, SWAP, submodule="first", runner=Loop()).train()(x)
 
 
+class RunsTwice(Skips):
+    def forward(self, x):
+        return self.second(self.first(self.first(x)))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_a_tap_beside_a_cut_is_checked_like_a_tap_alone(chunk_size):
+    options = {"weight_net": nn.Linear(4, 1), "weight_input": "first", "chunk_size": chunk_size}
+    for cut in ({}, {"submodule": "second"}):
+        model = LambdaEquiTune(RunsTwice(), SWAP, **options, **cut).eval()
+        with pytest.raises(ValueError, match="'first', which ran 2 times"):
+            model(torch.randn(5, 4))
+    net = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+    net[0].register_forward_hook(lambda module, args, output: (output,))
+    net[1].register_forward_pre_hook(lambda module, args: args[0])
+    for cut in ({}, {"submodule": "1"}):
+        model = LambdaEquiTune(net, SWAP, **{**options, "weight_input": "0"}, **cut).eval()
+        with pytest.raises(TypeError, match="'0', which returns tuple"):
+            model(torch.randn(5, 4))
+
+
 class Exhausted(nn.Module):
     def forward(self, x):
         raise torch.OutOfMemoryError("out of memory")

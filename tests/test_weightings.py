@@ -274,7 +274,7 @@ def test_bad_input(options, error, said):
 
 
 class Wrong(Weighting):
-    """Weights that are no weights of the copies."""
+    """Weights that do not belong to the copies."""
 
     def __init__(self, weights):
         super().__init__()

@@ -106,41 +106,70 @@ class Watch:
         return {**vars(self), "_owner": None}
 
 
-def read_submodule(watch: Watch, run: Callable[[], Any], use: str) -> tuple[Any, Tensor]:
-    """Runs a pass; what it returns, and the one tensor that the submodule returns in it.
+@final
+class Reading:
+    """The one tensor that a watched submodule returns in a pass.
 
-    The tensor is a copy, which is safe against layers that work in place.
+    It is a copy, which is safe against layers that work in place.
+
+    Args:
+        watch: What looks at the submodule; it has to be opened with :meth:`see`.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.seen: list[Any] = []
+        self._differentiable = torch.is_grad_enabled()
+
+    def see(self, output: Any) -> None:
+        """Takes what the submodule returns.
+
+        Raises:
+            ValueError: If it runs under a checkpoint that gives no gradient.
+        """
+        require_gradients(self.watch, self._differentiable)
+        self.seen.append(output.clone() if isinstance(output, Tensor) else output)
+
+    def tensor(self) -> Tensor:
+        """What was read.
+
+        Raises:
+            ValueError: If the submodule did not run exactly once.
+            TypeError: If it did not return a tensor.
+        """
+        start = f"`{self.watch.argument}` must name a submodule that"
+        use = "the name of one that does"
+        if len(self.seen) != 1:
+            raise ValueError(
+                f"{start} runs once in a pass of the backbone, got {self.watch.name!r}, which ran "
+                f"{len(self.seen)} times; use {use}"
+            )
+        (found,) = self.seen
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"{start} returns a tensor, got {self.watch.name!r}, which returns "
+                f"{type(found).__name__}; use {use}"
+            )
+        return found
+
+
+def read_submodule(watch: Watch, run: Callable[[], Any]) -> tuple[Any, Tensor]:
+    """Runs a pass; what it returns, and the one tensor that the submodule returns in it.
 
     Raises:
         ValueError: If the submodule does not run exactly once, or under a checkpoint that gives
             no gradient.
         TypeError: If it does not return a tensor.
     """
-    seen: list[Any] = []
-    differentiable = torch.is_grad_enabled()
-
-    def see(output: Any) -> None:
-        require_gradients(watch, differentiable)
-        seen.append(output.clone() if isinstance(output, Tensor) else output)
-
-    with watch.opened(see):
+    reading = Reading(watch)
+    with watch.opened(reading.see):
         result = run()
-    if len(seen) != 1:
-        raise ValueError(
-            f"`{watch.argument}` must name a submodule that runs once in a pass of the backbone, "
-            f"got {watch.name!r}, which ran {len(seen)} times; use {use}"
-        )
-    if not isinstance(seen[0], Tensor):
-        raise TypeError(
-            f"`{watch.argument}` must name a submodule that returns a tensor, got {watch.name!r}, "
-            f"which returns {type(seen[0]).__name__}; use {use}"
-        )
-    return result, seen[0]
+    return result, reading.tensor()
 
 
-def require_gradients(watch: Watch | None, differentiable: bool) -> None:
+def require_gradients(watch: Watch, differentiable: bool) -> None:
     """Refuses what has no gradient although it should have, such as re-entrant checkpoints."""
-    if watch is None or not differentiable or torch.is_grad_enabled():
+    if not differentiable or torch.is_grad_enabled():
         return
     module = watch._module
     if module is not None and any(p.requires_grad for p in module.parameters()):

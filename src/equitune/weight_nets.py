@@ -238,8 +238,7 @@ class FrozenFeatures(nn.Module):
     def _read(self, copies: Tensor) -> Tensor:
         if self._watch is not None:
             self._watch.follow(self.extractor)
-            use = "one that does"
-            return read_submodule(self._watch, lambda: self.extractor(copies), use)[1]
+            return read_submodule(self._watch, lambda: self.extractor(copies))[1]
         features = self.extractor(copies)
         if not isinstance(features, Tensor):
             raise TypeError(

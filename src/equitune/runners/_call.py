@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from equitune._submodules import Watch, read_submodule, require_gradients
+from equitune._submodules import Reading, Watch, read_submodule, require_gradients
 from equitune.actions import Action
 from equitune.actions._tree import Key, common_classes, tensors
 from equitune.groups import FiniteGroup
@@ -148,8 +148,7 @@ class Call:
         """
         if self.tap is None:
             return self.run(copies), None
-        run = functools.partial(self.run, copies)
-        output, read = read_submodule(self.tap, run, "the name of one that does")
+        output, read = read_submodule(self.tap, functools.partial(self.run, copies))
         _require_rows(read, copies)
         return output, read
 
@@ -177,7 +176,9 @@ class Call:
             rows: How many of the copies count, the first ones; None for all.
         """
         mixed: list[Any] = []
-        read: list[Tensor] = []
+        reading = None if self.tap is None else Reading(self.tap)
+        # Of two hooks on one module, the second one would see what the first one returns.
+        apart = self.tap is not None and self.tap.name != cut.name
         differentiable = torch.is_grad_enabled()
 
         def see(activation: Any) -> Any:
@@ -187,14 +188,18 @@ class Call:
                     "backbone; use the name of one that runs once"
                 )
             require_gradients(cut, differentiable)
-            if self.tap is not None and self.tap.name == cut.name:
-                read.append(activation.clone())
-            if self.tap is not None and not read:
-                raise ValueError(
-                    f"weight_input is {self.tap.name!r}, which does not run before the cut at "
-                    f"{cut.name!r}; use a submodule of the part that is symmetrised"
-                )
-            ran = self._ran(activation, read[0] if read else None, copies)
+            read = None
+            if reading is not None:
+                if not apart:
+                    reading.see(activation)
+                elif not reading.seen:
+                    raise ValueError(
+                        f"weight_input is {reading.watch.name!r}, which does not run before the "
+                        f"cut at {cut.name!r}; use a submodule of the part that is symmetrised"
+                    )
+                read = reading.tensor()
+                _require_rows(read, copies)
+            ran = self._ran(activation, read, copies)
             if rows is not None and rows < copies[0].shape[0]:
                 kept = [(action, leaf[:rows]) for action, leaf in ran.leaves]
                 ran = Ran(ran.output, kept, None if ran.read is None else ran.read[:rows])
@@ -210,24 +215,12 @@ class Call:
                 raise _Reached
             return mixed[0]
 
-        def tapped(activation: Any) -> None:
-            if mixed or read:
-                return
-            require_gradients(self.tap, differentiable)
-            if not isinstance(activation, Tensor):
-                raise TypeError(
-                    f"`weight_input` must name a submodule that returns a tensor, got one that "
-                    f"returns {type(activation).__name__}; use the name of one that does"
-                )
-            _require_rows(activation, copies)
-            read.append(activation.clone())
-
         try:
             with cut.opened(see):
-                if self.tap is None:
+                if reading is None or not apart:
                     output = self.run(copies)
                 else:
-                    with self.tap.opened(tapped):
+                    with reading.watch.opened(reading.see):
                         output = self.run(copies)
         except _Reached:
             return None

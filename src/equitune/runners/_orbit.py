@@ -143,16 +143,18 @@ class Chosen(Orbit):
         self.samples = samples
         counts = weights != 0
         self._places = (counts.cumsum(0) - 1).clamp(min=0)
+        # Once per call, and not once per tensor of the output.
+        inverses = torch.tensor(call.group.inverses, device=weights.device)
+        self._undoing = [inverses[p.elements] for p in parts]
         self._held = max(1, int(counts.sum(0).max())) if weights.numel() else 1
         self._weights = weights.new_zeros(self._held, weights.shape[1])
         self._weights.scatter_add_(0, self._places, weights)
 
     def undone(self, leaf: int) -> Tensor:
         batch, rows = self.call.batch_size, torch.empty(0)
-        for p, samples in zip(self.parts, self.samples, strict=True):
+        for p, samples, undoing in zip(self.parts, self.samples, self._undoing, strict=True):
             action, y = p.leaves[leaf]
-            inverses = torch.tensor(self.call.group.inverses, device=samples.device)
-            y = action.transform(y, inverses[p.elements])
+            y = action.transform(y, undoing)
             if p is self.parts[0]:
                 rows = y.new_zeros(self._held * batch, *y.shape[1:])
             require_one_shape(rows, y, "the output")

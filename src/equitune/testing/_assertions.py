@@ -32,8 +32,8 @@ def assert_equivariant(
 
     The function is called |G| + 4 times, a wrapper once more, in the mode that it is in, without
     gradients (let it open ``torch.enable_grad()`` if it needs them itself). Two of the calls have
-    the same input, so that randomness is told from inequivariance; in two, some of the samples have
-    others beside them.
+    the same input, so that randomness is not taken for inequivariance; in two, some of the samples
+    have others beside them.
 
     Args:
         fn: A function or module of one batch, or of one structure of batches; of any origin.

@@ -181,7 +181,7 @@ def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> st
     if trial.draws:
         return (
             f"fn is random{mode}: it draws from torch's global generator, so that its differences "
-            "cannot be told from those that a missing symmetry makes; let it draw nothing"
+            "look like those of a missing symmetry; let it draw nothing"
         )
     for gap in trial.all_gaps:
         if gap.mismatch is not None:

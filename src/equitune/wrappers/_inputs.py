@@ -76,9 +76,7 @@ class InputActions:
                 action = self._by_name.get(name)
             if action is None:
                 _require_no_tensor(name, value)
-            elif value is not None and not (
-                getattr(action, "trivial", False) and _has_no_batch(value)
-            ):
+            elif value is not None and not (action.trivial and _has_no_batch(value)):
                 moved[key] = action
                 leaves += action.flatten(value, name)
         if not leaves:

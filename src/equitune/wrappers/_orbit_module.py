@@ -66,14 +66,14 @@ class OrbitModule(Around, ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; a part that is replaced has to fit the others."""
-        held = {**vars(self), **vars(self).get("_modules", {})}
+        held = vars(self).get("_modules", {}).get(name, vars(self).get(name))
         super().__setattr__(name, value)
-        if name not in PARTS or name not in held:
+        if name not in PARTS or held is None:
             return
         try:
             self.refit()
         except Exception:
-            super().__setattr__(name, held[name])
+            super().__setattr__(name, held)
             self.refit()
             raise
         if name == "backbone":
