@@ -25,7 +25,7 @@ from equitune import (
 )
 from equitune.heads import EquivariantLinear
 
-SEED, BATCH, ROUNDS, BLOCK = 0, 256, 20, 6
+SEED, BATCH, ROUNDS, BLOCK = 0, 256, 60, 6
 
 
 def pixels(side: int) -> PermutationAction:
