@@ -10,7 +10,7 @@ endif
 BIN := .venv/$(SCRIPTS)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long test-newest test-oldest lock lint types docs benchmarks clean
+.PHONY: demo test test-long test-newest test-oldest lock lint types docs links benchmarks clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/quickstart.py
@@ -51,6 +51,10 @@ types: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# Links that lead out of the site; it needs a network.
+links: .venv/.dev
+	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/links
 
 benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/cifar10_zero_shot.py
