@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from results/*.json.
+"""Writes the tables of README.md and docs/papers/results.md from results/*.json.
 
 python benchmarks/render.py
 """
@@ -18,9 +18,9 @@ from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 
 PAGES = (
     record.ROOT / "README.md",
-    record.ROOT / "docs" / "results.md",
-    record.ROOT / "docs" / "testing.md",
-    record.ROOT / "docs" / "heads.md",
+    record.ROOT / "docs" / "papers" / "results.md",
+    record.ROOT / "docs" / "guides" / "testing.md",
+    record.ROOT / "docs" / "guides" / "heads.md",
 )
 PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -107,7 +107,7 @@ def rl_returns(results: Row) -> str:
             body.append(["successful episodes, %", f"{cell.headline:,}", *found])
     if not body:
         return ""
-    picture = "![Mean returns of plain, EquiTune and EquiZero agents](images/rl_returns.png)\n\n"
+    picture = "![Mean returns of plain, EquiTune and EquiZero agents](../images/rl_returns.png)\n\n"
     told = _settings(results) + _orders(results) + _source(results)
     return picture + rows(["", "steps", *_head()], body) + told
 
@@ -139,7 +139,7 @@ def rl_curves(results: Row) -> str:
         tables.append(rows([head, *(f"{at:,}" for at in steps)], body))
     if not tables:
         return ""
-    picture = "![Mean return against further steps of training](images/rl_curves.png)\n\n"
+    picture = "![Mean return against further steps of training](../images/rl_curves.png)\n\n"
     return picture + "\n".join(tables) + _source(results)
 
 

@@ -116,7 +116,7 @@ def scan_curve(results: Row) -> str:
         means = [_over_seeds(found) if found else "" for found in values]
         body.append([f"{name}, {_seeds(len(seeds))}", *means])
     head = ["examples of fine-tuning", *(f"{count:,}" for count in seen)]
-    picture = "![Test accuracy against examples of fine-tuning](images/scan_curve.png)\n\n"
+    picture = "![Test accuracy against examples of fine-tuning](../images/scan_curve.png)\n\n"
     return picture + rows(head, body) + _source(results)
 
 

@@ -883,7 +883,7 @@ def annotations(function: Callable[..., Any]) -> dict[str, str]:
 
 def public_names() -> dict[str, Any]:
     """What can be called of the modules that the API pages list."""
-    pages = (ROOT / "docs" / "api.rst").read_text()
+    pages = (ROOT / "docs" / "api" / "index.rst").read_text()
     modules = re.findall(r"automodule:: equitune\.([\w.]+)", pages)
     found = {}
     for module in modules:

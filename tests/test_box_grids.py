@@ -138,7 +138,7 @@ def test_a_box_action_is_wrong_for_cells():
 
 
 def test_the_documented_detector_fails_with_a_box_action():
-    page = Path(__file__).resolve().parents[1] / "docs" / "vision.md"
+    page = Path(__file__).resolve().parents[1] / "docs" / "guides" / "vision.md"
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
                 if "GridBoxAction" in b]  # fmt: skip
     told = {}

@@ -83,7 +83,7 @@ def test_canonicalize_compiles_in_parts():
 
 
 def test_canonicalize_gives_neither_one_graph_nor_an_export():
-    """As docs/wrappers.md says: the day it does, the page is wrong."""
+    """As docs/guides/wrappers.md says: the day it does, the page is wrong."""
     model, x = WRAPPERS["Canonicalize"](ConvNet(3, 4, False), IMAGE).eval(), torch.randn(4, 3, 6, 6)
     with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
         torch.compile(model, backend="aot_eager", fullgraph=True)(x)

@@ -8,15 +8,26 @@ import pytest
 import render
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What Sphinx generates, in folders that git ignores, is not a page of ours.
+GENERATED = {"_build", "gallery", "generated"}
+PAGES = [
+    ROOT / "README.md",
+    *sorted(
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        if not GENERATED & set(page.relative_to(ROOT).parts)
+    ),
+]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # The hub is out of reach of the tests: the same code, with random weights.
 OFFLINE = ('weights="DEFAULT"', "weights=None")
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name
-)
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name_of)
 def test_code_blocks_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
@@ -25,11 +36,11 @@ def test_code_blocks_run(page, capsys, tmp_path, monkeypatch):
 
 
 def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):
-    text = (ROOT / "docs" / "testing.md").read_text()
+    text = (ROOT / "docs" / "guides" / "testing.md").read_text()
     (shown,) = re.findall(r"prints\n\n```text\n(.*?)```", text, re.DOTALL)
     namespace = {}
     for block in BLOCK.findall(text):
-        exec(compile(block, "docs/testing.md", "exec"), namespace)
+        exec(compile(block, "docs/guides/testing.md", "exec"), namespace)
         printed = capsys.readouterr().out
         if "report.message()" in block:
             break
@@ -38,15 +49,15 @@ def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):
 
 def test_the_report_that_the_page_shows_is_the_one_that_is_printed(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "rl.md").read_text()
+    text = (ROOT / "docs" / "guides" / "rl.md").read_text()
     (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     namespace = {}
     for block in BLOCK.findall(text[: text.index(shown)]):
-        exec(compile(block, "docs/rl.md", "exec"), namespace)
+        exec(compile(block, "docs/guides/rl.md", "exec"), namespace)
     assert " ".join(capsys.readouterr().out.split()).endswith(" ".join(shown.split()))
 
 
-@pytest.mark.parametrize("page", render.PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", render.PAGES, ids=name_of)
 def test_tables_are_rendered_from_the_results(page):
     text = page.read_text()
     assert render.PLACE.search(text)
@@ -60,7 +71,7 @@ def test_a_changed_number_is_noticed():
     assert render.rendered(text.replace(number, "99.9%")) == text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target

@@ -24,10 +24,11 @@ from equitune import (
 )
 from equitune.testing import assert_action, assert_equivariant, assert_group
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_action.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/guides/extending/action.md").read_text()
 (RECIPE,) = re.findall(r"```python\n(import itertools\n.*?)```", PAGE, re.DOTALL)
 NAMESPACE: dict[str, object] = {"__name__": __name__}
-exec(compile(RECIPE, "docs/own_action.md", "exec"), NAMESPACE)
+exec(compile(RECIPE, "docs/guides/extending/action.md", "exec"), NAMESPACE)
 CubeAction = NAMESPACE["CubeAction"]
 CUBE = CubeAction()
 SHAPES = [(4, 4, 4), (3, 4, 5), (4, 4, 6)]

@@ -82,7 +82,11 @@ def test_the_core_needs_torch_alone():
 # Modules with an underscore are not for users, and are named in their own doctests only.
 NAMES = re.compile(r"(?<![\w/.-])equitune(?:\.[A-Za-z]\w*)+(?!\.?\w)")
 # What is looked for in the documentation is what stands in the source.
-PAGES = [p for p in SOURCE.parents[1].glob("docs/*.*") if p.suffix in {".md", ".rst"}]
+PAGES = [
+    page
+    for page in (SOURCE.parents[1] / "docs").rglob("*.*")
+    if page.suffix in {".md", ".rst"} and not {"_build", "gallery", "generated"} & set(page.parts)
+]
 
 
 def dotted_names():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "testing.md"
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "testing.md"
 
 HEAD = """
 import pytest, torch

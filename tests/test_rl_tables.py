@@ -72,7 +72,7 @@ def test_the_names_are_those_of_the_benchmark():
 def test_returns(results):
     table = rl_tables.rl_returns(results)
     lines = table.splitlines()
-    assert "(images/rl_returns.png)" in lines[0]
+    assert "(../images/rl_returns.png)" in lines[0]
     assert lines[2] == (
         "|  | steps | plain | EquiTune | EquiZero | EquiTune minus plain | "
         "EquiZero minus plain | EquiZero minus EquiTune |"

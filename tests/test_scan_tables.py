@@ -136,7 +136,7 @@ def test_the_curve(results, monkeypatch, tmp_path):
     table = scan_tables.scan_curve(results)
     assert "| examples of fine-tuning | 0 | 80 |" in table
     assert "| equi-tuned, 2 seeds | 5.0 (7.1) | 60.0 (14.1) |" in table
-    assert "(images/scan_curve.png)" in table
+    assert "(../images/scan_curve.png)" in table
 
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     drawn = []

@@ -1,6 +1,8 @@
-"""Writes the table of docs/versions.md from the metadata and the locks; `make lock` runs it.
+"""Writes the table of docs/project/versions.md from the metadata and the locks.
 
-python tools/supported_versions.py
+`make lock` runs it:
+
+    python tools/supported_versions.py
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from packaging.utils import canonicalize_name
 from check_lock import pins
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "versions.md"
+PAGE = ROOT / "docs" / "project" / "versions.md"
 PLACE = re.compile(r"(<!-- versions -->\n).*?(<!-- end -->)", re.DOTALL)
 RUNTIME = ("vision", "text", "clip", "rl", "viz", "audit", "test")
 """The extras that users install."""
