@@ -15,6 +15,7 @@ from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
+from summary_table import summary
 
 PAGES = (
     record.ROOT / "README.md",
@@ -297,6 +298,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         rl_checkpoints,
         rl_curves,
         rl_speed,
+        summary,
     )
 }
 
@@ -310,6 +312,7 @@ STORED_IN = {
     "rl_returns": "rl",
     "rl_checkpoints": "rl",
     "rl_curves": "rl",
+    "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""
 
