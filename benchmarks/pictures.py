@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/papers/results.md from results/*.json.
+"""Draws the pictures of docs/papers from results/*.json.
 
 python benchmarks/pictures.py
 """

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/papers/results.md from results/*.json.
+"""Writes the tables of README.md and of the pages in docs/ from results/*.json.
 
 python benchmarks/render.py
 """
@@ -17,13 +17,12 @@ from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 from summary_table import summary
 
-PAGES = (
-    record.ROOT / "README.md",
-    record.ROOT / "docs" / "papers" / "results.md",
-    record.ROOT / "docs" / "guides" / "testing.md",
-    record.ROOT / "docs" / "guides" / "heads.md",
+PLACE = re.compile(r"(<!-- results:(\w+)((?: \w+=\w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = tuple(
+    page
+    for page in (record.ROOT / "README.md", *sorted((record.ROOT / "docs").glob("*/*.md")))
+    if PLACE.search(page.read_text(encoding="utf-8"))
 )
-PLACE = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def cifar10_zero_shot(results: dict[str, Any]) -> str:
@@ -318,11 +317,20 @@ STORED_IN = {
 
 
 def rendered(text: str) -> str:
-    """A page with its tables made anew."""
+    """A page with its tables made anew.
+
+    A place such as ``results:scan_finetuned cell=GRU`` has the rows with that value only.
+    """
 
     def made(place: re.Match[str]) -> str:
-        name = place[2]
-        return place[1] + RENDERERS[name](record.load(STORED_IN.get(name, name))) + place[3]
+        name, wanted = place[2], dict(pair.split("=") for pair in place[3].split())
+        results = record.load(STORED_IN.get(name, name))
+        if wanted:
+            kept = {k: row for k, row in results["rows"].items() if wanted.items() <= row.items()}
+            if not kept:
+                raise ValueError(f"`{place[1].strip()}` must name rows, got none; check its values")
+            results = {**results, "rows": kept}
+        return place[1] + RENDERERS[name](results) + place[4]
 
     return PLACE.sub(made, text)
 
