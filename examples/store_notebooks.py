@@ -1,6 +1,6 @@
 """Executes the notebooks and stores them with their outputs, without what changes by itself.
 
-    EQUITUNE_DATA=... python examples/store_notebooks.py [cifar10 hymenoptera language_models]
+    EQUITUNE_DATA=... python examples/store_notebooks.py [names of notebooks]
 
 It prints how many seconds each one took; it should be less than three minutes on two CPU cores.
 """
@@ -18,7 +18,14 @@ import nbformat
 from equitune.audit._files import write_atomically
 
 EXAMPLES = Path(__file__).resolve().parent
-NAMES = ("cifar10", "hymenoptera", "language_models")
+NAMES = (
+    "agents",
+    "cifar10",
+    "hymenoptera",
+    "is_my_model_equivariant",
+    "language_models",
+    "scan",
+)
 
 
 def store(path: Path) -> float:
