@@ -26,8 +26,8 @@ def require_matrices(values: Any, rows: str) -> tuple[Tensor, float, Tensor, boo
     """
     given = require_numbers("matrices", values, f"({rows}, n, n) real numbers in float64")
     right = given.dim() == 3 and given.shape[1] == given.shape[2] and len(given) > 0
-    must, got = f"be ({rows}, n, n), square matrices", f"shape {tuple(given.shape)}"
-    require(right, "matrices", must, got, "one matrix per element of the group")
+    must, use = f"be ({rows}, n, n), square matrices", "one matrix per element of the group"
+    require(right, "matrices", must, given, use)
     real = not given.is_complex()
     require(real, "matrices", "be real", "complex numbers", "real ones", TypeError)
     finite = bool(given.isfinite().all())
