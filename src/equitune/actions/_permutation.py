@@ -240,10 +240,10 @@ def require_permutations(name: str, group: FiniteGroup, values: Permutations) ->
     require(right, name, f"have {group.order} rows, one per element", table, use)
     whole = not (table.is_floating_point() or table.is_complex())
     require(whole, name, "be integers", table, use, TypeError)
-    indices, must = torch.arange(table.shape[1], device="cpu"), "be a permutation of 0 to "
+    indices = torch.arange(table.shape[1], device="cpu")
     for g, row in enumerate(table.long()):
         right = torch.equal(row.sort().values, indices)
-        require(right, f"{name}[{g}]", f"{must}{len(row) - 1}", _shown(row), "each number once")
+        require(right, f"{name}[{g}]", f"be a permutation of 0 to {len(row) - 1}", _shown(row), use)
     return table.long()
 
 
