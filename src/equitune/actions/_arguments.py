@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitune._checks import (
-    described,
-    require,
-    require_int,
-    require_type,
-)
+from equitune._checks import described, require, require_int, require_type
 from equitune.actions._table import Table
 from equitune.groups import FiniteGroup
 
@@ -22,8 +17,7 @@ from equitune.groups import FiniteGroup
 def require_group(group: object) -> FiniteGroup:
     """Refuses anything but a group, such as a constructor that was not called."""
     called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
-    checked: FiniteGroup = require_type("group", group, FiniteGroup, f"a group such as {called}")
-    return checked
+    return require_type("group", group, FiniteGroup, f"a group such as {called}")
 
 
 def require_batch(x: object, name: str, action: object) -> Tensor:
