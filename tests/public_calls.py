@@ -866,7 +866,7 @@ def accepts(annotation: str, value: Any) -> bool:
         return "None" in words or "Any" in words
     kinds = {
         str: {"str", "Path", "Hashable"},
-        list: {"Sequence", "Iterable", "list", "tuple", "Permutations"},
+        list: {"Sequence", "Iterable", "list", "tuple", "Permutations", "FieldActions"},
         int: {"int", "float", "bool", "Hashable"},
         torch.Tensor: {"Tensor", "Sequence", "Iterable", "tuple", "Permutations", "int"},
     }

@@ -1,4 +1,4 @@
-"""The abstract action of a finite group, and what all actions share."""
+"""The abstract action of a finite group, what all actions share, and the one that does nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from equitune._checks import naming, readable, require, require_tensor, require_type
-from equitune.actions._arguments import frozen, in_format_of, require_batch
-from equitune.actions._table import Table
+from equitune.actions._arguments import in_format_of, require_batch, require_group
+from equitune.actions._table import Table, frozen
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into
 
@@ -350,10 +350,34 @@ class Pulled(Action):
     def transform(self, x: Any, g: int) -> Any:
         return self.action.unchecked_transform(x, self.elements[g])
 
-    def restrict(self, embedding: Embedding) -> Pulled:
-        require_into(self.group, embedding)
-        elements = [self.elements[g] for g in embedding.elements]
-        return Pulled(self.action, embedding.subgroup, elements)
+
+@final
+class TrivialAction(Composed):
+    """The action that moves nothing: rho(g) x = x, of any dtype and shape.
+
+    As an output action it means invariance.
+
+    Args:
+        group: The group that acts.
+
+    Example:
+        >>> import torch
+        >>> from equitune import TrivialAction, c4
+        >>> TrivialAction(c4()).orbit(torch.zeros(2, 5)).shape
+        torch.Size([4, 2, 5])
+    """
+
+    exact = linear = permutes = trivial = keeps_shape = True
+
+    def __init__(self, group: FiniteGroup) -> None:
+        self.group = require_group(group)
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        return x
+
+    def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
+        self.require_stack(y, elements)
+        return y
 
 
 def _applied(part: Any, change: Callable[[Any], Any]) -> Any:

@@ -154,12 +154,13 @@ class SignedPermutationAction(IndexAction):
         dim: int = -1,
     ) -> None:
         places = require_permutations("sources", require_group(group), sources)
-        rows, plain = [places.double()], torch.zeros_like(places) if offsets is None else offsets
-        for name, values, what in (("signs", signs, "1 or -1"), ("offsets", plain, "a number")):
+        offsets = torch.zeros_like(places) if offsets is None else offsets
+        rows, use = [places.double()], f"shape {tuple(places.shape)}"
+        for name, values, what in (("signs", signs, "1 or -1"), ("offsets", offsets, "a number")):
             row = require_numbers(name, values, "(|G|, n) numbers").double()
             valid = row.isfinite() if name == "offsets" else row.abs() == 1
-            right, use = row.shape == places.shape and bool(valid.all()), f"{tuple(places.shape)}"
-            require(right, name, f"hold {what} for each of the sources", row.tolist(), use)
+            right, must = row.shape == places.shape, f"hold {what} for each of the sources"
+            require(right and bool(valid.all()), name, must, row.tolist(), use)
             rows.append(row)
         super().__init__(group, places, dim)
         identity = torch.zeros(3, self.size, dtype=torch.float64, device="cpu")

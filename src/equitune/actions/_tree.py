@@ -27,6 +27,10 @@ class Drop:
     """
 
 
+FieldActions = Mapping[str, Action | Drop] | Sequence[Action | Drop]
+"""The action of each field, by name or by position."""
+
+
 class Structured(Composed, each_sample=True):
     """An action on structures, tensor by tensor: subclasses flatten and unflatten them."""
 
@@ -81,12 +85,7 @@ class TreeAction(Structured):
         [torch.Size([1, 6, 4]), torch.Size([1, 6, 4])]
     """
 
-    def __init__(
-        self,
-        actions: Mapping[str, Action | Drop] | Sequence[Action | Drop] = (),
-        *,
-        others: Action | Drop | None = None,
-    ) -> None:
+    def __init__(self, actions: FieldActions = (), *, others: Action | Drop | None = None) -> None:
         use = "an action for each field, or others=action for one on every field"
         mapping = isinstance(actions, Mapping)
         given: Any = actions if mapping else enumerate(require_entries("actions", actions, use))
