@@ -868,7 +868,7 @@ def accepts(annotation: str, value: Any) -> bool:
         str: {"str", "Path", "Hashable"},
         list: {"Sequence", "Iterable", "list", "tuple", "Permutations", "FieldActions"},
         int: {"int", "float", "bool", "Hashable"},
-        torch.Tensor: {"Tensor", "Sequence", "Iterable", "tuple", "Permutations", "int"},
+        torch.Tensor: {"Tensor", "Sequence", "Iterable", "tuple", "Permutations", "FieldActions", "int"},
     }
     return any(isinstance(value, kind) and words & names for kind, names in kinds.items())
 

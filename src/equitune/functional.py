@@ -123,7 +123,7 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return stack.mean(dim=0)
     if require_tensor("weights", weights, "(|G|, B)").shape != stack.shape[:2]:
-        must = f"hold a weight per element and sample, {tuple(stack.shape[:2])}"
+        must = f"hold one per element and sample of `stack`, {tuple(stack.shape[:2])}"
         require(False, "weights", must, weights, "a tensor of that shape")
     factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
     terms = torch.where(factors == 0, 0, factors * stack)
