@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any, final
@@ -55,13 +56,10 @@ class MatrixAction(Composed, each_sample=True):
         table, self.rounding, tolerance, rounded = require_matrices(matrices, "|G|")
         must, use = f"hold {group.order}, one per element", "such a table"
         require(len(table) == group.order, "matrices", must, table, use)
-
-        def wrong(one: Tensor, other: Tensor) -> str:
-            return beyond((one - other).abs(), tolerance)
-
-        first, use = identity_of(table), "other matrices of these elements"
-        use = "the matrices in float64" if rounded else use
-        check_homomorphism("matrices", group, table, first, operator.matmul, wrong, use)
+        differ = functools.partial(beyond, tolerance)
+        use = "the matrices in float64" if rounded else "other matrices of these elements"
+        identity = identity_of(table)
+        check_homomorphism("matrices", group, table, identity, operator.matmul, differ, use)
         self._matrices = Table(table)
 
     @property

@@ -150,7 +150,7 @@ class FiniteGroup:
             True
         """
         table, _, tolerance, _ = require_matrices(matrices, "|G|")
-        wrong = beyond((table[0] - identity_of(table)).abs(), tolerance)
+        wrong = beyond(tolerance, table[0], identity_of(table))
         require(not wrong, "matrices[0]", "be the identity", wrong, FIRST)
         # In units of what an entry may be off.
         unit = tolerance.clamp(min=torch.finfo(torch.float64).tiny)

@@ -41,8 +41,9 @@ def require_matrices(values: Any, rows: str) -> tuple[Tensor, float, Tensor, boo
     return table, rounding, tolerance, given.is_floating_point() and given.dtype != torch.float64
 
 
-def beyond(gap: Tensor, tolerance: Tensor) -> str:
-    """What is wrong with matrices that differ by a gap; empty for nothing."""
+def beyond(tolerance: Tensor, one: Tensor, other: Tensor) -> str:
+    """What is wrong where one of two matrices stands for the other; empty for nothing."""
+    gap = (one - other).abs()
     return f"a difference of {float(gap.max()):.3g}" if (gap > tolerance).any() else ""
 
 
