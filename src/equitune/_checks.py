@@ -135,9 +135,9 @@ def require_mean(outputs: Tensor) -> None:
         TypeError: If they are integers or booleans.
     """
     if not (outputs.is_floating_point() or outputs.is_complex()):
+        use = "return floating-point scores and decide after their mean, or mark it with Drop()"
         raise TypeError(
-            f"outputs of dtype {outputs.dtype} cannot be averaged over the group; return "
-            "floating-point scores and take the decision afterwards, or mark the field with Drop()"
+            f"outputs of dtype {outputs.dtype} cannot be averaged over the group; {use}"
         )
 
 
@@ -206,9 +206,8 @@ def require_numbers(name: str, values: Any, use: str) -> Tensor:
         return _numbers(values).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"`{name}` must be a table of numbers, got {described(values)} ({error}); use {use}"
-        ) from error
+        got = f"{described(values)} ({error})"
+        raise kind(f"`{name}` must be a table of numbers, got {got}; use {use}") from error
 
 
 @contextmanager

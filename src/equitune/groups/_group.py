@@ -124,10 +124,10 @@ class FiniteGroup:
         if names is None:
             return cls.from_permutations(products)
         letters = _one_each(names, len(given))
-        spelled = [_spelled([letters[k] for k in word]) for word in products.values()]
-        twice = sorted({name for name in spelled if spelled.count(name) > 1})
+        labels = [spelled([letters[k] for k in word]) for word in products.values()]
+        twice = sorted({name for name in labels if labels.count(name) > 1})
         require(not twice, "names", "tell elements apart", f"two called {twice[:1]}", "other ones")
-        return cls.from_permutations(products, spelled)
+        return cls.from_permutations(products, labels)
 
     @classmethod
     def from_matrices(cls, matrices: Any, names: Iterable[str] | None = None) -> FiniteGroup:
@@ -340,7 +340,7 @@ def _closed(name: str, products: list[list[int]], use: str) -> list[list[int]]:
     return products
 
 
-def _spelled(word: Sequence[str]) -> str:
-    """A word with powers, such as r^2 s."""
+def spelled(word: Sequence[str]) -> str:
+    """A word with powers, such as r^2 s; e for the empty one."""
     runs = [(letter, len(list(run))) for letter, run in itertools.groupby(word)]
     return " ".join(letter if n == 1 else f"{letter}^{n}" for letter, n in runs) or "e"
