@@ -172,7 +172,7 @@ class Action(ABC):
             if not place or size not in (None, x.shape[place]):
                 what = "a dim" if size is None else f"{size} entries along dim"
                 must = f"have {what} {dim} after the batch dimension for {type(self).__name__}"
-                require(False, "x", must, x, "(B, ...)")
+                require(False, "x", must, f"shape {tuple(x.shape)}", "(B, ...)")
         if isinstance(g, int):
             if g:
                 self.group.check_element(g)

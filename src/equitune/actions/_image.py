@@ -97,9 +97,9 @@ class ImageAction(Action):
         prefix = require_int("prefix", prefix, "the number of tokens before the patches", least=0)
         grid = torch.arange(height * width, device="cpu").view(1, height, width)
         pixels = ImageAction(self.group, self.elements)
-        square, got = len(pixels.shape_classes(grid)) == 1, f"{height} for width={width}"
-        must, use = "be width where the group exchanges them", "flips and half turns for others"
-        require(square, "height", must, got, use)
+        square, got = len(pixels.shape_classes(grid)) == 1, f"{height} rows and {width} columns"
+        use = "square images, or a group of flips and half turns"
+        require(square, "height", "be width where the group exchanges them", got, use)
         # What comes to a place from where, turned round: where a token goes.
         moves = pixels.orbit(grid).flatten(1).argsort(dim=1) + prefix
         fixed = torch.arange(prefix, device="cpu").expand(self.group.order, prefix)
@@ -243,7 +243,8 @@ def _check_dims(dims: Dims) -> Dims:
 def _performed(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
     """The element of d4 that each element performs."""
     square, use = d4(), "elements of d4, 0 to 7"
-    known, got = elements is not None or group in (c4(), square), f"None for order {group.order}"
+    known = elements is not None or group in (c4(), square)
+    got = f"None for a group of order {group.order}"
     advice = "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
     require(known, "elements", "say which element of d4 each element performs", got, advice)
     performed = require_ints("elements", group.elements if elements is None else elements, use)
