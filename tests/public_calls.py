@@ -864,11 +864,12 @@ def accepts(annotation: str, value: Any) -> bool:
     words = set(re.findall(r"\w+", annotation))
     if value is None:
         return "None" in words or "Any" in words
+    several = {"Sequence", "Iterable", "tuple", "Permutations", "FieldActions"}
     kinds = {
         str: {"str", "Path", "Hashable"},
-        list: {"Sequence", "Iterable", "list", "tuple", "Permutations"},
+        list: {"list"} | several,
         int: {"int", "float", "bool", "Hashable"},
-        torch.Tensor: {"Tensor", "Sequence", "Iterable", "tuple", "Permutations", "int"},
+        torch.Tensor: {"Tensor", "int"} | several,
     }
     return any(isinstance(value, kind) and words & names for kind, names in kinds.items())
 

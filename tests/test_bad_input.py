@@ -139,7 +139,7 @@ VALUE_ERRORS = {
         lambda: EquiTune(conv(True), C4)(X[..., :4]),
         "check that output_action is the action of the output",
     ),
-    "weights": (lambda: weighted_mean(X, torch.ones(2)), r"weights has shape \(2,\)"),
+    "weights": (lambda: weighted_mean(X, torch.ones(2)), r"`weights` must .* shape \(2,\)"),
     "minimum": (lambda: select_minimum(torch.zeros(4, 2), -1.0), "`tolerance` must .* -1"),
 }  # fmt: skip
 

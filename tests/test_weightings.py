@@ -290,7 +290,7 @@ class Wrong(Weighting):
 @pytest.mark.parametrize(("weights", "said"), [
     (torch.ones(3, 2) / 3, r"got weights of shape \(3, 2\) for 4 copies"),
     (torch.ones(4) / 4, r"got weights of shape \(4,\).*check Wrong\.weigh"),
-    (torch.ones(4, 3) / 4, r"weights has shape \(4, 3\)"),
+    (torch.ones(4, 3) / 4, r"`weights` must .* shape \(4, 3\)"),
 ])  # fmt: skip
 def test_weights_of_another_shape(weights, said):
     model = Symmetrized(ConvNet(3, 4, dense=False), ImageAction(c4()), weighting=Wrong(weights))

@@ -44,15 +44,16 @@ def require(
         passed: Whether it is.
         name: The argument's name.
         must: What it must do, such as ``"be positive"``.
-        got: What was given.
+        got: What was given; tensors are described.
         use: What to give.
         error: The class of the error.
     """
     if not passed:
+        got = described(got) if isinstance(got, Tensor) else got
         raise error(f"`{name}` must {must}, got {got}; use {use}")
 
 
-def require_type(name: str, value: Any, kind: type, use: str) -> Any:
+def require_type(name: str, value: object, kind: type[T], use: str) -> T:
     """The value itself; refuses what is not of a type.
 
     Args:
@@ -65,15 +66,15 @@ def require_type(name: str, value: Any, kind: type, use: str) -> Any:
         TypeError: If it is of another type.
     """
     words = {nn.Module: "a torch.nn.Module", str: "a string", Tensor: "a tensor"}
-    must = f"be {words.get(kind, with_article(kind.__name__))}"
-    require(isinstance(value, kind), name, must, described(value), use, TypeError)
+    if not isinstance(value, kind):
+        must = words.get(kind, with_article(kind.__name__))
+        raise TypeError(f"`{name}` must be {must}, got {described(value)}; use {use}")
     return value
 
 
 def require_module(name: str, module: Any) -> nn.Module:
     """The module itself; refuses anything else, such as a function or a class."""
-    checked: nn.Module = require_type(name, module, nn.Module, "your model")
-    return checked
+    return require_type(name, module, nn.Module, "your model")
 
 
 def require_function(name: str, function: T, use: str) -> T:
@@ -84,8 +85,7 @@ def require_function(name: str, function: T, use: str) -> T:
 
 def require_flag(name: str, value: bool) -> bool:
     """The flag itself; refuses what only counts as true or false."""
-    checked: bool = require_type(name, value, bool, "True or False")
-    return checked
+    return require_type(name, value, bool, "True or False")
 
 
 def require_counts(**counts: int) -> None:
@@ -114,8 +114,8 @@ def require_int(name: str, value: Any, use: str, least: int | None = None) -> in
 
 def require_ints(name: str, values: Any, use: str) -> tuple[int, ...]:
     """The values as ints; refuses anything but a sequence of them."""
-    return tuple([require_int(f"{name}[{i}]", value, use)
-                  for i, value in enumerate(require_entries(name, values, use))])  # fmt: skip
+    entries = enumerate(require_entries(name, values, use))
+    return tuple([require_int(f"{name}[{i}]", value, use) for i, value in entries])
 
 
 def require_entries(name: str, values: Iterable[T], use: str, least: int = 0) -> list[T]:
@@ -135,16 +135,16 @@ def require_mean(outputs: Tensor) -> None:
         TypeError: If they are integers or booleans.
     """
     if not (outputs.is_floating_point() or outputs.is_complex()):
+        use = "return floating-point scores and decide after their mean, or mark it with Drop()"
         raise TypeError(
-            f"outputs of dtype {outputs.dtype} cannot be averaged over the group; return "
-            "floating-point scores and take the decision afterwards, or mark the field with Drop()"
+            f"outputs of dtype {outputs.dtype} cannot be averaged over the group; {use}"
         )
 
 
 def require_strings(name: str, values: Iterable[str], use: str) -> tuple[str, ...]:
     """The strings; refuses one string in place of several, and what is none."""
-    entries = require_entries(name, values, use)
-    return tuple([require_type(f"{name}[{i}]", entry, str, use) for i, entry in enumerate(entries)])
+    entries = enumerate(require_entries(name, values, use))
+    return tuple([require_type(f"{name}[{i}]", value, str, use) for i, value in entries])
 
 
 def require_number(
@@ -206,9 +206,8 @@ def require_numbers(name: str, values: Any, use: str) -> Tensor:
         return _numbers(values).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"`{name}` must be a table of numbers, got {described(values)} ({error}); use {use}"
-        ) from error
+        got = f"{described(values)} ({error})"
+        raise kind(f"`{name}` must be a table of numbers, got {got}; use {use}") from error
 
 
 @contextmanager

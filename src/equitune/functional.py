@@ -10,6 +10,7 @@ from torch import Tensor
 from equitune._checks import (
     described,
     naming,
+    require,
     require_counts,
     require_mean,
     require_number,
@@ -117,19 +118,13 @@ def weighted_mean(stack: Tensor, weights: Tensor | None) -> Tensor:
     """
     require_tensor("stack", stack, "(|G|, B, ...)", dims=2)
     if not can_be_averaged(stack):
-        dtype = str(stack.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"`stack` must hold floating-point or complex numbers, got {dtype}; use scores, such "
-            "as logits, and take the decision after their mean"
-        )
+        got = f"{str(stack.dtype).removeprefix('torch.')}; use scores, and decide after their mean"
+        raise TypeError(f"`stack` must hold floating-point or complex numbers, got {got}")
     if weights is None:
         return stack.mean(dim=0)
-    require_tensor("weights", weights, "(|G|, B)")
-    if weights.shape != stack.shape[:2]:
-        raise ValueError(
-            f"weights has shape {tuple(weights.shape)} for a stack of shape {tuple(stack.shape)}; "
-            f"use one weight per element and sample, {tuple(stack.shape[:2])}"
-        )
+    if require_tensor("weights", weights, "(|G|, B)").shape != stack.shape[:2]:
+        must = f"hold one per element and sample of `stack`, {tuple(stack.shape[:2])}"
+        require(False, "weights", must, weights, "a tensor of that shape")
     factors = weights.view(*weights.shape, *[1] * (stack.dim() - 2))
     terms = torch.where(factors == 0, 0, factors * stack)
     return terms.sum(dim=0).to(stack.dtype)
@@ -162,17 +157,14 @@ def matrices(action: Action, size: int) -> Tensor:
     try:
         found: Tensor = action.orbit(basis).mT.contiguous()
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`action` must act on vectors of {size} entries, got {action!r}: {error}"
-        ) from error
+        must = f"act on vectors of {size} entries"
+        raise ValueError(f"`action` must {must}, got {action!r}: {error}") from error
     # Numbers that no two entries, nor their sums, have in common.
     probe = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").sqrt()[None]
     expected = action.orbit(probe)[:, 0]
-    if not (found @ probe[0] - expected).abs().max() <= 1e-9 * probe.abs().max():
-        raise ValueError(
-            f"`action` must be linear, got {action!r}; use one such as a MatrixAction, or the "
-            "runner Batches() in place of MatrixProducts()"
-        )
+    linear = bool((found @ probe[0] - expected).abs().max() <= 1e-9 * probe.abs().max())
+    use = "one such as a MatrixAction, or the runner Batches() in place of MatrixProducts()"
+    require(linear, "action", "be linear", f"{action!r}", use)
     return found
 
 
@@ -218,18 +210,11 @@ def select_minimum(
     """
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
-    if bounds is None:
-        least = most = scores
-    elif isinstance(bounds, tuple) and [getattr(b, "shape", 0) for b in bounds] == [
-        scores.shape,
-        scores.shape,
-    ]:
-        least, most = bounds
-    else:
-        raise TypeError(
-            f"`bounds` must be two tensors of the shape of scores, {tuple(scores.shape)}, got "
-            f"{described(bounds)}; use (least, most), or None"
-        )
+    pair, shape = (scores, scores) if bounds is None else bounds, scores.shape
+    right = isinstance(pair, tuple) and [getattr(b, "shape", None) for b in pair] == [shape, shape]
+    must, use = f"be two tensors of the shape of scores, {tuple(shape)}", "(least, most), or None"
+    require(right, "bounds", must, described(bounds), use, TypeError)
+    least, most = pair
     minimum = most.amin(dim=0, keepdim=True)
     limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
     # The limit is NaN where the minimum is infinite.

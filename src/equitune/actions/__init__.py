@@ -1,6 +1,6 @@
 """How a group acts on tensors and on structures of tensors."""
 
-from equitune.actions._base import Action
+from equitune.actions._base import Action, TrivialAction
 from equitune.actions._image import ImageAction, VectorFieldAction
 from equitune.actions._matrix import MatrixAction
 from equitune.actions._permutation import (
@@ -12,7 +12,6 @@ from equitune.actions._permutation import (
 from equitune.actions._product import ProductAction
 from equitune.actions._tokens import TokenAction
 from equitune.actions._tree import Drop, OneOf, TreeAction, WholeBatchAction
-from equitune.actions._trivial import TrivialAction
 
 __all__ = [
     "Action",

@@ -1,29 +1,19 @@
-"""Arguments of actions: what is checked, and how values are compared and moved."""
+"""Arguments of actions: how they are checked, and the memory format that copies keep."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from equitune._checks import (
-    described,
-    require,
-    require_int,
-    require_type,
-)
-from equitune.actions._table import Table
+from equitune._checks import described, require, require_int, require_type
 from equitune.groups import FiniteGroup
 
 
 def require_group(group: object) -> FiniteGroup:
     """Refuses anything but a group, such as a constructor that was not called."""
     called = f"{group.__name__}()" if inspect.isfunction(group) else "c4() or cyclic(3)"
-    checked: FiniteGroup = require_type("group", group, FiniteGroup, f"a group such as {called}")
-    return checked
+    return require_type("group", group, FiniteGroup, f"a group such as {called}")
 
 
 def require_batch(x: object, name: str, action: object) -> Tensor:
@@ -58,14 +48,3 @@ def in_format_of(x: Tensor, moved: Tensor) -> Tensor:
         # Not by name: under vmap formats have none.
         return moved.movedim(1, -1).contiguous().movedim(-1, 1)
     return moved
-
-
-def frozen(value: Any) -> object:
-    """A value that compares and hashes."""
-    if hasattr(value, "__array__"):
-        return Table(torch.as_tensor(value))
-    if isinstance(value, list | tuple):
-        return tuple(map(frozen, value))
-    if isinstance(value, Mapping | set):
-        return frozenset(map(frozen, value.items() if isinstance(value, Mapping) else value))
-    return value

@@ -1,4 +1,4 @@
-"""The abstract action of a finite group, and what all actions share."""
+"""The abstract action of a finite group, what all actions share, and the one that does nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import (
-    naming,
-    readable,
-    require,
-    require_tensor,
-    require_type,
-)
-from equitune.actions._arguments import frozen, in_format_of, require_batch
-from equitune.actions._table import Table
+from equitune._checks import naming, readable, require, require_tensor, require_type
+from equitune.actions._arguments import in_format_of, require_batch, require_group
+from equitune.actions._table import Table, frozen
 from equitune.groups import Embedding, FiniteGroup
 from equitune.groups._group import require_into
 
@@ -48,9 +42,8 @@ def _by_element(action: Action, move: Move, x: Tensor, g: Tensor) -> Tensor:
         performed, counts = g[order].unique_consecutive(return_counts=True)
         samples = x.index_select(0, order).split(counts.tolist())
         pieces = [move(action, *pair) for pair in zip(samples, performed.tolist(), strict=True)]
-        pieces = pieces or [move(action, x, 0)]
-        _require_one_shape([piece[:1] for piece in pieces], "x")
-        return in_format_of(x, torch.cat(pieces).index_select(0, order.argsort()))
+        joined = _joined(pieces or [move(action, x, 0)], "x")
+        return in_format_of(x, joined.index_select(0, order.argsort()))
     # Values cannot be looked at, or that would cost a synchronisation.
     moved = move(action, x, 0)
     for element in action.group.elements[1:]:
@@ -59,11 +52,15 @@ def _by_element(action: Action, move: Move, x: Tensor, g: Tensor) -> Tensor:
     return in_format_of(x, moved)
 
 
-def _require_one_shape(copies: Sequence[Tensor], name: str) -> None:
-    for shape in [copy.shape for copy in copies if copy.shape != copies[0].shape]:
-        got = f"{tuple(copies[0].shape)} and {tuple(shape)}, as of images that are not square"
-        use = "the elements of one of shape_classes(x) at a time, and check the action"
-        require(False, name, "give copies of one shape", got, use)
+def _joined(copies: list[Tensor], name: str) -> Tensor:
+    """Copies in one batch; refuses those of several shapes."""
+    for copy in copies:
+        if copy.shape[1:] != copies[0].shape[1:]:
+            got = f"samples of shape {tuple(copies[0].shape[1:])} and {tuple(copy.shape[1:])}"
+            use = "the elements of one of shape_classes(x) at a time, and check the action"
+            require(False, name, "give copies of one shape", got, use)
+    # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
+    return torch.cat(copies)
 
 
 class Action(ABC):
@@ -173,17 +170,16 @@ class Action(ABC):
         for dim, size in self.extent.items():
             place = dim % x.dim() if -x.dim() <= dim < x.dim() else 0
             if not place or size not in (None, x.shape[place]):
-                must = "a dim" if size is None else f"{size} entries along dim"
-                must = f"have {must} {dim} after the batch dimension for {type(self).__name__}"
+                what = "a dim" if size is None else f"{size} entries along dim"
+                must = f"have {what} {dim} after the batch dimension for {type(self).__name__}"
                 require(False, "x", must, f"shape {tuple(x.shape)}", "(B, ...)")
         if isinstance(g, int):
             if g:
                 self.group.check_element(g)
             return
         require_type("g", g, Tensor, "an int, or an int64 tensor of shape (B,)")
-        require(g.dtype == torch.int64, "g", "be int64", f"{g.dtype}", "g.long()", TypeError)
-        shape, right = tuple(g.shape), g.shape == x.shape[:1]
-        require(right, "g", f"have shape {tuple(x.shape[:1])}", shape, "one element per sample")
+        require(g.dtype == torch.int64, "g", "be int64", g, "g.long()", TypeError)
+        require(g.shape == x.shape[:1], "g", "have shape (B,)", g, "one element per sample")
         for extreme in (g.min(), g.max()) if readable(g) else ():
             self.group.check_element(int(extreme))
 
@@ -200,9 +196,7 @@ class Action(ABC):
         self.check(x)
         elements = self.group.check_elements(elements)
         copies = [self.unchecked_transform(x, g) for g in elements]
-        _require_one_shape(copies, "x")
-        # Concatenated and not stacked: this keeps the memory format, and the batch is a view.
-        return torch.cat(copies).unflatten(0, (len(elements), x.shape[0]))
+        return _joined(copies, "x").unflatten(0, (len(elements), x.shape[0]))
 
     def inverse_orbit(self, y: Any, elements: Sequence[int] | None = None) -> Any:
         """Undoes the action on a stack of shape (|G|, B, ...): entry g becomes rho(g)^-1 y[g].
@@ -216,8 +210,7 @@ class Action(ABC):
             self.check(y[0])
         inverses = self.group.inverses
         undone = [self.unchecked_transform(y[i], inverses[g]) for i, g in enumerate(elements)]
-        _require_one_shape(undone, "y")
-        return torch.cat(undone).unflatten(0, (len(elements), undone[0].shape[0]))
+        return _joined(undone, "y").unflatten(0, (len(elements), undone[0].shape[0]))
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         """Splits the elements by the shape of rho(g) x; one class unless images are not square."""
@@ -294,11 +287,9 @@ class Action(ABC):
         self.rounding = max([part.rounding for part in parts])
 
     def require_stack(self, y: Tensor, elements: Sequence[int] | None) -> Sequence[int]:
-        require_tensor("y", y, "(|G|, B, ...)", dims=2)
-        elements = self.group.check_elements(elements)
-        must = f"have an entry for each of {len(elements)} elements"
-        right, got = y.shape[0] == len(elements), f"shape {tuple(y.shape)}"
-        require(right, "y", must, got, "a stack (|G|, B, ...)")
+        elements, stack = self.group.check_elements(elements), "(|G|, B, ...)"
+        right = require_tensor("y", y, stack, dims=2).shape[0] == len(elements)
+        require(right, "y", f"have an entry for each of {len(elements)} elements", y, stack)
         return elements
 
     def __eq__(self, other: object) -> bool:
@@ -359,10 +350,34 @@ class Pulled(Action):
     def transform(self, x: Any, g: int) -> Any:
         return self.action.unchecked_transform(x, self.elements[g])
 
-    def restrict(self, embedding: Embedding) -> Pulled:
-        require_into(self.group, embedding)
-        elements = [self.elements[g] for g in embedding.elements]
-        return Pulled(self.action, embedding.subgroup, elements)
+
+@final
+class TrivialAction(Composed):
+    """The action that moves nothing: rho(g) x = x, of any dtype and shape.
+
+    As an output action it means invariance.
+
+    Args:
+        group: The group that acts.
+
+    Example:
+        >>> import torch
+        >>> from equitune import TrivialAction, c4
+        >>> TrivialAction(c4()).orbit(torch.zeros(2, 5)).shape
+        torch.Size([4, 2, 5])
+    """
+
+    exact = linear = permutes = trivial = keeps_shape = True
+
+    def __init__(self, group: FiniteGroup) -> None:
+        self.group = require_group(group)
+
+    def transform(self, x: Tensor, g: int) -> Tensor:
+        return x
+
+    def inverse_orbit(self, y: Tensor, elements: Sequence[int] | None = None) -> Tensor:
+        self.require_stack(y, elements)
+        return y
 
 
 def _applied(part: Any, change: Callable[[Any], Any]) -> Any:

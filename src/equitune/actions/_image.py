@@ -17,6 +17,8 @@ from equitune.groups._axioms import check_homomorphism, different
 from equitune.groups._group import require_into
 
 ROTATION_180, HORIZONTAL_FLIP, VERTICAL_FLIP = 2, 4, 6
+Dims = tuple[int, int]
+"""Height and width, or another pair of dimensions."""
 
 
 @final
@@ -50,10 +52,7 @@ class ImageAction(Action):
     exact = linear = permutes = True
 
     def __init__(
-        self,
-        group: FiniteGroup,
-        elements: Sequence[int] | None = None,
-        dims: tuple[int, int] = (-2, -1),
+        self, group: FiniteGroup, elements: Sequence[int] | None = None, dims: Dims = (-2, -1)
     ) -> None:
         self.group = require_group(group)
         self.elements = _performed(group, elements)
@@ -61,17 +60,17 @@ class ImageAction(Action):
         self.keeps_shape = not any(element % 2 for element in self.elements)
 
     @classmethod
-    def horizontal_flip(cls, dims: tuple[int, int] = (-2, -1)) -> ImageAction:
+    def horizontal_flip(cls, dims: Dims = (-2, -1)) -> ImageAction:
         """The group of order 2 that exchanges left and right."""
         return cls(cyclic(2), (0, HORIZONTAL_FLIP), dims)
 
     @classmethod
-    def vertical_flip(cls, dims: tuple[int, int] = (-2, -1)) -> ImageAction:
+    def vertical_flip(cls, dims: Dims = (-2, -1)) -> ImageAction:
         """The group of order 2 that exchanges top and bottom."""
         return cls(cyclic(2), (0, VERTICAL_FLIP), dims)
 
     @classmethod
-    def rotation_180(cls, dims: tuple[int, int] = (-2, -1)) -> ImageAction:
+    def rotation_180(cls, dims: Dims = (-2, -1)) -> ImageAction:
         """The group of order 2 that rotates by 180 degrees."""
         return cls(cyclic(2), (0, ROTATION_180), dims)
 
@@ -167,18 +166,17 @@ class VectorFieldAction(Composed):
         self,
         group: FiniteGroup,
         elements: Sequence[int] | None = None,
-        dims: tuple[int, int] = (-2, -1),
+        dims: Dims = (-2, -1),
         channel_dim: int = -3,
-        components: tuple[int, int] = (-1, -2),
+        components: Dims = (-1, -2),
     ) -> None:
         self._pixels = ImageAction(group, elements, dims)
-        self.group, self.image_dims = self._pixels.group, self._pixels.dims
-        self.keeps_shape = self._pixels.keeps_shape
+        self.group, self.dims = group, self._pixels.dims
+        self.image_dims, self.keeps_shape = self.dims, self._pixels.keeps_shape
         self.channel_dim = require_dim("channel_dim", channel_dim, "that of the components")
         self.components = require_ints("components", components, "the two dims")
-        must = f"be the two dims {self.dims}, in the order in which a vector is stored"
-        right = sorted(self.components) == sorted(self.dims)
-        require(right, "components", must, self.components, "(-1, -2) for (x, y)")
+        right, must = sorted(self.components) == sorted(self.dims), f"be the two dims {self.dims}"
+        require(right, "components", must, self.components, "(-1, -2) for vectors (x, y)")
         self._require_channels(channel_dim in self.dims, self.dims)
         moves = [vector_moves(element) for element in self._pixels.elements]
         if self.components == self.dims:
@@ -191,11 +189,6 @@ class VectorFieldAction(Composed):
         self._flat = SignedPermutationAction(group, sources[:, :2], signs[:, :2], dim=dim)
 
     @property
-    def dims(self) -> tuple[int, int]:
-        """The dimensions of height and width."""
-        return self._pixels.dims
-
-    @property
     def extent(self) -> Mapping[int, int | None]:
         return {**self._pixels.extent, self.channel_dim: None}
 
@@ -203,9 +196,9 @@ class VectorFieldAction(Composed):
         super().check(x, g)
         channels = self.channel_dim % x.dim()
         self._require_channels(channels in [dim % x.dim() for dim in self.dims], tuple(x.shape))
-        got, use = f"{x.shape[channels]} channels along dim {self.channel_dim}", "such a number"
-        right = x.shape[channels] == 3 or x.shape[channels] % 2 == 0
-        require(right, "x", "have 3 channels, or 2 for each vector", got, use)
+        if (count := x.shape[channels]) % 2 and count != 3:
+            got = f"{count} channels along dim {self.channel_dim}"
+            require(False, "x", "have 3 channels, or 2 for each vector", got, "such a number")
         require_signed(x)
 
     def transform(self, x: Tensor, g: int) -> Tensor:
@@ -239,7 +232,7 @@ def vector_moves(element: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((x[0], -x[1]), y) if reflected else (x, y)
 
 
-def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
+def _check_dims(dims: Dims) -> Dims:
     given = require_ints("dims", dims, "the dimensions of height and width")
     right = len(given) == 2 and len({*given, 0}) == 3 and (given[0] < 0) == (given[1] < 0)
     must = "be two different dimensions, counted from one end, neither of them the batch (0)"
@@ -249,19 +242,19 @@ def _check_dims(dims: tuple[int, int]) -> tuple[int, int]:
 
 def _performed(group: FiniteGroup, elements: Sequence[int] | None) -> tuple[int, ...]:
     """The element of d4 that each element performs."""
-    square, got = d4(), f"None for a group of order {group.order}"
-    use = "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
+    square, use = d4(), "elements of d4, 0 to 7"
     known = elements is not None or group in (c4(), square)
-    require(known, "elements", "say which element of d4 each element performs", got, use)
-    given = group.elements if elements is None else elements
-    performed = require_ints("elements", given, "what each element performs, 0 to 7")
+    got = f"None for a group of order {group.order}"
+    advice = "c4() or d4(), or ImageAction.horizontal_flip(), .vertical_flip() or .rotation_180()"
+    require(known, "elements", "say which element of d4 each element performs", got, advice)
+    performed = require_ints("elements", group.elements if elements is None else elements, use)
     must, got = f"have an entry for each of {group.order} elements", f"{len(performed)} entries"
-    require(len(performed) == group.order, "elements", must, got, "elements of d4, 0 to 7")
+    require(len(performed) == group.order, "elements", must, got, use)
     for g, element in enumerate(performed):
         square.check_element(element, f"elements[{g}]")
-    check_homomorphism("elements", group, performed, 0, square.compose, _unlike)
+
+    def differ(one: int, other: int) -> str:
+        return different(square.names[one], square.names[other])
+
+    check_homomorphism("elements", group, performed, 0, square.compose, differ)
     return performed
-
-
-def _unlike(one: int, other: int) -> str:
-    return different(d4().names[one], d4().names[other])

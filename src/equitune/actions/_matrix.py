@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any, final
@@ -53,15 +54,12 @@ class MatrixAction(Composed, each_sample=True):
         self.group = require_group(group)
         self.dim = require_dim("dim", dim, "the dimension that the matrices multiply")
         table, self.rounding, tolerance, rounded = require_matrices(matrices, "|G|")
-        right, got = len(table) == group.order, f"shape {tuple(table.shape)}"
-        require(right, "matrices", f"hold {group.order}, one per element", got, "such a table")
-
-        def wrong(one: Tensor, other: Tensor) -> str:
-            return beyond((one - other).abs(), tolerance)
-
-        first, use = identity_of(table), "other matrices of these elements"
-        use = "the matrices in float64" if rounded else use
-        check_homomorphism("matrices", group, table, first, operator.matmul, wrong, use)
+        must, use = f"hold {group.order}, one per element", "such a table"
+        require(len(table) == group.order, "matrices", must, table, use)
+        differ = functools.partial(beyond, tolerance)
+        use = "the matrices in float64" if rounded else "other matrices of these elements"
+        identity = identity_of(table)
+        check_homomorphism("matrices", group, table, identity, operator.matmul, differ, use)
         self._matrices = Table(table)
 
     @property
@@ -71,7 +69,7 @@ class MatrixAction(Composed, each_sample=True):
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         super().check(x, g)
         right = x.is_floating_point() or x.is_complex()
-        require(right, "x", "be floating-point", f"dtype {x.dtype}", "x.float()", TypeError)
+        require(right, "x", "be floating-point", x, "x.float()", TypeError)
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)

@@ -8,11 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import (
-    require,
-    require_numbers,
-    require_type,
-)
+from equitune._checks import require, require_numbers, require_type
 from equitune.actions._arguments import in_format_of, require_dim, require_group
 from equitune.actions._base import Action, Composed
 from equitune.actions._table import Table
@@ -26,15 +22,12 @@ class IndexAction(Composed, each_sample=True):
     """Puts entry ``sources[g][i]`` of a dimension in place i, with a sign and an offset."""
 
     keeps_shape = True
-    dim: int
-    _sources: Table
     _signs: Table | None = None
     _offsets: Table | None = None
 
-    def _set(self, group: FiniteGroup, sources: Tensor, dim: int) -> None:
-        self.group = group
+    def __init__(self, group: FiniteGroup, sources: Tensor, dim: int) -> None:
+        self.group, self._sources = group, Table(sources)
         self.dim = require_dim("dim", dim, "the dimension that is permuted")
-        self._sources = Table(sources)
 
     @property
     def size(self) -> int:
@@ -85,7 +78,7 @@ class PermutationAction(IndexAction):
 
     def __init__(self, group: FiniteGroup, permutations: Permutations, dim: int = -1) -> None:
         # (g x)[p[i]] = x[i] reads x at the inverse permutation.
-        self._set(group, check_permutations(group, permutations).argsort(dim=1), dim)
+        super().__init__(group, check_permutations(group, permutations).argsort(dim=1), dim)
 
     @property
     def permutations(self) -> tuple[tuple[int, ...], ...]:
@@ -116,11 +109,9 @@ class RegularAction(PermutationAction):
     def __init__(self, group: FiniteGroup, dim: int = -1) -> None:
         super().__init__(group, require_group(group).cayley_table, dim)
 
-    def restrict(self, embedding: Embedding) -> PermutationAction:
+    def restrict(self, embedding: Embedding) -> Any:
         # Of a subgroup it is several copies of its regular action.
-        whole = PermutationAction(self.group, self.permutations, self.dim)
-        restricted: PermutationAction = whole.restrict(embedding)
-        return restricted
+        return PermutationAction(self.group, self.permutations, self.dim).restrict(embedding)
 
 
 @final
@@ -162,20 +153,20 @@ class SignedPermutationAction(IndexAction):
         offsets: Any = None,
         dim: int = -1,
     ) -> None:
-        rows = [require_permutations("sources", require_group(group), sources).double()]
-        plain = torch.zeros_like(rows[0]) if offsets is None else offsets
-        for name, values, what in (("signs", signs, "1 or -1"), ("offsets", plain, "a number")):
-            table = require_numbers(name, values, "(|G|, n) numbers").double()
-            right = table.shape == rows[0].shape and bool(table.isfinite().all())
-            right = right and (name == "offsets" or bool((table.abs() == 1).all()))
-            must, use = f"hold {what} for each of the sources", f"shape {tuple(rows[0].shape)}"
-            require(right, name, must, table.tolist(), use)
-            rows.append(table)
+        places = require_permutations("sources", require_group(group), sources)
+        offsets = torch.zeros_like(places) if offsets is None else offsets
+        rows, use = [places.double()], f"shape {tuple(places.shape)}"
+        for name, values, what in (("signs", signs, "1 or -1"), ("offsets", offsets, "a number")):
+            row = require_numbers(name, values, "(|G|, n) numbers").double()
+            valid = row.isfinite() if name == "offsets" else row.abs() == 1
+            right, must = row.shape == places.shape, f"hold {what} for each of the sources"
+            require(right and bool(valid.all()), name, must, row.tolist(), use)
+            rows.append(row)
+        super().__init__(group, places, dim)
+        identity = torch.zeros(3, self.size, dtype=torch.float64, device="cpu")
+        identity[0], identity[1] = torch.arange(self.size, device="cpu"), 1
         table = torch.stack(rows, dim=1)
-        first = torch.arange(table.shape[2], device="cpu").double()
-        identity = torch.stack([first, torch.ones_like(first), torch.zeros_like(first)])
         check_homomorphism("sources, signs and offsets", group, table, identity, _after, _differ)
-        self._set(group, rows[0].long(), dim)
         self._signs = Table(rows[1].to(torch.int8))
         self._offsets = Table(rows[2]) if rows[2].any() else None
         self.exact = self.linear = self._offsets is None
@@ -184,7 +175,7 @@ class SignedPermutationAction(IndexAction):
         super().check(x, g)
         require_signed(x)
         right = self.exact or x.is_floating_point()
-        require(right, "x", "be floating-point", f"dtype {x.dtype}", "x.float()", TypeError)
+        require(right, "x", "be floating-point", x, "x.float()", TypeError)
 
 
 @final
@@ -206,10 +197,9 @@ class RegularFeatureAction(Composed):
     """
 
     def __init__(self, fiber: Action) -> None:
-        require_type("fiber", fiber, Action, "one such as TrivialAction(group)")
-        self.group, self.fiber = fiber.group, fiber
-        right = _multiplied_from_the_right(fiber.group)
-        self._places = PermutationAction(fiber.group, right, dim=1)
+        self.fiber = require_type("fiber", fiber, Action, "one such as TrivialAction(group)")
+        self.group = fiber.group
+        self._places = PermutationAction(self.group, _multiplied_from_the_right(self.group), dim=1)
         self.promise_as(fiber, self._places)
 
     @property
@@ -235,7 +225,7 @@ class RegularFeatureAction(Composed):
 def require_signed(x: Tensor) -> None:
     """Refuses a dtype that cannot hold the negative of each of its numbers."""
     signed = x.dtype.is_signed or x.is_complex()
-    require(signed, "x", "be of a signed type", f"dtype {x.dtype}", "x.float()", TypeError)
+    require(signed, "x", "be of a signed type", x, "x.float()", TypeError)
 
 
 def _multiplied_from_the_right(group: FiniteGroup) -> tuple[tuple[int, ...], ...]:
@@ -246,18 +236,16 @@ def _multiplied_from_the_right(group: FiniteGroup) -> tuple[tuple[int, ...], ...
 
 def require_permutations(name: str, group: FiniteGroup, values: Permutations) -> Tensor:
     """(|G|, n) int64, a permutation in each row."""
-    table, use = require_numbers(name, values, "(|G|, n) ints"), "(|G|, n) integers"
+    table, use = require_numbers(name, values, "(|G|, n) integers"), "(|G|, n) integers"
     right = table.dim() == 2 and len(table) == group.order
-    must = f"have {group.order} rows, one per element"
-    require(right, name, must, f"shape {tuple(table.shape)}", use)
+    require(right, name, f"have {group.order} rows, one per element", table, use)
     whole = not (table.is_floating_point() or table.is_complex())
-    require(whole, name, "be integers", f"dtype {table.dtype}", use, TypeError)
-    table = table.long()
-    for g, row in enumerate(table.sort(dim=1).values):
-        right = torch.equal(row, torch.arange(len(row), device="cpu"))
-        must = f"be a permutation of 0 to {len(row) - 1}"
-        require(right, f"{name}[{g}]", must, _shown(table[g]), "each number once")
-    return table
+    require(whole, name, "be integers", table, use, TypeError)
+    indices = torch.arange(table.shape[1], device="cpu")
+    for g, row in enumerate(table.long()):
+        right = torch.equal(row.sort().values, indices)
+        require(right, f"{name}[{g}]", f"be a permutation of 0 to {len(row) - 1}", _shown(row), use)
+    return table.long()
 
 
 def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor:
@@ -270,10 +258,8 @@ def check_permutations(group: FiniteGroup, permutations: Permutations) -> Tensor
 
 def _after(one: Tensor, other: Tensor) -> Tensor:
     """The product of two signed permutations: (3, n) sources, signs and offsets."""
-    places = one[0].long()
-    return torch.stack(
-        [other[0, places], one[1] * other[1, places], one[1] * other[2, places] + one[2]]
-    )
+    sources, signs, offsets = other[:, one[0].long()]
+    return torch.stack([sources, one[1] * signs, one[1] * offsets + one[2]])
 
 
 def _differ(one: Tensor, other: Tensor) -> str:

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require, require_type
+from equitune._checks import described, require, require_type
 from equitune.actions._base import Action, Composed, Pulled
 from equitune.actions._tree import common_group
 
@@ -102,9 +102,8 @@ class ProductAction(Composed):
 def _check_commuting(first: Action, second: Action, together: bool = False) -> None:
     for name, action in (("first", first), ("second", second)):
         require_type(name, action, Action, "an action such as ImageAction(c4())")
-        single, got = action.fields is None, f"a {type(action).__name__}"
-        use = "products in the fields of the structure"
-        require(single, name, "act on one tensor", got, use, TypeError)
+        single, use = action.fields is None, "products in the fields of the structure"
+        require(single, name, "act on one tensor", described(action), use, TypeError)
     if together:
         common_group({"first": first, "second": second})
     probe = _probe(first, second)
@@ -118,9 +117,7 @@ def _check_commuting(first: Action, second: Action, together: bool = False) -> N
         gap = one.double() - other.double() if one.shape == other.shape else probe.new_ones(())
         # By the size of each entry, over the batch.
         right = not (gap.abs() > rounding * (1 + one.double().abs().amax(dim=0))).any()
-        got = (
-            f"another order that gives another result for element {a} of the first and element {b}"
-        )
+        got = f"another result in the other order for element {a} of the first and element {b}"
         require(right, "second", "commute with first", got, "actions that commute")
 
 

@@ -1,8 +1,9 @@
-"""Constant tensors of actions: one value, a copy per device made once."""
+"""Constant tensors of actions, a copy per device made once, and how attributes are compared."""
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -61,3 +62,14 @@ class Table:
 
     def __getstate__(self) -> dict[str, object]:
         return {"host": self.host, "_copies": {}}
+
+
+def frozen(value: Any) -> object:
+    """A value that compares and hashes."""
+    if hasattr(value, "__array__"):
+        return Table(torch.as_tensor(value))
+    if isinstance(value, list | tuple):
+        return tuple(map(frozen, value))
+    if isinstance(value, Mapping | set):
+        return frozenset(map(frozen, value.items() if isinstance(value, Mapping) else value))
+    return value

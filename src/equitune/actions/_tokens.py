@@ -8,19 +8,10 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from equitune._checks import (
-    readable,
-    require,
-    require_entries,
-    require_int,
-    require_ints,
-)
+from equitune._checks import readable, require, require_entries, require_int, require_ints
 from equitune.actions._arguments import in_format_of
 from equitune.actions._base import Composed
-from equitune.actions._permutation import (
-    Permutations,
-    check_permutations,
-)
+from equitune.actions._permutation import Permutations, check_permutations
 from equitune.actions._table import Table
 from equitune.groups import FiniteGroup, cyclic
 
@@ -89,16 +80,14 @@ class TokenAction(Composed, each_sample=True):
         require(len(lengths) == 1, "cycles", "have one length", f"the lengths {lengths}", use)
         tokens = [token for row in rows for token in row]
         for token in tokens:
-            right = 0 <= token < size
-            require(
-                right, "cycles", f"hold ids below vocabulary_size={size}", f"token {token}", use
-            )
-            right = tokens.count(token) == 1
-            require(right, "cycles", "name each token once", f"token {token} twice", use)
+            right, must = 0 <= token < size, f"hold ids below vocabulary_size={size}"
+            require(right, "cycles", must, f"token {token}", use)
+            right, got = tokens.count(token) == 1, f"token {token} twice"
+            require(right, "cycles", "name each token once", got, use)
+        swapped = torch.tensor(rows, device="cpu")
         permutations = torch.arange(size, device="cpu").repeat(lengths[0], 1)
-        for g in range(lengths[0]):
-            for row in rows:
-                permutations[g, list(row)] = torch.tensor(row[g:] + row[:g], device="cpu")
+        for g, permutation in enumerate(permutations):
+            permutation[swapped] = swapped.roll(-g, dims=1)
         return cls(cyclic(lengths[0]), permutations, ignore_index)
 
     @property
@@ -107,16 +96,13 @@ class TokenAction(Composed, each_sample=True):
         return tuple(map(tuple, self._targets.host.tolist()))
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
-        targets = self._targets.on(x.device)
+        rows = g if isinstance(g, int) else g.view(-1, *[1] * (x.dim() - 1))
         # In int64 up to the end: other dtypes of integers can do less.
-        given = ids = x.long()
+        ids = x.long()
         kept = None if self.ignore_index is None else ids == self.ignore_index
-        ids = ids if kept is None else ids.masked_fill(kept, 0)
-        if isinstance(g, int):
-            moved = targets[g][ids]
-        else:
-            moved = targets[g.view(-1, *[1] * (x.dim() - 1)), ids]
-        moved = moved if kept is None else torch.where(kept, given, moved)
+        known = ids if kept is None else ids.masked_fill(kept, 0)
+        moved = self._targets.on(x.device)[rows, known]
+        moved = moved if kept is None else torch.where(kept, ids, moved)
         return in_format_of(x, moved).to(x.dtype)
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:

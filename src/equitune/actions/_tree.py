@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -26,6 +27,10 @@ class Drop:
     """
 
 
+FieldActions = Mapping[str, Action | Drop] | Sequence[Action | Drop]
+"""The action of each field, by name or by position."""
+
+
 class Structured(Composed, each_sample=True):
     """An action on structures, tensor by tensor: subclasses flatten and unflatten them."""
 
@@ -41,9 +46,8 @@ class Structured(Composed, each_sample=True):
         return self.unflatten(x, [action.orbit(leaf, elements) for action, leaf in self.flatten(x)])
 
     def inverse_orbit(self, y: Any, elements: Sequence[int] | None = None) -> Any:
-        return self.unflatten(
-            y, [action.inverse_orbit(leaf, elements) for action, leaf in self.flatten(y)]
-        )
+        undone = [action.inverse_orbit(leaf, elements) for action, leaf in self.flatten(y)]
+        return self.unflatten(y, undone)
 
     def shape_classes(self, x: Any) -> tuple[tuple[int, ...], ...]:
         return common_classes(self.flatten(x), self.group)
@@ -81,48 +85,35 @@ class TreeAction(Structured):
         [torch.Size([1, 6, 4]), torch.Size([1, 6, 4])]
     """
 
-    def __init__(
-        self,
-        actions: Mapping[str, Action | Drop] | Sequence[Action | Drop] = (),
-        *,
-        others: Action | Drop | None = None,
-    ) -> None:
+    def __init__(self, actions: FieldActions = (), *, others: Action | Drop | None = None) -> None:
         use = "an action for each field, or others=action for one on every field"
-        listed = () if isinstance(actions, Mapping) else require_entries("actions", actions, use)
-        entries: dict[Any, Any] = dict(actions if isinstance(actions, Mapping) else ())
-        entries.update(enumerate(listed))
-        named = {f"actions[{key!r}]": action for key, action in entries.items()}
-        for name, action in (named if others is None else {**named, "others": others}).items():
-            right, use = isinstance(action, Action | Drop), "Drop() for what cannot be averaged"
-            require(right, name, "be an action, or Drop()", described(action), use, TypeError)
-        self.actions, self.others = entries, others
-        self.fields = {key: action for key, action in entries.items() if isinstance(action, Action)}
-        given: dict[Any, Action] = self.fields | (
-            {"others=": others} if isinstance(others, Action) else {}
-        )
-        self.group = common_group({str(key): action for key, action in given.items()})
+        mapping = isinstance(actions, Mapping)
+        given: Any = actions if mapping else enumerate(require_entries("actions", actions, use))
+        self.actions: dict[Any, Action | Drop] = dict(given)
+        self.others, drop = others, "Drop() for what cannot be averaged"
+        named = {f"actions[{key!r}]": action for key, action in self.actions.items()}
+        named |= {} if others is None else {"others": others}
+        for name, action in named.items():
+            right = isinstance(action, Action | Drop)
+            require(right, name, "be an action, or Drop()", described(action), drop, TypeError)
+        self.fields = {key: a for key, a in self.actions.items() if isinstance(a, Action)}
+        self.group = common_group({name: a for name, a in named.items() if isinstance(a, Action)})
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
-        leaves: list[tuple[Action, Tensor]] = []
-        for key, value, action in self._fields(x, name):
-            if isinstance(action, Action):
-                leaves += action.flatten(value, f"{name}[{key!r}]")
-        return leaves
+        fields = self._fields(x, name)
+        leaves = [action.flatten(value, f"{name}[{key!r}]") for key, value, action in fields]
+        return list(itertools.chain(*leaves))
 
     def unflatten(self, x: Any, leaves: Sequence[Tensor]) -> Any:
-        remaining = list(leaves)
         values: dict[Key, Any] = {}
         for key, value, action in self._fields(x, "x"):
-            if isinstance(action, Action):
-                count = len(action.flatten(value))
-                values[key] = action.unflatten(value, remaining[:count])
-                remaining = remaining[count:]
-            else:
-                values[key] = None if isinstance(action, Drop) else value
+            count = len(action.flatten(value))
+            values[key] = action.unflatten(value, leaves[:count])
+            leaves = leaves[count:]
         return rebuilt(x, values)
 
-    def _fields(self, x: Any, name: str) -> list[tuple[Key, Any, Action | Drop | None]]:
-        """Each field with its action; None for a field that passes through."""
+    def _fields(self, x: Any, name: str) -> list[tuple[Key, Any, Action]]:
+        """Each field with its action; what is dropped as None, which passes."""
         fields = children(x)
         if fields is None:
             must = f"be a structure with the fields {[*self.actions]} of its TreeAction"
@@ -135,16 +126,18 @@ class TreeAction(Structured):
             got, use = f"the fields {[*fields]}", f"a TreeAction of these fields{advice(x)}"
             require(key in fields, name, f"have the field {key!r} of its TreeAction", got, use)
         # No generator: torch 2.10 cannot compile an exception that leaves one.
-        each: list[tuple[Key, Any, Action | Drop | None]] = []
+        each: list[tuple[Key, Any, Action]] = []
+        still = WholeBatchAction(self.group)
         for key, value in fields.items():
             found = by_field.get(key, self.others)
-            if isinstance(found, Action) and key not in by_field:
-                found = _at_any_depth(found, value)
             if found is None and holds_tensor(value):
                 use = f"TrivialAction(group) for what does not move, {key!r}: Drop() for what "
                 use += f"cannot be combined, or others=... for all fields not named{advice(x)}"
                 require(False, name, f"have an action for its field {key!r}", "none", use)
-            each.append((key, value, None if value is None else found))
+            if isinstance(found, Action) and value is not None:
+                each.append((key, value, found if key in by_field else _at_any_depth(found, value)))
+            else:
+                each.append((key, None if isinstance(found, Drop) else value, still))
         return each
 
 
@@ -190,10 +183,9 @@ class OneOf(Structured):
         for action in self.actions:
             try:
                 action.flatten(x, name)
+                return action
             except (TypeError, ValueError) as error:
                 reasons.append(str(error))
-            else:
-                return action
         raise TypeError(f"{name} fits no action of OneOf: " + "; or ".join(reasons))
 
 
@@ -260,10 +252,10 @@ def children(x: Any) -> dict[Key, Any] | None:
     return dict(x) if isinstance(x, Mapping) else None
 
 
-def _at_any_depth(action: Action, value: Any) -> Action | None:
+def _at_any_depth(action: Action, value: Any) -> Action:
     """What acts on a field that may be a structure, or hold no tensor at all."""
     if not holds_tensor(value):
-        return None
+        return WholeBatchAction(action.group)
     single = isinstance(value, Tensor) or isinstance(action, Structured)
     return action if single else TreeAction(others=action)
 
@@ -301,8 +293,7 @@ def rebuilt(x: Any, values: Mapping[Any, Any]) -> Any:
     if isinstance(x, tuple | list):
         return type(x)(values.values())
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        given = [f.name for f in dataclasses.fields(x) if f.init]
-        return type(x)(**{name: values[name] for name in given})
+        return type(x)(**{f.name: values[f.name] for f in dataclasses.fields(x) if f.init})
     if type(x) is dict:
         return dict(values)
     replaced: Any = copy.copy(x)

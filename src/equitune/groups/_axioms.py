@@ -84,10 +84,9 @@ def find_generators(table: CayleyTable) -> tuple[int, ...]:
 
 def generated(table: CayleyTable, generators: Sequence[int]) -> set[int]:
     """The elements that are products of the generators."""
-    reached = {0, *generators}
-    queue = list(reached)
-    for x, g in ((x, g) for x in queue for g in generators):
-        for product in {table[x][g], table[g][x]} - reached:
-            reached.add(product)
-            queue.append(product)
+    reached, queue = {0}, [0]
+    for x in queue:
+        products = {table[x][g] for g in generators} - reached
+        reached |= products
+        queue += products
     return reached

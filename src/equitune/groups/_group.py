@@ -63,14 +63,11 @@ class FiniteGroup:
         rows = require_entries("cayley_table", cayley_table, "rows of ints, such as [[0]]")
         use = "the products of one element"
         table = tuple([require_ints(f"cayley_table[{g}]", r, use) for g, r in enumerate(rows)])
-        generators = check_axioms(table)
-        given = map(str, range(len(table))) if names is None else names
-        labels = require_strings("names", given, "one string per element")
-        got = f"{len(labels)} entries"
-        require(len(labels) == len(table), "names", f"have {len(table)} entries", got, "one each")
-        inverses = tuple(row.index(0) for row in table)
-        vars(self).update(cayley_table=table, names=labels)
-        vars(self).update(inverses=inverses, generators=generators)
+        generators, inverses = check_axioms(table), tuple([row.index(0) for row in table])
+        labels = _one_each(map(str, range(len(table))) if names is None else names, len(table))
+        vars(self).update(
+            cayley_table=table, names=labels, inverses=inverses, generators=generators
+        )
 
     @classmethod
     def from_permutations(
@@ -93,9 +90,8 @@ class FiniteGroup:
             True
         """
         perms = as_permutations("permutations", permutations)
-        found = perms[0]
-        right = found == tuple(range(len(found)))
-        require(right, "permutations[0]", "be the identity", found, FIRST)
+        right = perms[0] == tuple(range(len(perms[0])))
+        require(right, "permutations[0]", "be the identity", perms[0], FIRST)
         index = {perms[g]: g for g in reversed(range(len(perms)))}
         products = [[index.get(multiply(a, b), -1) for b in perms] for a in perms]
         return cls(_closed("permutations", products, "generate_permutations(...)"), names)
@@ -127,13 +123,11 @@ class FiniteGroup:
         products = words(given)
         if names is None:
             return cls.from_permutations(products)
-        letters = require_strings("names", names, "one string per generator")
-        got = f"{len(letters)} entries"
-        require(len(letters) == len(given), "names", f"have {len(given)} entries", got, "one each")
-        spelled = [_spelled([letters[k] for k in word]) for word in products.values()]
-        twice = sorted({name for name in spelled if spelled.count(name) > 1})
+        letters = _one_each(names, len(given))
+        labels = [spelled([letters[k] for k in word]) for word in products.values()]
+        twice = sorted({name for name in labels if labels.count(name) > 1})
         require(not twice, "names", "tell elements apart", f"two called {twice[:1]}", "other ones")
-        return cls.from_permutations(products, spelled)
+        return cls.from_permutations(products, labels)
 
     @classmethod
     def from_matrices(cls, matrices: Any, names: Iterable[str] | None = None) -> FiniteGroup:
@@ -156,7 +150,7 @@ class FiniteGroup:
             True
         """
         table, _, tolerance, _ = require_matrices(matrices, "|G|")
-        wrong = beyond((table[0] - identity_of(table)).abs(), tolerance)
+        wrong = beyond(tolerance, table[0], identity_of(table))
         require(not wrong, "matrices[0]", "be the identity", wrong, FIRST)
         # In units of what an entry may be off.
         unit = tolerance.clamp(min=torch.finfo(torch.float64).tiny)
@@ -213,19 +207,19 @@ class FiniteGroup:
             ValueError: If it is another number.
         """
         element = g if type(g) is int else require_int(name, g, "an element of the group")
-        order = len(self.cayley_table)
-        if not 0 <= element < order:
-            must = f"be an element of a group of order {order}"
-            require(False, name, must, element, f"0 to {order - 1}")
+        if not 0 <= element < len(self.cayley_table):
+            must, use = f"be an element of a group of order {self.order}", f"0 to {self.order - 1}"
+            require(False, name, must, element, use)
         return element
 
     def check_elements(self, elements: Sequence[int] | None) -> Sequence[int]:
         """Returns some elements; refuses what is not one. All of them for None."""
-        if elements is None or elements == range(len(self.cayley_table)):
-            return range(len(self.cayley_table))
+        everything = range(len(self.cayley_table))
+        if elements is None or elements == everything:
+            return everything
         some = require_entries("elements", elements, "a list of elements of the group", least=1)
         # At once, since every call of an action asks; then one by one, for the message.
-        strange = [g for g in some if type(g) is not int or not 0 <= g < len(self.cayley_table)]
+        strange = [g for g in some if type(g) is not int or g not in everything]
         return [self.check_element(g, "elements") for g in some] if strange else some
 
     def subgroup(self, generators: Iterable[int]) -> Embedding:
@@ -278,10 +272,8 @@ class FiniteGroup:
         """
         require_type("other", other, FiniteGroup, "a group, such as cyclic(2)")
         pairs = list(itertools.product(self.elements, other.elements))
-        table = [
-            [self.cayley_table[g][k] * other.order + other.cayley_table[h][m] for k, m in pairs]
-            for g, h in pairs
-        ]
+        left, right, size = self.cayley_table, other.cayley_table, other.order
+        table = [[left[g][k] * size + right[h][m] for k, m in pairs] for g, h in pairs]
         names = [f"({self.names[g]}, {other.names[h]})" for g, h in pairs]
         return FiniteGroup(table, names)
 
@@ -310,13 +302,13 @@ class Embedding:
     elements: tuple[int, ...]
 
     def __init__(self, subgroup: FiniteGroup, group: FiniteGroup, elements: Iterable[int]) -> None:
-        require_type("subgroup", subgroup, FiniteGroup, "a group, such as cyclic(2)")
-        require_type("group", group, FiniteGroup, "a group, such as c4()")
+        for name, value in (("subgroup", subgroup), ("group", group)):
+            require_type(name, value, FiniteGroup, "a group, such as c4()")
         use = "the image of each element of the subgroup"
         given = require_entries("elements", elements, use)
         images = tuple(group.check_element(g, f"elements[{h}]") for h, g in enumerate(given))
         right = len(images) == subgroup.order == len(set(images))
-        require(right, "elements", f"be {subgroup.order} different ones", f"{images}", use)
+        require(right, "elements", f"be {subgroup.order} different ones", images, use)
         check_homomorphism("elements", subgroup, images, 0, group.compose)
         vars(self).update(subgroup=subgroup, group=group, elements=images)
 
@@ -330,22 +322,25 @@ def require_into(group: FiniteGroup, embedding: Embedding) -> Embedding:
     return embedding
 
 
+def _one_each(names: Iterable[str], count: int) -> tuple[str, ...]:
+    """The names; refuses another number of them."""
+    found = require_strings("names", names, "one string each")
+    got = f"{len(found)} entries"
+    require(len(found) == count, "names", f"have {count} entries", got, "one each")
+    return found
+
+
 def _closed(name: str, products: list[list[int]], use: str) -> list[list[int]]:
     """The Cayley table of a list of elements; refuses one that is not closed."""
     for g, h in itertools.product(range(len(products)), repeat=2):
-        require(
-            products[g][h] >= 0,
-            name,
-            "be closed",
-            f"no product of element {g} and element {h}",
-            use,
-        )
+        got = f"no product of element {g} and element {h}"
+        require(products[g][h] >= 0, name, "be closed", got, use)
     for g, found in enumerate(products[0]):
         require(found == g, f"{name}[{g}]", "be new", f"{name}[{found}] again", "each one once")
     return products
 
 
-def _spelled(word: Sequence[str]) -> str:
-    """A word with powers, such as r^2 s."""
+def spelled(word: Sequence[str]) -> str:
+    """A word with powers, such as r^2 s; e for the empty one."""
     runs = [(letter, len(list(run))) for letter, run in itertools.groupby(word)]
     return " ".join(letter if n == 1 else f"{letter}^{n}" for letter, n in runs) or "e"

@@ -26,8 +26,8 @@ def require_matrices(values: Any, rows: str) -> tuple[Tensor, float, Tensor, boo
     """
     given = require_numbers("matrices", values, f"({rows}, n, n) real numbers in float64")
     right = given.dim() == 3 and given.shape[1] == given.shape[2] and len(given) > 0
-    must, got = f"be ({rows}, n, n), square matrices", f"shape {tuple(given.shape)}"
-    require(right, "matrices", must, got, "one matrix per element of the group")
+    must, use = f"be ({rows}, n, n), square matrices", "one matrix per element of the group"
+    require(right, "matrices", must, given, use)
     real = not given.is_complex()
     require(real, "matrices", "be real", "complex numbers", "real ones", TypeError)
     finite = bool(given.isfinite().all())
@@ -41,8 +41,9 @@ def require_matrices(values: Any, rows: str) -> tuple[Tensor, float, Tensor, boo
     return table, rounding, tolerance, given.is_floating_point() and given.dtype != torch.float64
 
 
-def beyond(gap: Tensor, tolerance: Tensor) -> str:
-    """What is wrong with matrices that differ by a gap; empty for nothing."""
+def beyond(tolerance: Tensor, one: Tensor, other: Tensor) -> str:
+    """What is wrong where one of two matrices stands for the other; empty for nothing."""
+    gap = (one - other).abs()
     return f"a difference of {float(gap.max()):.3g}" if (gap > tolerance).any() else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from equitune._checks import require_int
-from equitune.groups._group import FiniteGroup
+from equitune.groups._group import FiniteGroup, spelled
 
 
 def trivial() -> FiniteGroup:
@@ -17,7 +17,7 @@ def cyclic(n: int) -> FiniteGroup:
     """The cyclic group of order ``n``: element ``k`` is the k-th power of the generator 1."""
     n = require_int("n", n, "the order of the group", least=1)
     table = [[(g + h) % n for h in range(n)] for g in range(n)]
-    return FiniteGroup(table, [_power("r", k) for k in range(n)])
+    return FiniteGroup(table, [spelled("r" * k) for k in range(n)])
 
 
 def dihedral(n: int) -> FiniteGroup:
@@ -33,8 +33,7 @@ def dihedral(n: int) -> FiniteGroup:
         (a, k), (b, m) = divmod(g, n), divmod(h, n)
         return (a ^ b) * n + (m - k if b else m + k) % n
 
-    names = [_power("r", k) for k in range(n)]
-    names += ["s" if k == 0 else f"s {_power('r', k)}" for k in range(n)]
+    names = [spelled("s" * a + "r" * k) for a in range(2) for k in range(n)]
     return FiniteGroup([[product(g, h) for h in range(2 * n)] for g in range(2 * n)], names)
 
 
@@ -57,7 +56,3 @@ def d4() -> FiniteGroup:
     horizontal flip (left and right change places), done after the rotation.
     """
     return dihedral(4)
-
-
-def _power(symbol: str, k: int) -> str:
-    return "e" if k == 0 else symbol if k == 1 else f"{symbol}^{k}"

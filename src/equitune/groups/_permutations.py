@@ -50,23 +50,24 @@ def words(
             if product not in found:
                 found[product] = (k, *found[current])
                 queue.append(product)
-        many = largest is not None and len(queue) > largest
-        require(
-            not many, "generators", f"generate at most largest={largest} elements", "more", "others"
+        few, must = (
+            largest is None or len(queue) <= largest,
+            f"generate at most {largest=} elements",
         )
+        require(few, "generators", must, "more", "others")
     return found
 
 
 def as_permutations(name: str, values: Iterable[Sequence[int]]) -> list[Permutation]:
     """Some permutations of the same indices; refuses anything else."""
     use = "permutations, such as [(0, 1, 2), (1, 2, 0)]"
-    perms = [require_ints(f"{name}[{k}]", p, use)
-             for k, p in enumerate(require_entries(name, values, use, least=1))]  # fmt: skip
+    entries = enumerate(require_entries(name, values, use, least=1))
+    perms = [require_ints(f"{name}[{k}]", p, use) for k, p in entries]
+    indices = list(range(len(perms[0])))
     for k, p in enumerate(perms):
-        count = len(perms[0])
-        require(len(p) == count, f"{name}[{k}]", f"move {count} indices", f"{len(p)}", use)
-        right = sorted(p) == list(range(count))
-        require(right, f"{name}[{k}]", f"be a permutation of 0 to {count - 1}", p, use)
+        require(len(p) == len(indices), f"{name}[{k}]", f"move {len(indices)} indices", len(p), use)
+        right, must = sorted(p) == indices, f"be a permutation of 0 to {len(indices) - 1}"
+        require(right, f"{name}[{k}]", must, p, use)
     return perms
 
 
