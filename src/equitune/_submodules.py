@@ -153,7 +153,8 @@ class Reading:
     """
 
     def __init__(self, watch: Watch) -> None:
-        self.watch, self.seen = watch, list[Any]()
+        self.watch = watch
+        self.seen: list[Any] = []
 
     def opened(self) -> contextlib.AbstractContextManager[None]:
         """Reads in this thread, within."""

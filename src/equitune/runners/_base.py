@@ -121,15 +121,21 @@ class Mixing:
         return self._first.real.new_full((self._count, len(self._first)), 1 / self._count)
 
     def _decide(self, copies: Copies) -> None:
-        self.weights, self.scores = weights, scores = self.weighting(copies)
-        count = copies.count if scores is None else scores.shape[0]
-        if weights is not None and (weights.dim() < 2 or weights.shape[0] != count):
-            must = "return one weight per copy and sample"
-            got = f"weights of shape {tuple(weights.shape)} for {count} copies"
-            use = f"(|G|, B), as {type(self.weighting).__name__}.weigh has to return"
-            require(False, "weighting", must, got, use)
+        self.weights, self.scores = weighed(self.weighting, copies)
         # A likelihood is asked again at each step.
         self._known = self.reads != "likelihood"
+
+
+def weighed(weighting: Weighting, copies: Copies) -> tuple[Tensor | None, Tensor | None]:
+    """The weights and the scores; refuses anything but one weight per copy and sample."""
+    weights, scores = weighting(copies)
+    count = copies.count if scores is None else scores.shape[0]
+    if weights is not None and (weights.dim() < 2 or weights.shape[0] != count):
+        must = "return one weight per copy and sample"
+        got = f"weights of shape {tuple(weights.shape)} for {count} copies"
+        use = f"(|G|, B), as {type(weighting).__name__}.weigh has to return"
+        require(False, "weighting", must, got, use)
+    return weights, scores
 
 
 @final

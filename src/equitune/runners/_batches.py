@@ -59,7 +59,7 @@ class Batches(Runner):
             if len(places) or not (call.batch_size or jobs):
                 sizes = self._sizes(samples, call.training)
                 pieces = zip(*[s[places, samples].split(sizes) for s in p.inputs], strict=True)
-                jobs.append((p, [[*piece] for piece in pieces], _rows))
+                jobs.append((p, [[*piece] for piece in pieces], torch.cat))
                 rows.append((places, samples))
         return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, rows, weights)))
 
@@ -91,10 +91,6 @@ class Batches(Runner):
             else:
                 sizes.append(own)
         return sizes
-
-
-def _rows(ys: Sequence[Tensor]) -> Tensor:
-    return torch.cat([*ys])
 
 
 def _evaluate(

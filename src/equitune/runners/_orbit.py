@@ -17,8 +17,11 @@ from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
 
-Join = Callable[[Sequence[Tensor]], Tensor]
+Join = Callable[[list[Tensor]], Tensor]
 """From what came of flat batches to stacks (E, B, ...)."""
+
+Rows = Sequence[tuple[Tensor, Tensor]]
+"""For each part the places of its rows in its elements, and their samples, (N,) each."""
 
 
 @final
@@ -49,9 +52,9 @@ class Part:
         read = None if ran[0].read is None else join([r.read for r in ran if r.read is not None])
         return Part(self.slots, self.elements, (), ran[0].output, leaves, read)
 
-    def stacked(self, ys: Sequence[Tensor]) -> Tensor:
+    def stacked(self, ys: list[Tensor]) -> Tensor:
         """What flat batches gave for all copies of all samples, joined to (E, B, ...)."""
-        flat = ys[0] if len(ys) == 1 else torch.cat([*ys])
+        flat = ys[0] if len(ys) == 1 else torch.cat(ys)
         stack: Tensor = flat.unflatten(0, (len(self.slots), -1))
         return stack
 
@@ -149,17 +152,11 @@ class Chosen(Orbit):
     Args:
         call: The call.
         parts: The copies that have run, with rows (N, ...) for stacks.
-        rows: For each part the places of its rows in its elements, and their samples, (N,) each.
+        rows: Which copies they are.
         weights: (K, B), the weights of all copies.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        parts: Sequence[Part],
-        rows: Sequence[tuple[Tensor, Tensor]],
-        weights: Tensor,
-    ) -> None:
+    def __init__(self, call: Call, parts: Sequence[Part], rows: Rows, weights: Tensor) -> None:
         super().__init__(call, parts)
         counts = weights != 0
         held = (counts.cumsum(0) - 1).clamp(min=0)
