@@ -65,19 +65,19 @@ class Batches(Runner):
 
     def _split(self, part: Part, call: Call) -> tuple[Pieces, Join]:
         """The flat batches to run for a part, and how to join what comes back."""
-        size, rows, batch = self.chunk_size, len(part.slots), call.batch_size
-        if size is None or rows * batch <= size:
+        size, rows = self.chunk_size, len(part.slots)
+        if size is None or rows * call.batch_size <= size:
             return [[s.flatten(0, 1) for s in part.inputs]], part.stacked
         # Copied, because a backbone that works in place would reach the other pieces.
         if call.training:
             step = max(1, size // rows)
             return [
                 [s[:, i : i + step].flatten(0, 1).clone() for s in part.inputs]
-                for i in range(0, batch, step)
+                for i in range(0, call.batch_size, step)
             ], lambda ys: torch.cat([y.unflatten(0, (rows, -1)) for y in ys], dim=1)
         flat = [s.flatten(0, 1) for s in part.inputs]
-        pieces = [[s[i : i + size].clone() for s in flat] for i in range(0, rows * batch, size)]
-        return pieces, part.stacked
+        starts = range(0, rows * call.batch_size, size)
+        return [[s[i : i + size].clone() for s in flat] for i in starts], part.stacked
 
     def _sizes(self, samples: Tensor, training: bool) -> int | list[int]:
         """How many copies are in each piece: whole samples, while the backbone trains."""
