@@ -56,14 +56,14 @@ class Twice(nn.Module):
 
 
 VALUE_ERRORS = {
-    "two groups": (lambda: EquiTune(conv(), C4, D4), "output_action is one of a group of order 8"),
+    "two groups": (lambda: EquiTune(conv(), C4, D4), r"of order 4 .*, got one of order 8"),
     "two inputs, two groups": (
         lambda: EquiTune(TokenModel(12), {"ids": C4, "mask": D4}),
         "forward takes|different groups",
     ),
     "no such argument": (
         lambda: EquiTune(conv(), {"pixels": C4}),
-        r"action for 'pixels', but the backbone's forward takes \['x'\]",
+        r"`input_action` must name what the backbone's forward takes, \['x'\], got 'pixels'",
     ),
     "no action at all": (lambda: EquiTune(conv(), {}), "`input_action` must hold an action"),
     "chunk size": (lambda: EquiTune(conv(), C4, chunk_size=0), "`chunk_size` must be 1 or more"),
@@ -80,13 +80,13 @@ VALUE_ERRORS = {
     ),
     "weights shape": (
         lambda: learned(weight_net=Returns(lambda x: x.flatten(1)))(X),
-        r"weight_net returned \(8, 108\) .* one logit per copy, \(8,\) or \(8, 1\)",
+        r"`weight_net` must return one logit per copy, \(8,\) or \(8, 1\), got \(8, 108\)",
     ),
     "weights of the orbit": (
         lambda: learned(weight_net=_Wrong())(X),
         r"one logit per copy, \(4, 2\)",
     ),
-    "weights type": (lambda: learned(weight_net=Returns(lambda x: None))(X), "returned NoneType"),
+    "weights type": (lambda: learned(weight_net=Returns(lambda x: None))(X), "got NoneType"),
     "tap": (
         lambda: learned(weight_input="feature"),
         r"weight_input is 'feature', but the backbone has no submodule .*'features'",
@@ -157,7 +157,7 @@ def test_value_errors(call, message):
 
 TYPE_ERRORS = {
     "backbone": (lambda: EquiTune(torch.relu, C4), "`backbone` must be a torch.nn.Module"),
-    "input_action": (lambda: EquiTune(conv(), c4()), "input_action is a FiniteGroup"),
+    "input_action": (lambda: EquiTune(conv(), c4()), "`input_action` must be .* got a FiniteGroup"),
     "input_action entry": (lambda: EquiTune(conv(), {"x": c4()}), r"`input_action\['x'\]` must be"),
     "output_action": (lambda: EquiTune(conv(), C4, "trivial"), "`output_action` must be an Action"),
     "chunk_size": (lambda: EquiTune(conv(), C4, chunk_size=2.0), "`chunk_size` must .* got 2.0"),

@@ -274,7 +274,7 @@ def test_a_tap_behind_the_cut_is_refused():
     options = {"weight_net": AnyWeightNet().double(), "submodule": "layer2"}
     action, x = ImageAction(c4()), photographs()
     model = LambdaEquiTune(network("resnet"), action, weight_input="layer3", **options)
-    with pytest.raises(ValueError, match="'layer3', which does not run before the cut at 'layer2'"):
+    with pytest.raises(ValueError, match="'layer3', which ran 0 times before the cut at 'layer2'"):
         model(x)
     LambdaEquiTune(network("resnet"), action, weight_input="layer1.0.conv1", **options)(x)
 
@@ -433,7 +433,7 @@ def test_transformers_can_be_cut():
 @pytest.mark.parametrize(("net", "at", "said"), [
     (WithoutGradients, "first", "runs without them"),
     (Skips, "first", "passes the cut by"),
-    (Skips, "unused", "runs 0 times"),
+    (Skips, "unused", "ran 0 times"),
 ])  # fmt: skip
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("runner", [Batches(), Batches(1), Batches(5), Batches(7), Loop()])

@@ -179,6 +179,59 @@ def test_checkpoints_inside_of_the_backbone():
         EquiTune(backbone, ACTION, submodule="inner")(images().requires_grad_())
 
 
+class OfLayers(nn.Module):
+    """A layer without parameters in a checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.layer, self.head = nn.Linear(108, 8), nn.Tanh(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        part = lambda y: self.layer(self.inner(y))  # noqa: E731
+        return self.head(checkpoint(part, x.flatten(1), use_reentrant=True))
+
+
+def test_layers_without_parameters_in_checkpoints():
+    model, x = tapped(OfLayers().double(), "layer"), images().requires_grad_()
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        model(x)
+    # Where nothing up to there learns, no gradient is lost.
+    model.backbone.inner.requires_grad_(False)
+    model(x).sum().backward()
+    assert model.backbone.head.weight.grad is not None
+
+
+def test_a_compiled_backbone_is_unfrozen_as_it_was():
+    torch._dynamo.reset()
+    backbone = net()
+    backbone.head.bias.requires_grad_(False)
+    model = EquiTune(backbone, ACTION).freeze_backbone()
+    model.backbone = torch.compile(backbone, backend="eager")
+    assert model.frozen
+    assert not model.train().backbone.training
+    model.unfreeze_backbone()
+    assert [n for n, p in backbone.named_parameters() if not p.requires_grad] == ["head.bias"]
+
+
+def test_hooks_that_are_registered_later_are_not_seen():
+    backbone, x = net(), images()
+    model = tapped(backbone)
+    before = model.explain(x).weights
+    backbone.features.register_forward_hook(lambda module, args, output: 2 * output)
+    assert torch.equal(model.explain(x).weights, before)
+    assert not torch.allclose(tapped_like(model)(x), before)
+
+
+def test_an_activation_at_the_cut_is_read_as_a_copy():
+    weight_net = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(180, 1)).double()
+    model, x = tapped(net(), submodule="features"), images()
+    model.weighting = Learned(weight_net, "features")
+    assert hooks(model.backbone) == 1
+    expected = model(x)
+    weight_net[0].inplace = False
+    assert torch.equal(model(x), expected)
+
+
 @pytest.mark.parametrize("make", [
     lambda b: EquiTune(b, ACTION),
     tapped,
@@ -240,7 +293,7 @@ def test_shallow_copies_and_replaced_parts_keep_one_hook_each():
 
 def test_replaced_actions_and_backbones_are_seen():
     model, x = EquiTune(net(), ACTION).eval(), images()
-    with pytest.raises(ValueError, match="`input_action` must be one of the group"):
+    with pytest.raises(ValueError, match="`output_action` must be of the group of input_action"):
         model.input_action = ImageAction(d4())
     assert model.input_action is ACTION
     model.input_action = TrivialAction(c4())

@@ -239,6 +239,29 @@ def test_spaces(space):
     torch.testing.assert_close(chosen.output, best, rtol=1e-12, atol=1e-12)
 
 
+class Masked(nn.Module):
+    """What is impossible is so for all copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(108, 3)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)).masked_fill(torch.tensor([False, True, False]), -1e400)
+
+
+@pytest.mark.parametrize("space", [Logits, Probabilities])
+def test_gradients_of_what_is_impossible_are_finite_under_vmap(space):
+    model = Symmetrized(Masked(), ACTION, space=space()).double().eval()
+    x = torch.randn(2, 3, 3, 6, 6, dtype=torch.float64)
+    each = torch.func.grad(lambda x: sum(model(y)[:, ::2].square().sum() for y in x))(x)
+    found = torch.func.grad(lambda x: torch.func.vmap(model)(x)[..., ::2].square().sum())(x)
+    torch.testing.assert_close(found, each, rtol=1e-12, atol=1e-12)
+    assert found.isfinite().all()
+    assert found.abs().max() > 1e-3
+    assert model(x[0])[:, 1].max() < -1e30
+
+
 def test_scores_have_one_orientation():
     x, backbone = torch.randn(5, 3, 6, 6).double(), ConvNet(3, 4, dense=False).double()
     for weighting in (Learned(AnyWeightNet().double()), Best(entropy), TopK(entropy, 1),
@@ -289,7 +312,7 @@ class Wrong(Weighting):
 
 @pytest.mark.parametrize(("weights", "said"), [
     (torch.ones(3, 2) / 3, r"got weights of shape \(3, 2\) for 4 copies"),
-    (torch.ones(4) / 4, r"got weights of shape \(4,\).*check Wrong\.weigh"),
+    (torch.ones(4) / 4, r"got weights of shape \(4,\).*as Wrong\.weigh"),
     (torch.ones(4, 3) / 4, r"`weights` must .* shape \(4, 3\)"),
 ])  # fmt: skip
 def test_weights_of_another_shape(weights, said):

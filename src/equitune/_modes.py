@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
+
+Flags = Mapping[str, bool]
+"""What ``requires_grad`` has to be again, by the names of parameters."""
 
 
 @contextlib.contextmanager
@@ -24,18 +27,37 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def learning(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters that learn."""
-    return tuple(name for name, p in module.named_parameters() if p.requires_grad)
+def learning(module: nn.Module, flags: Flags | None) -> tuple[str, ...]:
+    """The names of the parameters that learn, or will once the flags are restored."""
+    if flags is None:
+        flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    return tuple([name for name, learns in flags.items() if learns])
 
 
-def freeze(module: nn.Module) -> None:
-    """Fixes the parameters of a module and puts it into eval mode."""
+def freeze(module: nn.Module, learning: Iterable[str], probed: Iterable[str] = ()) -> Flags:
+    """Puts a module into eval mode and fixes all of its parameters but those that are probed.
+
+    Returns:
+        What :func:`restore` needs, so that those in ``learning`` learn again, and no others.
+    """
     module.requires_grad_(False).eval()
+    restore(module, dict.fromkeys(probed, True))
+    return {**dict.fromkeys(probed, False), **dict.fromkeys(learning, True)}
 
 
-def learn(module: nn.Module, names: Iterable[str], learns: bool = True) -> None:
-    """Lets the parameters of some names learn, or fixes them, and leaves all others alone."""
+def restore(module: nn.Module, flags: Flags) -> None:
+    """Sets the flags of some parameters, and leaves all others alone."""
     for name, parameter in module.named_parameters():
-        if name in names:
-            parameter.requires_grad_(learns)
+        if name in flags:
+            parameter.requires_grad_(flags[name])
+
+
+def renamed(flags: Flags, old: nn.Module, new: nn.Module) -> Flags | None:
+    """The flags by their names in a module around the old one, such as a compiled one.
+
+    None if it does not have the parameters of the old one.
+    """
+    names = {parameter: name for name, parameter in new.named_parameters()}
+    if not names.keys() >= {*old.parameters()}:
+        return None
+    return {names[p]: flags[name] for name, p in old.named_parameters() if name in flags}

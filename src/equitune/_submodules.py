@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,15 +13,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from equitune._checks import require, require_type
+
 See = Callable[[Any], Any]
 """Gets what a submodule returns; what it returns itself, unless None, takes its place."""
 
 
 class _Open(threading.local):
-    """What the calls of this thread look at: hooks are called without their call."""
+    """What the calls of this thread look at, and whether their passes have gradients."""
 
-    def __init__(self) -> None:
-        self.watches: dict[int, See] = {}
+    # Hooks are called without their call.
+    watches: dict[int, tuple[See, bool]] = {}  # noqa: RUF012
 
 
 _OPEN = _Open()
@@ -33,32 +36,40 @@ class Watch:
 
     It is one forward hook for the life of its owner, because a hook that comes and goes with each
     call cannot be traced by ``torch.compile``. It keeps nothing: what it sees goes to the call that
-    runs in the same thread. The name means the module that has it now.
+    runs in the same thread. The name means the module that has it now. What hooks return that are
+    registered later, it does not see.
 
     Args:
+        owner: What has the backbone, and ends the hook with itself.
+        backbone: The module to look into.
         name: The dotted name of the submodule.
         argument: The user's name of that argument, for messages.
+        others: What else the argument may be, for messages.
+
+    Raises:
+        TypeError: If the name is not a string.
+        ValueError: If no submodule has it.
     """
 
-    def __init__(self, name: str, argument: str) -> None:
+    def __init__(
+        self, owner: nn.Module, backbone: nn.Module, name: str, argument: str, others: str = ""
+    ) -> None:
+        require_type(argument, name, str, "the dotted name of a submodule of the backbone")
         self.name, self.argument = name, argument
-        self._module: nn.Module | None = None
-        self._handle: Any = None
-        self._owner: Any = None
-
-    @property
-    def owned(self) -> bool:
-        """Whether it has an owner, which is still there."""
-        return self._owner is not None and self._owner() is not None
+        self._module = find_submodule(backbone, name, argument, others)
+        self._handle = self._module.register_forward_hook(self)
+        self._belong_to(owner)
 
     def end(self) -> None:
         """Takes the hook away."""
-        _remove(self._handle)
+        self._handle.remove()
 
-    def belong_to(self, owner: object) -> None:
-        """Ends with its owner; to be said again by copies of the owner."""
-        self._owner = weakref.ref(owner)
-        weakref.finalize(owner, _remove, self._handle).atexit = False
+    def of_copy(self, owner: nn.Module, backbone: nn.Module) -> Watch:
+        """That of a copy of its owner: another one, where the copy has the same backbone."""
+        if self._owned():
+            return Watch(owner, backbone, self.name, self.argument)
+        self._belong_to(owner)
+        return self
 
     def follow(self, backbone: nn.Module) -> None:
         """Goes to the module that has the name in a backbone now.
@@ -66,44 +77,69 @@ class Watch:
         Raises:
             ValueError: If none has it.
         """
-        try:
-            found = backbone.get_submodule(self.name)
-        except AttributeError:
-            found = find_submodule(backbone, self.name, self.argument)
+        found = find_submodule(backbone, self.name, self.argument)
         if found is self._module:
             return
         with _FOLLOWING:
             # Another thread may have been faster.
             if found is not self._module:
-                owner = None if self._owner is None else self._owner()
-                _remove(self._handle)
+                self.end()
                 self._handle = found.register_forward_hook(self)
                 self._module = found
-                if owner is not None:
-                    self.belong_to(owner)
 
     @contextlib.contextmanager
     def opened(self, see: See) -> Iterator[None]:
         """Calls ``see`` in this thread, within."""
         before = _OPEN.watches
-        _OPEN.watches = {**before, id(self): see}
+        _OPEN.watches = {**before, id(self): (see, torch.is_grad_enabled())}
         try:
             yield
         finally:
             _OPEN.watches = before
 
+    def require_once(self, count: int, where: str = "") -> None:
+        """Refuses a submodule that does not run exactly once in a pass."""
+        must, use = "name a submodule that runs once in a pass of the backbone", "one that does"
+        require(
+            count == 1, self.argument, must, f"{self.name!r}, which ran {count} times{where}", use
+        )
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """The forward hook."""
-        see = _OPEN.watches.get(id(self))
-        if see is not None:
+        """The forward hook.
+
+        Raises:
+            ValueError: If the submodule runs under a checkpoint that gives no gradient.
+        """
+        if id(self) in _OPEN.watches:
+            see, differentiable = _OPEN.watches[id(self)]
+            if differentiable and not torch.is_grad_enabled():
+                self._require_gradients()
             return see(output)
-        if not torch.compiler.is_compiling() and not self.owned:
+        if not torch.compiler.is_compiling() and not self._owned():
             # That of a copy of the backbone alone.
-            _remove(self._handle)
+            self.end()
         return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_owner": None}
+
+    def _belong_to(self, owner: nn.Module) -> None:
+        self._owner: weakref.ref[nn.Module] | None = weakref.ref(owner)
+        weakref.finalize(owner, self.end).atexit = False
+
+    def _owned(self) -> bool:
+        return self._owner is not None and self._owner() is not None
+
+    def _require_gradients(self) -> None:
+        """Refuses what has no gradient although it should have, as in re-entrant checkpoints."""
+        owner: Any = self._owner
+        # Up to here, in the order in which modules are registered.
+        before = itertools.takewhile(lambda m: m is not self._module, owner().modules())
+        modules = [*before, *self._module.modules()]
+        learns = any(p.requires_grad for m in modules for p in m.parameters(recurse=False))
+        got = f"{self.name!r}, which runs without them, such as in a re-entrant checkpoint"
+        use = "checkpoints with use_reentrant=False, torch.no_grad() around the call, or another"
+        require(not learns, self.argument, "name a submodule that has gradients", got, use)
 
 
 @final
@@ -113,44 +149,36 @@ class Reading:
     It is a copy, which is safe against layers that work in place.
 
     Args:
-        watch: What looks at the submodule; it has to be opened with :meth:`see`.
+        watch: What looks at the submodule.
     """
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.seen: list[Any] = []
-        self._differentiable = torch.is_grad_enabled()
 
-    def see(self, output: Any) -> None:
-        """Takes what the submodule returns.
+    def opened(self) -> contextlib.AbstractContextManager[None]:
+        """Reads in this thread, within."""
+        return self.watch.opened(self._see)
 
-        Raises:
-            ValueError: If it runs under a checkpoint that gives no gradient.
-        """
-        require_gradients(self.watch, self._differentiable)
+    def _see(self, output: Any) -> None:
         self.seen.append(output.clone() if isinstance(output, Tensor) else output)
 
-    def tensor(self) -> Tensor:
+    def tensor(self, where: str = "") -> Tensor:
         """What was read.
+
+        Args:
+            where: The part of a pass that is over, for messages.
 
         Raises:
             ValueError: If the submodule did not run exactly once.
             TypeError: If it did not return a tensor.
         """
-        start = f"`{self.watch.argument}` must name a submodule that"
-        use = "the name of one that does"
-        if len(self.seen) != 1:
-            raise ValueError(
-                f"{start} runs once in a pass of the backbone, got {self.watch.name!r}, which ran "
-                f"{len(self.seen)} times; use {use}"
-            )
-        (found,) = self.seen
-        if not isinstance(found, Tensor):
-            raise TypeError(
-                f"{start} returns a tensor, got {self.watch.name!r}, which returns "
-                f"{type(found).__name__}; use {use}"
-            )
-        return found
+        self.watch.require_once(len(self.seen), where)
+        found: Any = self.seen[0]
+        got = f"{self.watch.name!r}, which returns {type(found).__name__}"
+        must, use = "name a submodule that returns a tensor", "one that does"
+        require(isinstance(found, Tensor), self.watch.argument, must, got, use, TypeError)
+        return found  # type: ignore[no-any-return]
 
 
 def read_submodule(watch: Watch, run: Callable[[], Any]) -> tuple[Any, Tensor]:
@@ -162,22 +190,9 @@ def read_submodule(watch: Watch, run: Callable[[], Any]) -> tuple[Any, Tensor]:
         TypeError: If it does not return a tensor.
     """
     reading = Reading(watch)
-    with watch.opened(reading.see):
+    with reading.opened():
         result = run()
     return result, reading.tensor()
-
-
-def require_gradients(watch: Watch, differentiable: bool) -> None:
-    """Refuses what has no gradient although it should have, such as re-entrant checkpoints."""
-    if not differentiable or torch.is_grad_enabled():
-        return
-    module = watch._module
-    if module is not None and any(p.requires_grad for p in module.parameters()):
-        raise ValueError(
-            f"`{watch.argument}` must name a submodule that has gradients, got {watch.name!r}, "
-            "which runs without them, such as in a re-entrant checkpoint; use checkpoints with "
-            "use_reentrant=False, torch.no_grad() around the call, or another submodule"
-        )
 
 
 def find_submodule(backbone: nn.Module, name: str, argument: str, others: str = "") -> nn.Module:
@@ -192,18 +207,15 @@ def find_submodule(backbone: nn.Module, name: str, argument: str, others: str = 
     Raises:
         ValueError: If there is none; the message names the near ones.
     """
-    modules = dict(backbone.named_modules(remove_duplicate=False))
-    if name not in modules or name == "":
-        known = [known for known in modules if known]
+    try:
+        found = backbone.get_submodule(name)
+    except AttributeError:
+        found = backbone
+    if found is backbone:
+        known = [known for known, _ in backbone.named_modules(remove_duplicate=False) if known]
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
         raise ValueError(
             f"{argument} is {name!r}, but the backbone has no submodule of that name; use "
             f"{others}the dotted name of a submodule, such as {near}"
         )
-    found: nn.Module = modules[name]
     return found
-
-
-def _remove(handle: Any) -> None:
-    if handle is not None:
-        handle.remove()

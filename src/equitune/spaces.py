@@ -50,9 +50,9 @@ class Space(ABC):
 
     logarithmic: bool = False
 
-    @abstractmethod
     def enter(self, stack: Tensor) -> Tensor:
-        """What is averaged, from the copies (K, B, ...)."""
+        """What is averaged, from the copies (K, B, ...); unless a space says else, themselves."""
+        return stack
 
     @abstractmethod
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
@@ -65,9 +65,9 @@ class Space(ABC):
             sums: Where the other copies are.
         """
 
-    @abstractmethod
     def leave(self, mean: Tensor) -> Tensor:
-        """What the wrapper returns, from the mean."""
+        """What the wrapper returns, from the mean; unless a space says else, the mean itself."""
+        return mean
 
     def mean(self, stack: Tensor, weights: Tensor | None, sums: Sums = LOCAL) -> Tensor:
         """The mean of a stack that has entered, out of the space again.
@@ -106,15 +106,9 @@ class Values(Space):
         tensor([[2., 4.]])
     """
 
-    def enter(self, stack: Tensor) -> Tensor:
-        return stack
-
     def average(self, stack: Tensor, weights: Tensor | None, sums: Sums) -> Tensor:
         mean = _sum(stack, weights)
         return mean if sums is LOCAL else sums.total(mean)
-
-    def leave(self, mean: Tensor) -> Tensor:
-        return mean
 
 
 @final
@@ -171,15 +165,16 @@ class Probabilities(Space):
             logs = widened(weights).clamp(min=limits.tiny).log()
             # A copy that does not count is impossible, and not nearly so.
             stack = stack + _spread(logs.masked_fill(weights == 0, -math.inf), stack)
-        if sums is LOCAL:
-            mean = stack.logsumexp(0)
-        else:
+        if sums is not LOCAL:
             top = sums.largest(stack.detach().amax(0))
             mean = sums.total((stack - top).exp().sum(0)).log() + top
+        elif stack.requires_grad or not torch.is_grad_enabled():
+            mean = stack.logsumexp(0)
+        else:
+            # Under torch.func.vmap no tensor says that it has a gradient, which must not be NaN.
+            gone = stack.amax(0) == -math.inf
+            mean = stack.masked_fill(gone, 0).logsumexp(0).masked_fill(gone, -math.inf)
         return mean - math.log(len(stack)) if weights is None else mean
-
-    def leave(self, mean: Tensor) -> Tensor:
-        return mean
 
 
 def _sum(stack: Tensor, weights: Tensor | None) -> Tensor:

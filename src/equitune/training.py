@@ -90,17 +90,16 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
             parameter of the backbone learns, such as after another wrapper froze it.
     """
     weighting = _weighting_of(model)
-    if weighting is not None and weighting.learned:
-        if weighting.drifts and any(True for _ in weighting.parameters()):
+    if weighting is not None:
+        drifts = weighting.learned and weighting.reads not in (None, "input")
+        if drifts and any(True for _ in weighting.parameters()):
             raise ValueError(
                 f"model reads weight_input {weighting.reads!r} from the backbone, and fixed "
                 "weights would drift while the backbone learns; use "
                 "backbone_phase(with_frozen_features(model)) where there is a frozen copy to read, "
                 "or let both learn with joint_phase(model)"
             )
-        weighting.freeze()
-    elif weighting is not None:
-        # Scorers whose choice has no gradient: DDP would wait for theirs.
+        # Scorers whose choice has no gradient, too: DDP would wait for theirs.
         weighting.freeze()
     return _train_backbone(model)
 

@@ -15,7 +15,7 @@ from equitune._checks import (
     require_tensor,
     require_type,
 )
-from equitune._submodules import Watch, find_submodule, read_submodule
+from equitune._submodules import Watch, read_submodule
 from equitune.weightings import OrbitWeightNet
 
 __all__ = [
@@ -212,15 +212,12 @@ class FrozenFeatures(nn.Module):
         self.extractor = copy.deepcopy(network).requires_grad_(False).eval()
         self._watch: Watch | None = None
         if submodule != "output":
-            find_submodule(self.extractor, submodule, "submodule")
-            self._watch = Watch(submodule, "submodule")
-            self._watch.follow(self.extractor)
-            self._watch.belong_to(self)
+            self._watch = Watch(self, self.extractor, submodule, "submodule")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._watch is not None:
-            self._watch.belong_to(self)
+            self._watch = self._watch.of_copy(self, self.extractor)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; the copy stays in eval mode."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from equitune.functional import can_be_averaged
+from equitune._checks import require
 from equitune.runners._call import Call
 from equitune.spaces import Space
 from equitune.weightings import Copies, Weighting
@@ -92,12 +92,10 @@ class Mixing:
     """
 
     def __init__(self, weighting: Weighting, space: Space) -> None:
-        self.weighting, self.space = weighting, space
-        self.reads = weighting.reads
+        self.weighting, self.space, self.reads = weighting, space, weighting.reads
         self.weights: Tensor | None = None
         self.scores: Tensor | None = None
-        self._known = False
-        self._shape, self._tensors = (0, 0), [torch.empty(0)]
+        self._known, self._count, self._first = False, 0, torch.empty(0)
 
     def ask(self, copies: Copies) -> Tensor | None:
         if self.reads not in (None, "input"):
@@ -113,36 +111,31 @@ class Mixing:
         if not self._known:
             self._decide(copies)
         combine, weights = self.weighting.combine, self.weights
-        self._tensors = [combine(mean, weights) for mean in copies.means(self.space)]
-        batch_size = self._tensors[0].shape[0] if self._tensors else copies.batch_size
-        self._shape = copies.count, batch_size
-        return copies.rebuild(self._tensors)
+        tensors = [combine(mean, weights) for mean in copies.means(self.space)]
+        self._count = copies.count
+        self._first = tensors[0] if tensors else torch.empty(copies.batch_size)
+        return copies.rebuild(tensors)
 
     def equal_weights(self) -> Tensor:
-        """(K, B), in the dtype of the first output that has a mean."""
-        dtypes = (y.real.dtype for y in self._tensors if can_be_averaged(y))
-        dtype = next(dtypes, torch.float32)
-        device = self._tensors[0].device if self._tensors else None
-        return torch.full(self._shape, 1 / self._shape[0], dtype=dtype, device=device)
+        """(K, B), in the dtype of the first output; those that are averaged have a mean."""
+        return self._first.real.new_full((self._count, len(self._first)), 1 / self._count)
 
     def _decide(self, copies: Copies) -> None:
-        self.weights, self.scores = weights, scores = self.weighting(copies)
-        if weights is not None:
-            require_weights(self.weighting, weights, copies, scores)
+        self.weights, self.scores = weighed(self.weighting, copies)
         # A likelihood is asked again at each step.
         self._known = self.reads != "likelihood"
 
 
-def require_weights(
-    weighting: Weighting, weights: Tensor, copies: Copies, scores: Tensor | None
-) -> None:
-    """Refuses anything but one weight per copy and sample."""
+def weighed(weighting: Weighting, copies: Copies) -> tuple[Tensor | None, Tensor | None]:
+    """The weights and the scores; refuses anything but one weight per copy and sample."""
+    weights, scores = weighting(copies)
     count = copies.count if scores is None else scores.shape[0]
-    if weights.dim() < 2 or weights.shape[0] != count:
-        raise ValueError(
-            f"`weighting` must return one weight per copy and sample, got weights of shape "
-            f"{tuple(weights.shape)} for {count} copies; check {type(weighting).__name__}.weigh"
-        )
+    if weights is not None and (weights.dim() < 2 or weights.shape[0] != count):
+        must = "return one weight per copy and sample"
+        got = f"weights of shape {tuple(weights.shape)} for {count} copies"
+        use = f"(|G|, B), as {type(weighting).__name__}.weigh has to return"
+        require(False, "weighting", must, got, use)
+    return weights, scores
 
 
 @final

@@ -11,11 +11,10 @@ from torch import Tensor
 from equitune._checks import require_int
 from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
-from equitune.runners._orbit import Chosen, Orbit, Part, parts_of
+from equitune.runners._orbit import Chosen, Join, Orbit, Part, early_weights, parts_of
 
-Join = Callable[[list[Tensor]], Tensor]
-Job = tuple[Part, list[list[Tensor]], Join]
-"""A part, the flat batches to run for it, and how to join what comes back."""
+Pieces = list[list[Tensor]]
+"""The moved tensors of each flat batch to run."""
 
 
 @final
@@ -48,59 +47,43 @@ class Batches(Runner):
                 "dynamic batch in torch.export; export with chunk_size=None"
             )
         parts = parts_of(call, elements)
-        if mix.reads == "input":
-            # The weighting and the model may both work in place on what they get.
-            seen = [Part(p.slots, p.elements, [s.clone() for s in p.inputs]) for p in parts]
-            weights = mix.ask(Orbit(call, seen))
-            if weights is not None:
-                return self._run_chosen(call, mix, parts, weights)
-        jobs = [(p, *self._split(p.inputs, len(p.slots), call)) for p in parts]
-        return _evaluate(call, jobs, lambda done: mix(Orbit(call, done)))
+        weights = early_weights(call, mix, parts) if mix.reads == "input" else None
+        if weights is None:
+            jobs = [(p, *self._split(p, call)) for p in parts]
+            return _evaluate(call, jobs, lambda done: mix(Orbit(call, done)))
+        # Only copies that count are run, for each sample its own.
+        jobs, rows = [], []
+        for p in parts:
+            # By sample, so that each piece holds whole samples whatever their orientation.
+            samples, places = weights[list(p.slots)].T.nonzero(as_tuple=True)
+            if len(places) or not (call.batch_size or jobs):
+                sizes = self._sizes(samples, call.training)
+                pieces = zip(*[s[places, samples].split(sizes) for s in p.inputs], strict=True)
+                jobs.append((p, [[*piece] for piece in pieces], torch.cat))
+                rows.append((places, samples))
+        return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, rows, weights)))
 
-    def _split(
-        self, stacks: Sequence[Tensor], rows: int, call: Call
-    ) -> tuple[list[list[Tensor]], Join]:
-        """The flat batches to run, and how to join what comes back to stacks (rows, B, ...)."""
-        size, batch = self.chunk_size, call.batch_size
-        if size is None or rows * batch <= size:
-            return [[s.flatten(0, 1) for s in stacks]], lambda ys: ys[0].unflatten(0, (rows, batch))
+    def _split(self, part: Part, call: Call) -> tuple[Pieces, Join]:
+        """The flat batches to run for a part, and how to join what comes back."""
+        size, rows = self.chunk_size, len(part.slots)
+        if size is None or rows * call.batch_size <= size:
+            return [[s.flatten(0, 1) for s in part.inputs]], part.stacked
         # Copied, because a backbone that works in place would reach the other pieces.
         if call.training:
             step = max(1, size // rows)
-            whole = [
-                [s[:, i : i + step].flatten(0, 1).clone() for s in stacks]
-                for i in range(0, batch, step)
-            ]
-            return whole, lambda ys: torch.cat([y.unflatten(0, (rows, -1)) for y in ys], dim=1)
-        flat = [s.flatten(0, 1) for s in stacks]
-        any_copies = [[s[i : i + size].clone() for s in flat] for i in range(0, rows * batch, size)]
-        return any_copies, lambda ys: torch.cat(ys).unflatten(0, (rows, batch))
+            return [
+                [s[:, i : i + step].flatten(0, 1).clone() for s in part.inputs]
+                for i in range(0, call.batch_size, step)
+            ], lambda ys: torch.cat([y.unflatten(0, (rows, -1)) for y in ys], dim=1)
+        flat = [s.flatten(0, 1) for s in part.inputs]
+        starts = range(0, rows * call.batch_size, size)
+        return [[s[i : i + size].clone() for s in flat] for i in starts], part.stacked
 
-    def _run_chosen(self, call: Call, mix: Mix, parts: Sequence[Part], weights: Tensor) -> Any:
-        """Runs the copies whose weight is not 0 only, for each sample its own."""
-        jobs: list[Job] = []
-        samples: list[Tensor] = []
-        for p in parts:
-            # By sample, so that each piece holds whole samples whatever their orientation.
-            own, rows = torch.stack([weights[k] for k in p.slots], dim=1).nonzero(as_tuple=True)
-            if not len(rows) and (call.batch_size or jobs):
-                continue
-            places = [torch.tensor(list(ids), device=rows.device) for ids in (p.slots, p.elements)]
-            sizes = self._sizes(own, call.training)
-            pieces = zip(*[s[rows, own].split(sizes) for s in p.inputs], strict=True)
-            kept: Any = [ids[rows] for ids in places]
-            jobs.append((Part(*kept), [list(piece) for piece in pieces], torch.cat))
-            samples.append(own)
-        return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, samples, weights)))
-
-    def _sizes(self, samples: Tensor, training: bool) -> list[int]:
+    def _sizes(self, samples: Tensor, training: bool) -> int | list[int]:
         """How many copies are in each piece: whole samples, while the backbone trains."""
-        count, size = len(samples), self.chunk_size
-        if size is None or count <= size:
-            return [count]
-        if not training:
-            whole, rest = divmod(count, size)
-            return [size] * whole + [rest] * bool(rest)
+        size = self.chunk_size or max(1, len(samples))
+        if not training or len(samples) <= size:
+            return size
         sizes: list[int] = []
         for own in samples.unique_consecutive(return_counts=True)[1].tolist():
             if sizes and sizes[-1] + own <= size:
@@ -110,26 +93,17 @@ class Batches(Runner):
         return sizes
 
 
-def _evaluate(call: Call, jobs: Sequence[Job], finish: Callable[[list[Part]], Any]) -> Any:
+def _evaluate(
+    call: Call, jobs: Sequence[tuple[Part, Pieces, Join]], finish: Callable[[list[Part]], Any]
+) -> Any:
     """Runs the pieces of all parts, and goes on with what they gave."""
-    batches: list[list[Tensor]] = []
-    for _, pieces, _ in jobs:
-        batches += pieces
 
     def combine(ran: list[Ran]) -> Any:
         done: list[Part] = []
         start = 0
         for part, pieces, join in jobs:
-            done.append(_joined(part, ran[start : start + len(pieces)], join))
+            done.append(part.filled(ran[start : start + len(pieces)], join))
             start += len(pieces)
         return finish(done)
 
-    return call.evaluate(batches, combine)
-
-
-def _joined(part: Part, ran: Sequence[Ran], join: Join) -> Part:
-    first = ran[0]
-    columns = zip(*[r.leaves for r in ran], strict=True)
-    leaves = [(column[0][0], join([leaf for _, leaf in column])) for column in columns]
-    read = None if first.read is None else join([r.read for r in ran if r.read is not None])
-    return Part(part.slots, part.elements, (), first.output, leaves, read)
+    return call.evaluate([piece for _, pieces, _ in jobs for piece in pieces], combine)

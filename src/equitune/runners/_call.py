@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from equitune._submodules import Reading, Watch, read_submodule, require_gradients
+from equitune._checks import require
+from equitune._submodules import Reading, Watch, read_submodule
 from equitune.actions import Action
 from equitune.actions._tree import Key, common_classes, tensors
 from equitune.groups import FiniteGroup
@@ -30,6 +32,11 @@ class Ran:
     output: Any
     leaves: list[tuple[Action, Tensor]]
     read: Tensor | None
+
+    def first(self, rows: int) -> Ran:
+        """The same of the first copies alone."""
+        leaves = [(action, leaf[:rows]) for action, leaf in self.leaves]
+        return Ran(self.output, leaves, None if self.read is None else self.read[:rows])
 
 
 @final
@@ -104,14 +111,12 @@ class Call:
         if rows in (1, self.batch_size) and self.group.order > 1:
             # What passes the cut by must not fit the mean, nor be spread over it.
             if self.training:
-                raise ValueError(
-                    f"submodule is {self.cut.name!r}, and the last pass holds {rows} copies for a "
-                    f"batch of {rows} while the backbone trains; use Batches(), or another "
-                    "chunk_size"
-                )
+                must = "not end with as many copies as the batch has while the backbone trains"
+                use = "Batches(), or another chunk_size"
+                require(False, "runner", must, f"a last pass of {rows} of them", use)
             more = 1 if rows + 1 != self.batch_size else 2
             last = [torch.cat([stack, *[stack[:1]] * more]) for stack in last]
-        return self._pass_to(self.cut, last, lambda final: combine([*ran, final]), rows)
+        return self._pass_to(self.cut, last, lambda final: combine([*ran, final.first(rows)]))
 
     def run(self, copies: Sequence[Tensor]) -> Any:
         """Calls the function with other tensors in the places of those that move."""
@@ -122,16 +127,13 @@ class Call:
             place[key] = action.unflatten(place[key], copies[start:stop])
             start = stop
         try:
-            function = self.backbone if self.function is None else self.function
-            return function(*args, **kwargs)
+            return (self.function or self.backbone)(*args, **kwargs)
         except Exception as error:
-            if not isinstance(error, _Reached):
-                error.add_note(
-                    f"The wrapper was called with {[tuple(x.shape) for _, x in self.leaves]} and "
-                    "called the backbone with copies of the shapes "
-                    f"{[tuple(c.shape) for c in copies]}. The first dimension is the batch: images "
-                    "are (B, C, H, W)."
-                )
+            error.add_note(
+                f"The wrapper was called with {[tuple(x.shape) for _, x in self.leaves]}, and the "
+                f"backbone with copies of the shapes {[tuple(c.shape) for c in copies]}. The first "
+                "dimension is the batch: images are (B, C, H, W)."
+            )
             raise
 
     def read(self, copies: Sequence[Tensor]) -> tuple[Any, Tensor | None]:
@@ -158,13 +160,7 @@ class Call:
             _require_rows(leaf, copies)
         return Ran(output, leaves, read)
 
-    def _pass_to(
-        self,
-        cut: Watch,
-        copies: Sequence[Tensor],
-        then: Callable[[Ran], Any],
-        rows: int | None = None,
-    ) -> Any:
+    def _pass_to(self, cut: Watch, copies: Sequence[Tensor], then: Callable[[Ran], Any]) -> Any:
         """A pass in which the cut submodule returns what becomes of its output.
 
         Where nothing does, the pass ends there.
@@ -173,38 +169,18 @@ class Call:
             cut: The submodule.
             copies: The moved tensors, (N, ...) each.
             then: From what the pass gave so far to what becomes of it; None for nothing.
-            rows: How many of the copies count, the first ones; None for all.
         """
         mixed: list[Any] = []
         reading = None if self.tap is None else Reading(self.tap)
-        # Of two hooks on one module, the second one would see what the first one returns.
-        apart = self.tap is not None and self.tap.name != cut.name
-        differentiable = torch.is_grad_enabled()
 
         def see(activation: Any) -> Any:
-            if mixed:
-                raise ValueError(
-                    f"submodule is {cut.name!r}, which runs 2 times or more in one pass of the "
-                    "backbone; use the name of one that runs once"
-                )
-            require_gradients(cut, differentiable)
+            cut.require_once(1 + len(mixed))
             read = None
             if reading is not None:
-                if not apart:
-                    reading.see(activation)
-                elif not reading.seen:
-                    raise ValueError(
-                        f"weight_input is {reading.watch.name!r}, which does not run before the "
-                        f"cut at {cut.name!r}; use a submodule of the part that is symmetrised"
-                    )
-                read = reading.tensor()
+                read = reading.tensor(f" before the cut at {cut.name!r}")
                 _require_rows(read, copies)
-            ran = self._ran(activation, read, copies)
-            if rows is not None and rows < copies[0].shape[0]:
-                kept = [(action, leaf[:rows]) for action, leaf in ran.leaves]
-                ran = Ran(ran.output, kept, None if ran.read is None else ran.read[:rows])
             try:
-                mixed.append(then(ran))
+                mixed.append(then(self._ran(activation, read, copies)))
             except ValueError as error:
                 error.add_note(
                     f"submodule is {cut.name!r}; if this is about its activation, output_action "
@@ -216,37 +192,30 @@ class Call:
             return mixed[0]
 
         try:
-            with cut.opened(see):
-                if reading is None or not apart:
-                    output = self.run(copies)
-                else:
-                    with reading.watch.opened(reading.see):
-                        output = self.run(copies)
+            with cut.opened(see), nullcontext() if reading is None else reading.opened():
+                output = self.run(copies)
         except _Reached:
             return None
         except (RuntimeError, IndexError) as error:
             if not mixed or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(self._passes_by(cut, str(error))) from error
-        if not mixed:
-            raise ValueError(
-                f"submodule is {cut.name!r}, which runs 0 times in one pass of the backbone; use "
-                "the name of one that runs once"
-            )
-        ran_rows = copies[0].shape[0]
-        if mixed[0] is not None and ran_rows != self.batch_size:
+            raise ValueError(_passes_by(cut, str(error))) from error
+        cut.require_once(len(mixed))
+        rows = copies[0].shape[0]
+        if mixed[0] is not None and rows != self.batch_size:
             for tensor in tensors(output):
-                if tensor.shape[:1] == (ran_rows,):
-                    raise ValueError(self._passes_by(cut, f"{ran_rows} rows come out"))
+                if tensor.shape[:1] == (rows,):
+                    raise ValueError(_passes_by(cut, f"{rows} rows come out"))
         return output
 
-    def _passes_by(self, cut: Watch, found: str) -> str:
-        return (
-            f"submodule is {cut.name!r}, but the backbone does not run on its mean over "
-            f"the group ({found}): something from before it, such as a shortcut, a mask or "
-            "the batch size, passes the cut by; use a submodule that everything goes through, such "
-            "as the module around it"
-        )
+
+def _passes_by(cut: Watch, found: str) -> str:
+    return (
+        f"submodule is {cut.name!r}, but the backbone does not run on its mean over the group "
+        f"({found}): something from before it, such as a shortcut, a mask or the batch size, "
+        "passes the cut by; use a submodule that everything goes through, such as the module "
+        "around it"
+    )
 
 
 def _require_rows(tensor: Tensor, copies: Sequence[Tensor]) -> None:
@@ -259,5 +228,5 @@ def _require_rows(tensor: Tensor, copies: Sequence[Tensor]) -> None:
         )
 
 
-class _Reached(Exception):  # noqa: N818
-    """The pass has come to where it ends."""
+class _Reached(BaseException):
+    """The pass has come to where it ends, which is not an error of the backbone."""

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call
-from equitune.runners._orbit import Orbit, Part
+from equitune.runners._orbit import Orbit, Part, early_weights
 
 
 @final
@@ -21,11 +21,9 @@ class Loop(Runner):
         return "Loop()"
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
-        each = [[g] for g in elements]
-        copies = [call.copies(one) for one in each]
+        parts = [Part([k], [g], call.copies([g])) for k, g in enumerate(elements)]
         if mix.reads == "input":
-            seen = [Part([k], one, [s.clone() for s in stacks])
-                    for k, (one, stacks) in enumerate(zip(each, copies, strict=True))]  # fmt: skip
-            mix.ask(Orbit(call, seen))
-        flat = [[stack.flatten(0, 1) for stack in stacks] for stacks in copies]
+            early_weights(call, mix, parts)
+        flat = [[stack.flatten(0, 1) for stack in p.inputs] for p in parts]
+        each = [p.elements for p in parts]
         return call.evaluate(flat, lambda ran: mix(Orbit.of(call, each, ran)))

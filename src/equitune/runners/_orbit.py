@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,10 +11,17 @@ from torch import Tensor
 
 from equitune.actions import Action
 from equitune.functional import can_be_averaged, widened
+from equitune.runners._base import Mix
 from equitune.runners._call import Call, Ran
 from equitune.spaces import Space
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, join, require_one_shape
+
+Join = Callable[[list[Tensor]], Tensor]
+"""From what came of flat batches to stacks (E, B, ...)."""
+
+Rows = Sequence[tuple[Tensor, Tensor]]
+"""For each part the places of its rows in its elements, and their samples, (N,) each."""
 
 
 @final
@@ -38,6 +45,19 @@ class Part:
     leaves: Sequence[tuple[Action, Tensor]] = ()
     read: Tensor | None = None
 
+    def filled(self, ran: Sequence[Ran], join: Join) -> Part:
+        """The same copies, with what passes gave for them."""
+        columns = zip(*[r.leaves for r in ran], strict=True)
+        leaves = [(column[0][0], join([leaf for _, leaf in column])) for column in columns]
+        read = None if ran[0].read is None else join([r.read for r in ran if r.read is not None])
+        return Part(self.slots, self.elements, (), ran[0].output, leaves, read)
+
+    def stacked(self, ys: list[Tensor]) -> Tensor:
+        """What flat batches gave for all copies of all samples, joined to (E, B, ...)."""
+        flat = ys[0] if len(ys) == 1 else torch.cat(ys)
+        stack: Tensor = flat.unflatten(0, (len(self.slots), -1))
+        return stack
+
 
 def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
     """The copies of some elements before they are run: one part for each shape."""
@@ -48,14 +68,21 @@ def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
     ]
 
 
+def early_weights(call: Call, mix: Mix, parts: Sequence[Part]) -> Tensor | None:
+    """Asks a weighting that reads the input; the weights if most are 0, else None."""
+    # The weighting and the model may both work in place on what they get.
+    seen = [Part(p.slots, p.elements, [s.clone() for s in p.inputs]) for p in parts]
+    return mix.ask(Orbit(call, seen))
+
+
 class Orbit(Copies):
     """The same elements for all samples, one part for each shape of copies."""
 
     def __init__(self, call: Call, parts: Sequence[Part]) -> None:
         self.call, self.parts = call, parts
         self.count = 0
-        for p in parts:
-            self.count += len(p.slots)
+        for part in parts:
+            self.count += len(part.slots)
 
     @classmethod
     def of(cls, call: Call, elements: Sequence[Sequence[int]], ran: Sequence[Ran]) -> Orbit:
@@ -67,18 +94,11 @@ class Orbit(Copies):
             ran: What the passes gave.
         """
         flat = [g for members in elements for g in members]
-        places = sorted(range(len(flat)), key=flat.__getitem__)
-        ranks = {place: slot for slot, place in enumerate(places)}
-        parts: list[Part] = []
-        start = 0
-        for members, r in zip(elements, ran, strict=True):
-            shape = (len(members), call.batch_size)
-            leaves = [(action, leaf.unflatten(0, shape)) for action, leaf in r.leaves]
-            read = None if r.read is None else r.read.unflatten(0, shape)
-            slots = [ranks[start + i] for i in range(len(members))]
-            parts.append(Part(slots, members, (), r.output, leaves, read))
-            start += len(members)
-        return cls(call, parts)
+        order = sorted(range(len(flat)), key=flat.__getitem__)
+        ranks = iter(sorted(range(len(flat)), key=order.__getitem__))
+        parts = [Part([next(ranks) for _ in members], members) for members in elements]
+        pairs = zip(parts, ran, strict=True)
+        return cls(call, [part.filled([r], part.stacked) for part, r in pairs])
 
     @property
     def batch_size(self) -> int:
@@ -93,7 +113,8 @@ class Orbit(Copies):
             return [(p.slots, p.inputs[0]) for p in self.parts]
         if what == "output":
             return [(p.slots, p.leaves[0][1]) for p in self.parts]
-        return [(p.slots, p.read) for p in self.parts if p.read is not None]
+        # The activation at the cut is the output there; what reads it may work in place.
+        return [(p.slots, p.leaves[0][1].clone() if p.read is None else p.read) for p in self.parts]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
         action = self.call.output_action
@@ -130,41 +151,34 @@ class Chosen(Orbit):
 
     Args:
         call: The call.
-        parts: The copies that have run, with rows (N, ...) for stacks, and their slots and
-            elements as tensors.
-        samples: For each part the samples of its rows.
+        parts: The copies that have run, with rows (N, ...) for stacks.
+        rows: Which copies they are.
         weights: (K, B), the weights of all copies.
     """
 
-    def __init__(
-        self, call: Call, parts: Sequence[Part], samples: Sequence[Tensor], weights: Tensor
-    ) -> None:
+    def __init__(self, call: Call, parts: Sequence[Part], rows: Rows, weights: Tensor) -> None:
         super().__init__(call, parts)
-        self.samples = samples
         counts = weights != 0
-        self._places = (counts.cumsum(0) - 1).clamp(min=0)
-        # Once per call, and not once per tensor of the output.
+        held = (counts.cumsum(0) - 1).clamp(min=0)
+        self.count = max(1, int(counts.sum(0).max())) if weights.numel() else 1
+        self._weights = weights.new_zeros(self.count, weights.shape[1])
+        self._weights.scatter_add_(0, held, weights)
         inverses = torch.tensor(call.group.inverses, device=weights.device)
-        self._undoing = [inverses[p.elements] for p in parts]
-        self._held = max(1, int(counts.sum(0).max())) if weights.numel() else 1
-        self._weights = weights.new_zeros(self._held, weights.shape[1])
-        self._weights.scatter_add_(0, self._places, weights)
+        self._undoing, slots = [], []
+        for p, (places, samples) in zip(parts, rows, strict=True):
+            self._undoing.append(inverses[list(p.elements)][places])
+            slots.append(held[list(p.slots)][places, samples])
+        self._into = torch.cat(slots), torch.cat([samples for _, samples in rows])
 
     def undone(self, leaf: int) -> Tensor:
-        batch, rows = self.call.batch_size, torch.empty(0)
-        for p, samples, undoing in zip(self.parts, self.samples, self._undoing, strict=True):
+        rows: list[Tensor] = []
+        for p, undoing in zip(self.parts, self._undoing, strict=True):
             action, y = p.leaves[leaf]
-            y = action.transform(y, undoing)
-            if p is self.parts[0]:
-                rows = y.new_zeros(self._held * batch, *y.shape[1:])
-            require_one_shape(rows, y, "the output")
-            places = self._places[p.slots, samples] * batch + samples
-            rows = rows.index_put((places,), y)
-        stack: Tensor = rows.unflatten(0, (self._held, batch))
-        return stack
+            rows.append(action.transform(y, undoing))
+            require_one_shape(rows[0], rows[-1], "the output")
+        stack = rows[0].new_zeros(self.count, self.batch_size, *rows[0].shape[1:])
+        return stack.index_put(self._into, torch.cat(rows))
 
-    def means(self, space: Space) -> list[Mean]:
-        def counted(mean: Mean) -> Mean:
-            return lambda _: mean(self._weights)
-
-        return [counted(mean) for mean in super().means(space)]
+    def _mean(self, leaf: int, space: Space) -> Mean:
+        mean = super()._mean(leaf, space)
+        return lambda _: mean(self._weights)

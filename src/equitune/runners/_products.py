@@ -8,17 +8,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from equitune._checks import described
+from equitune._checks import described, require
 from equitune.actions import Action
 from equitune.functional import matrices, widened
-from equitune.runners._base import Mix, Runner, require_weights
+from equitune.runners._base import Mix, Runner, weighed
 from equitune.runners._batches import Batches
 from equitune.runners._call import Call
 from equitune.spaces import Space, Values
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean, scored, shaking
-
-VALUES = Values()
 
 DIRECT = (None, "input", "output")
 """What a weighting may read of a call that is made fast."""
@@ -71,7 +69,7 @@ class MatrixProducts(Runner):
         (action, x), *others = call.leaves
         tables = None
         if not (others or call.tap or call.cut):
-            tables = self._tables(action, call.output_action, elements, x)
+            tables = self.tables(action, call.output_action, elements, x)
         if tables is None:
             return self._others.run(call, mix, elements)
         copies = torch.mm(x, tables.before).view(-1, tables.size)
@@ -81,48 +79,14 @@ class MatrixProducts(Runner):
         raw = call.run([copies])
         return mix(Rows(tables, tables.after(raw, copies), seen, raw))
 
-    def bind(self, model: Any) -> Callable[[Any], Tensor | None] | None:
-        if not isinstance(model.input_action, Action):
-            return None
+    def bind(self, model: Any) -> Callable[[Any], Any] | None:
         weighting = model.weighting
         chooses_before = weighting.sparse and weighting.reads == "input"
-        if weighting.reads not in DIRECT or chooses_before or model.submodule is not None:
-            return None
-        known: dict[tuple[torch.device, torch.dtype], Tables] = {}
-        action, output_action, space = model.input_action, model.output_action, model.space
-        equal, reads_inputs = weighting.equal and space == VALUES, weighting.reads == "input"
-        # Around so small a network each look-up of a submodule would count.
-        modules = model._modules
+        direct = weighting.reads in DIRECT and not chooses_before and model.submodule is None
+        # A bound method takes less time to call than an object.
+        return Fast(self, model).run if direct and isinstance(model.input_action, Action) else None
 
-        def fast(x: Any) -> Any:
-            if type(x) is not Tensor:
-                return None
-            tables = known.get((x.device, x.dtype))
-            if (
-                tables is None
-                or x.dim() != 2
-                or x.shape[1] != tables.size
-                or torch.is_autocast_enabled(tables.device_type)
-            ):
-                tables = self._tables(action, output_action, model.group.elements, x)
-                if tables is None:
-                    return None
-                known[x.device, x.dtype] = tables
-            copies = torch.mm(x, tables.before).view(-1, tables.size)
-            inputs = copies.clone() if reads_inputs else None
-            raw = modules["backbone"](copies)
-            after = tables.after(raw, copies)
-            if equal:
-                return torch.mm(raw.reshape(-1, after.width), after.mean)
-            rows = Rows(tables, after, inputs, raw)
-            weights, scores = weighting(rows)
-            if weights is not None:
-                require_weights(weighting, weights, rows, scores)
-            return weighting.combine(rows.means(space)[0], weights)
-
-        return fast
-
-    def _tables(
+    def tables(
         self, action: Action, output_action: Action, elements: Sequence[int], x: Tensor
     ) -> Tables | None:
         """The tables for a dtype and a device; None where only the copies themselves are exact."""
@@ -147,6 +111,53 @@ class MatrixProducts(Runner):
 
 
 @final
+class Fast:
+    """What a model does with one tensor of the usual kind, without the checks of a call.
+
+    Args:
+        runner: What makes the tables.
+        model: The model.
+    """
+
+    def __init__(self, runner: MatrixProducts, model: Any) -> None:
+        self._runner, self._weighting, self._space = runner, model.weighting, model.space
+        self._acting = model.input_action, model.output_action, model.group.elements
+        self._equal = model.weighting.equal and type(model.space) is Values
+        self._reads_inputs = model.weighting.reads == "input"
+        # Around so small a network each look-up of a submodule would count.
+        self._modules = model._modules
+        self._known: dict[tuple[torch.device, torch.dtype], Tables] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": {}}
+
+    def run(self, x: Any) -> Any:
+        """The output; None for what it is not made for."""
+        if type(x) is not Tensor:
+            return None
+        tables = self._known.get((x.device, x.dtype))
+        if (
+            tables is None
+            or x.dim() != 2
+            or x.shape[1] != tables.size
+            or torch.is_autocast_enabled(tables.device_type)
+        ):
+            tables = self._runner.tables(*self._acting, x)
+            if tables is None:
+                return None
+            self._known[x.device, x.dtype] = tables
+        copies = torch.mm(x, tables.before).view(-1, tables.size)
+        inputs = copies.clone() if self._reads_inputs else None
+        raw = self._modules["backbone"](copies)
+        after = tables.after(raw, copies)
+        if self._equal:
+            return torch.mm(raw.reshape(-1, after.width), after.mean)
+        rows = Rows(tables, after, inputs, raw)
+        weights, _ = weighed(self._weighting, rows)
+        return self._weighting.combine(rows.means(self._space)[0], weights)
+
+
+@final
 class Tables:
     """What vectors are multiplied by, for one device and one dtype.
 
@@ -168,10 +179,8 @@ class Tables:
         """What outputs are multiplied by; refuses anything but one vector for each copy."""
         right = isinstance(raw, Tensor) and raw.dim() == 2 and raw.shape[0] == copies.shape[0]
         if not right or raw.dtype != copies.dtype:
-            raise ValueError(
-                f"the backbone must return a tensor of shape ({copies.shape[0]}, m) and of dtype "
-                f"{copies.dtype}, got {described(raw)}; use the runner Batches()"
-            )
+            must = f"return a tensor of shape ({copies.shape[0]}, m) and of dtype {copies.dtype}"
+            require(False, "backbone", must, described(raw), "the runner Batches()")
         after = self._after.get(raw.shape[1])
         if after is None:
             with torch.inference_mode(False):
@@ -252,12 +261,12 @@ class Rows(Copies):
         outputs = widened(self._stacks["output"])
         # All at once: a function costs more than what it reads.
         shaken = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
-        scores = widened(scored(function, shaken, shaken.shape)).view(3, self.count, -1)
+        scores = widened(scored(function, shaken, shaken)).view(3, self.count, -1)
         return scores[0], torch.aminmax(scores, dim=0)
 
     def means(self, space: Space) -> list[Mean]:
         tables, after, raw = self.tables, self.after, self._stacks["output"]
-        values = space == VALUES
+        values = type(space) is Values
 
         def rows(stack: Tensor) -> Tensor:
             return stack.transpose(0, 1).reshape(-1, after.width)

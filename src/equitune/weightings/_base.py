@@ -10,7 +10,8 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from equitune._modes import freeze, learn, learning
+from equitune._checks import require
+from equitune._modes import Flags, freeze, learning, restore
 from equitune.actions._tree import mapped
 from equitune.functional import widened
 from equitune.spaces import LOCAL, Space, Sums
@@ -77,12 +78,8 @@ class Copies(ABC):
         Raises:
             ValueError: If the function returns something else than (E, B).
         """
-        parts = [
-            (slots, scored(function, outputs, stack.shape, name))
-            for (slots, stack), (_, outputs) in zip(
-                self.read("output"), self.outputs(), strict=True
-            )
-        ]
+        pairs = zip(self.read("output"), self.outputs(), strict=True)
+        parts = [(slots, scored(function, y, stack, name)) for (slots, stack), (_, y) in pairs]
         return self.gathered(widened(join(parts, name)))
 
     def noisy_scores(
@@ -148,8 +145,8 @@ class Weighting(nn.Module, ABC):
     sparse: bool = False
     chooses: bool = False
     equal: bool = False
-    # The names of the parameters that learn once it is unfrozen; None while it is not frozen.
-    _learning: tuple[str, ...] | None = None
+    # What the flags of parameters are once it is unfrozen; None while it is not frozen.
+    _flags: Flags | None = None
 
     @abstractmethod
     def score(self, copies: Copies) -> Tensor | None:
@@ -184,19 +181,14 @@ class Weighting(nn.Module, ABC):
         return not self.chooses and any(True for _ in parts)
 
     @property
-    def drifts(self) -> bool:
-        """Whether what it reads changes while the backbone learns."""
-        return self.reads not in (None, "input")
-
-    @property
     def frozen(self) -> bool:
         """Whether it is frozen."""
-        return self._learning is not None
+        return self._flags is not None
 
     @property
     def learning(self) -> tuple[str, ...]:
         """The names of the parameters that learn, or will once it is unfrozen."""
-        return learning(self) if self._learning is None else self._learning
+        return learning(self, self._flags)
 
     def freeze(self, learning: Sequence[str] | None = None) -> Self:
         """Keeps it in eval mode, also under ``train()``, and its parameters fixed.
@@ -208,8 +200,7 @@ class Weighting(nn.Module, ABC):
         Returns:
             The weighting itself.
         """
-        self._learning = self.learning if learning is None else tuple(learning)
-        freeze(self)
+        self._flags = freeze(self, self.learning if learning is None else learning)
         return self
 
     def unfreeze(self) -> Self:
@@ -218,8 +209,8 @@ class Weighting(nn.Module, ABC):
         Returns:
             The weighting itself.
         """
-        learn(self, self.learning)
-        self._learning = None
+        restore(self, self._flags or {})
+        self._flags = None
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -238,29 +229,37 @@ class Uniform(Weighting):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, copies: Copies) -> tuple[None, None]:
-        """No weights and no scores."""
-        return None, None
+    def score(self, copies: Copies) -> None:
+        """No scores."""
 
-    def score(self, copies: Copies) -> Tensor | None:
-        return None
-
-    def weigh(self, scores: Tensor, copies: Copies) -> Tensor | None:
-        return None
+    def weigh(self, scores: Tensor, copies: Copies) -> None:
+        """No weights."""
 
 
 def scored(
-    function: Callable[[Any], Tensor], outputs: Any, shape: Sequence[int], name: str = "proxy_loss"
+    function: Callable[[Any], Tensor], outputs: Any, stack: Tensor, name: str = "proxy_loss"
 ) -> Tensor:
-    """A function of raw outputs of shape (E, B, ...); refuses what it returns but for (E, B)."""
-    scores = function(outputs)
-    if isinstance(scores, Tensor) and scores.shape == shape[:2]:
-        return scores
-    given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    raise ValueError(
-        f"`{name}` must return one number per element and sample, {tuple(shape[:2])}, got {given} "
-        f"for raw outputs of shape {tuple(shape)}; use a function from (|G|, B, ...) to (|G|, B)"
-    )
+    """A function of raw outputs, whose first stack is (E, B, ...), to (E, B)."""
+    return per_copy(name, function(outputs), "number per element and sample", stack.shape[:2])
+
+
+def per_copy(name: str, found: Any, noun: str, *shapes: tuple[int, ...]) -> Tensor:
+    """What a function or a module of the user returns; refuses all but one number per copy.
+
+    Args:
+        name: What the user calls it.
+        found: What it returns.
+        noun: What it has to return of each copy.
+        shapes: The shapes that this has.
+
+    Raises:
+        ValueError: If what it returns has none of the shapes.
+    """
+    if not isinstance(found, Tensor) or found.shape not in shapes:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        must = f"return one {noun}, {' or '.join(str(tuple(shape)) for shape in shapes)}"
+        require(False, name, must, given, "one that does")
+    return found  # type: ignore[no-any-return]
 
 
 def shaking(x: Tensor, rounding: float) -> Tensor:

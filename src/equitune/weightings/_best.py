@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from equitune._checks import optional_tolerance, require_function, require_type
+from equitune._checks import optional_tolerance, require, require_function, require_type
 from equitune._modes import evaluating
 from equitune.functional import select_minimum
 from equitune.weightings._base import Copies, Mean, Weighting
@@ -17,14 +17,11 @@ from equitune.weightings._learned import copy_logits
 
 Gradient = Literal["equitune", "identity", "selected"]
 
-GRADIENTS = ("equitune", "identity", "selected", None)
+GRADIENTS = (*get_args(Gradient), None)
 
 TIE_TOLERANCES = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-5,
-    torch.float16: 5e-3,
-    torch.bfloat16: 3e-2,
-}
+    torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2,
+}  # fmt: skip
 
 
 def tie_tolerance(*dtypes: torch.dtype) -> float:
@@ -86,11 +83,8 @@ class Best(Weighting):
         super().__init__()
         use = "one of the raw outputs, such as equitune.losses.entropy"
         self.proxy_loss = require_function("proxy_loss", proxy_loss, use)
-        if gradient not in GRADIENTS:
-            raise ValueError(
-                f"`gradient` must be one of {GRADIENTS}, got {gradient!r}; use 'equitune' for the "
-                "gradient of the mean"
-            )
+        use = "'equitune' for the gradient of the mean"
+        require(gradient in GRADIENTS, "gradient", f"be one of {GRADIENTS}", repr(gradient), use)
         self.gradient = gradient
         self.tie_tolerance = optional_tolerance(tie_tolerance)
         self.train(self.training)
@@ -106,10 +100,7 @@ class Best(Weighting):
         """The weights and the scores that they come from; the choice is piecewise constant."""
         tolerance, rounding = self._tolerances(copies)
         with torch.no_grad():
-            if rounding:
-                losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
-            else:
-                losses, bounds = copies.scores(self.proxy_loss), None
+            losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
             return select_minimum(losses, tolerance, bounds), -losses
 
     def score(self, copies: Copies) -> Tensor:
@@ -161,9 +152,8 @@ class Canonical(Weighting):
 
     def __init__(self, weight_net: nn.Module, tie_tolerance: float | None = None) -> None:
         super().__init__()
-        self.weight_net = require_type(
-            "weight_net", weight_net, nn.Module, "one that returns one logit per copy"
-        )
+        use = "one that returns one logit per copy"
+        self.weight_net = require_type("weight_net", weight_net, nn.Module, use)
         self.tie_tolerance = optional_tolerance(tie_tolerance)
 
     def score(self, copies: Copies) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equitune._checks import require_type
 from equitune.functional import widened
-from equitune.weightings._base import Copies, Weighting, join
+from equitune.weightings._base import Copies, Weighting, join, per_copy
 
 
 class OrbitWeightNet(nn.Module, ABC):
@@ -83,7 +83,7 @@ def copy_logits(net: nn.Module, copies: Copies, reads: str) -> Tensor:
     parts = copies.read(reads)
     if isinstance(net, OrbitWeightNet):
         stack = join(parts, f"weight_input {reads!r}")
-        logits = _checked(net(stack), stack, (stack.shape[:2],))
+        logits = per_copy("weight_net", net(stack), "logit per copy", stack.shape[:2])
     else:
         logits = join([(slots, _flat(net, stack)) for slots, stack in parts], "weight_net")
     # Whatever autocast or the backbone work in.
@@ -92,15 +92,5 @@ def copy_logits(net: nn.Module, copies: Copies, reads: str) -> Tensor:
 
 def _flat(net: nn.Module, stack: Tensor) -> Tensor:
     copies = stack.flatten(0, 1)
-    logits = _checked(net(copies), copies, (copies.shape[:1], (copies.shape[0], 1)))
-    return logits.reshape(stack.shape[:2])
-
-
-def _checked(logits: Tensor, seen: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
-    if isinstance(logits, Tensor) and logits.shape in shapes:
-        return logits
-    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise ValueError(
-        f"weight_net returned {given} for copies of shape {tuple(seen.shape)}; it must "
-        f"return one logit per copy, {' or '.join(str(tuple(s)) for s in shapes)}"
-    )
+    shapes = copies.shape[:1], (copies.shape[0], 1)
+    return per_copy("weight_net", net(copies), "logit per copy", *shapes).reshape(stack.shape[:2])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from equitune.actions import Action
 from equitune.runners import Batches
-from equitune.weightings import Best, Canonical, Learned, Uniform
+from equitune.weightings import Best, Canonical, Learned
 from equitune.weightings._best import Gradient
+from equitune.wrappers._inputs import Actions
 from equitune.wrappers._symmetrized import Symmetrized
 
 
@@ -46,16 +47,15 @@ class EquiTune(Symmetrized):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         chunk_size: int | None = None,
         submodule: str | None = None,
     ) -> None:
         super().__init__(
-            backbone, input_action, output_action,
-            weighting=Uniform(), runner=Batches(chunk_size), submodule=submodule,
-        )  # fmt: skip
+            backbone, input_action, output_action, runner=Batches(chunk_size), submodule=submodule
+        )
 
 
 @final
@@ -100,7 +100,7 @@ class LambdaEquiTune(Symmetrized):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         weight_net: nn.Module,
@@ -154,7 +154,7 @@ class EquiZero(Symmetrized):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         proxy_loss: Callable[[Any], Tensor],
@@ -213,7 +213,7 @@ class Canonicalize(Symmetrized):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         weight_net: nn.Module,

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_module, require_type
-from equitune._modes import freeze, learn, learning
-from equitune._submodules import Watch, find_submodule
+from equitune._checks import require, require_module, require_type
+from equitune._modes import Flags, freeze, learning, renamed, restore
+from equitune._submodules import Watch
 from equitune.actions import Action, TrivialAction
 from equitune.runners import Batches, Mix, Runner
-from equitune.wrappers._attributes import Around
-from equitune.wrappers._inputs import InputActions
+from equitune.wrappers._inputs import Actions, InputActions
+from equitune.wrappers._subclasses import annotated_as
 
 PARTS = ("backbone", "input_action", "output_action", "runner", "weighting", "space")
 """What may be replaced, and has to fit the rest."""
 
+HANDED_ON = (
+    "config", "default_cfg", "device", "dtype", "main_input_name", "name_or_path", "num_classes",
+    "pretrained_cfg",
+)  # fmt: skip
+"""What describes the backbone and computes nothing, so that the group has no part in it."""
 
-class OrbitModule(Around, ABC):
+
+class OrbitModule(nn.Module, ABC):
     """Runs a backbone on the orbit of its input and undoes the output action.
 
     Subclasses say what becomes of the copies g^-1 M(gx).
@@ -35,34 +41,36 @@ class OrbitModule(Around, ABC):
             outputs need a ``TreeAction``.
         runner: How the backbone is evaluated on the copies. Default one batch.
 
+    Attributes:
+        accepts_loss_kwargs: Says to trainers that no loss is computed inside, since the mean of
+            the losses of the copies is not the loss of the mean.
+
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If the actions are of different groups.
     """
 
-    # The names of the parameters that learn once the backbone is unfrozen; None while it is not
-    # frozen.
-    _learning: tuple[str, ...] | None = None
-    _probed: tuple[str, ...] = ()
+    backbone: nn.Module
+    output_action: Action
+    runner: Runner
+    accepts_loss_kwargs = False
+    # What the flags of parameters are once the backbone is unfrozen; None while it is not frozen.
+    _flags: Flags | None = None
 
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         runner: Runner | None = None,
     ) -> None:
         super().__init__()
-        self._inputs = InputActions(require_module("backbone", backbone), input_action)
-        self.group = self._inputs.group
-        self.input_action = input_action
-        self.output_action = _check_output_action(output_action, self._inputs)
-        use = "a runner such as Batches(chunk_size=64), or None for one batch"
-        self.runner = Batches() if runner is None else require_type("runner", runner, Runner, use)
-        self.backbone = backbone
+        self.backbone, self.input_action = require_module("backbone", backbone), input_action
+        self.output_action = output_action  # type: ignore[assignment]
+        self.runner = Batches() if runner is None else runner
         self.watches: dict[str, Watch] = {}
-        self._prepare_actions()
+        self._fit(input_action)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; a part that is replaced has to fit the others."""
@@ -76,11 +84,26 @@ class OrbitModule(Around, ABC):
             super().__setattr__(name, held)
             self.refit()
             raise
-        if name == "backbone":
-            # What was frozen is gone.
-            self._learning, self._probed = None, ()
+        if name == "backbone" and self._flags is not None:
+            self._flags = renamed(self._flags, held, value)
 
-    def moved_arguments(self) -> Action | Mapping[str, Action]:
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the backbone: those in ``HANDED_ON``, and no others."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            # While a pickle is read the backbone does not exist yet.
+            backbone = self.__dict__.get("_modules", {}).get("backbone")
+            if backbone is None or name.startswith("_") or not hasattr(backbone, name):
+                raise
+            if name not in HANDED_ON:
+                raise AttributeError(
+                    f"{error}; its backbone has {name!r}, which is not symmetrised: use "
+                    f"unwrap().{name} (a wrapper hands on {', '.join(HANDED_ON)} alone)"
+                ) from None
+        return getattr(backbone, name)
+
+    def moved_arguments(self) -> Actions:
         """The actions of all arguments that move, those that a kit adds included."""
         return self.input_action
 
@@ -91,16 +114,7 @@ class OrbitModule(Around, ABC):
             TypeError: If one is of another type.
             ValueError: If they do not fit, such as an action of another group.
         """
-        require_type("runner", self.runner, Runner, "a runner such as Batches()")
-        inputs = InputActions(require_module("backbone", self.backbone), self.moved_arguments())
-        if inputs.group != self.group:
-            raise ValueError(
-                f"`input_action` must be one of the group of the wrapper, of order "
-                f"{self.group.order}, got one of order {inputs.group.order}; use a new wrapper"
-            )
-        _check_output_action(self.output_action, inputs)
-        self._inputs = inputs
-        self._prepare_actions()
+        self._fit(self.moved_arguments())
 
     # The first argument is by itself, so that torch.export takes dynamic_shapes=({0: batch},).
     @abstractmethod
@@ -118,12 +132,12 @@ class OrbitModule(Around, ABC):
     @property
     def frozen(self) -> bool:
         """Whether the backbone is frozen."""
-        return self._learning is not None
+        return self._flags is not None
 
     @property
     def learning(self) -> tuple[str, ...]:
         """The names of the backbone's parameters that learn, or will once it is unfrozen."""
-        return learning(self.backbone) if self._learning is None else self._learning
+        return learning(self.backbone, self._flags)
 
     def freeze_backbone(
         self, learning: Sequence[str] | None = None, *, probed: Sequence[str] = ()
@@ -138,10 +152,8 @@ class OrbitModule(Around, ABC):
         Returns:
             The wrapper itself.
         """
-        self._learning = self.learning if learning is None else tuple(learning)
-        self._probed = tuple(probed)
-        freeze(self.backbone)
-        learn(self.backbone, self._probed)
+        learning = self.learning if learning is None else learning
+        self._flags = freeze(self.backbone, learning, probed)
         return self
 
     def unfreeze_backbone(self) -> Self:
@@ -150,9 +162,8 @@ class OrbitModule(Around, ABC):
         Returns:
             The wrapper itself.
         """
-        learn(self.backbone, self._probed, False)
-        learn(self.backbone, self.learning)
-        self._learning, self._probed = None, ()
+        restore(self.backbone, self._flags or {})
+        self._flags = None
         self.backbone.train(self.training)
         return self
 
@@ -165,48 +176,14 @@ class OrbitModule(Around, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        for argument, watch in [*self.watches.items()]:
-            if watch.owned:
-                # A shallow copy has the same backbone and its own hooks.
-                self.watches = {**self.watches, argument: Watch(watch.name, argument)}
-                self.watches[argument].follow(self.backbone)
-            self.watches[argument].belong_to(self)
+        watches = self.watches.items()
+        self.watches = {name: watch.of_copy(self, self.backbone) for name, watch in watches}
 
     def extra_repr(self) -> str:
         return f"group of order {self.group.order}, runner={self.runner}"
 
-    def watch(self, argument: str, name: str, others: str = "") -> None:
-        """Looks at a submodule of the backbone in each call.
-
-        Args:
-            argument: The user's name of the argument that names it.
-            name: The dotted name of the submodule.
-            others: What else the argument may be, for messages.
-
-        Raises:
-            TypeError: If the name is not a string.
-            ValueError: If no submodule has it.
-        """
-        require_type(argument, name, str, "the dotted name of a submodule of the backbone")
-        find_submodule(self.backbone, name, argument, others)
-        watch = self.watches[argument] = Watch(name, argument)
-        watch.follow(self.backbone)
-        watch.belong_to(self)
-
-    def watched(self, argument: str) -> Watch | None:
-        """What looks at the submodule that an argument names, at the module that has it now."""
-        watch = self.watches.get(argument)
-        if watch is not None:
-            watch.follow(self.backbone)
-        return watch
-
     def run(
-        self,
-        mix: Mix,
-        x: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        runner: Runner | None = None,
+        self, mix: Mix, x: Any, args: Any, kwargs: dict[str, Any], runner: Runner | None = None
     ) -> Any:
         """The output of one call, from what ``mix`` makes of the copies.
 
@@ -218,32 +195,37 @@ class OrbitModule(Around, ABC):
             runner: A runner for this call; None for that of the model.
         """
         given = () if x is None and not args else (x, *args)
-        call, annotations = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
-        if self.watches:
-            call.tap, call.cut = self.watched("weight_input"), self.watched("submodule")
-        return annotations.on((runner or self.runner).run(call, mix, self.group.elements))
+        call, source = self._inputs.bind(self.backbone, given, kwargs, self.output_action)
+        for watch in self.watches.values():
+            watch.follow(self.backbone)
+        call.tap, call.cut = self.watches.get("weight_input"), self.watches.get("submodule")
+        output = (runner or self.runner).run(call, mix, self.group.elements)
+        return output if source is None else annotated_as(source, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._prepare_actions()
         return self
 
+    def _fit(self, moved: Actions) -> None:
+        """Fits the parts together."""
+        use = "a runner such as Batches(chunk_size=64), or None for one batch"
+        require_type("runner", self.runner, Runner, use)
+        inputs = InputActions(require_module("backbone", self.backbone), moved)
+        own: Any = self.output_action
+        if own is None:
+            own = self.output_action = TrivialAction(inputs.group)
+        use = "an action, or None for one invariant tensor"
+        own, group = require_type("output_action", own, Action, use).group, inputs.group
+        must = f"be of the group of input_action, of order {group.order} {group.names}"
+        got, use = f"one of order {own.order} {own.names}", "two actions of one group"
+        require(own == group, "output_action", must, got, use)
+        self._inputs, self.group = inputs, group
+        self._prepare_actions()
+
     def _prepare_actions(self) -> None:
         """Puts the actions' tables where the backbone is."""
         tensors = itertools.chain(self.backbone.parameters(), self.backbone.buffers())
         device = next((t.device for t in tensors), torch.device("cpu"))
-        for action in [*self._inputs.actions(), self.output_action]:
+        for action in [*self._inputs.by_name.values(), self.output_action]:
             action.prepare(device)
-
-
-def _check_output_action(action: Action | None, inputs: InputActions) -> Action:
-    if action is None:
-        return TrivialAction(inputs.group)
-    require_type("output_action", action, Action, "an action, or None for one invariant tensor")
-    if action.group != inputs.group:
-        raise ValueError(
-            f"output_action is one of a group of order {action.group.order} {action.group.names}, "
-            f"but input_action is one of a group of order {inputs.group.order} "
-            f"{inputs.group.names}; use two actions of one group"
-        )
-    return action

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, final
 
 from torch import Tensor, nn
 
-from equitune._checks import require_type
+from equitune._checks import require, require_type
+from equitune._submodules import Watch
 from equitune.actions import Action
 from equitune.runners import Batches, Runner
 from equitune.runners._base import Mixing, Stacking
 from equitune.spaces import Space, Values
 from equitune.weightings import Uniform, Weighting
+from equitune.wrappers._inputs import Actions
 from equitune.wrappers._orbit_module import OrbitModule
 
 
@@ -75,7 +76,7 @@ class Symmetrized(OrbitModule):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         weighting: Weighting | None = None,
@@ -84,13 +85,10 @@ class Symmetrized(OrbitModule):
         submodule: str | None = None,
     ) -> None:
         super().__init__(backbone, input_action, output_action, runner=runner)
-        weighting = Uniform() if weighting is None else weighting
-        use = "a weighting such as Uniform(), or None for equal weights"
-        self.weighting: Weighting = require_type("weighting", weighting, Weighting, use)
-        space = Values() if space is None else space
-        self.space = require_type("space", space, Space, "a space such as Values(), or None")
+        self.weighting: Weighting = Uniform() if weighting is None else weighting
+        self.space: Space = Values() if space is None else space
         if submodule is not None:
-            self.watch("submodule", submodule)
+            self.watches["submodule"] = Watch(self, backbone, submodule, "submodule")
         self._bind()
 
     @property
@@ -135,35 +133,28 @@ class Symmetrized(OrbitModule):
         self.weighting.unfreeze()
         return self.train(self.training)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_fast"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._fast = self.runner.bind(self)
-
     def refit(self) -> None:
         super().refit()
-        use = "another one, such as Uniform() or Values()"
-        require_type("weighting", self.weighting, Weighting, use)
-        require_type("space", self.space, Space, use)
         self._bind()
 
     def _bind(self) -> None:
-        """Fits the weighting and the runner together."""
-        reads = self.weighting.reads
+        """Fits the weighting, the space and the runner together."""
+        use = "a weighting such as Uniform(), or None for equal weights"
+        reads = require_type("weighting", self.weighting, Weighting, use).reads
+        require_type("space", self.space, Space, "a space such as Values(), or None")
         kind = reads if reads in (None, "input", "output", "likelihood") else "submodule"
-        if kind is not None and kind not in self.runner.offers:
-            raise ValueError(
-                f"`weighting` must read one of {sorted(self.runner.offers)}, which the runner "
-                f"offers, got {reads!r}; use another weighting, or another runner"
-            )
-        known = self.watches.get("weight_input")
-        if kind != "submodule" or known is None or known.name != reads:
-            if known is not None:
-                self.watches.pop("weight_input").end()
-            if kind == "submodule":
-                self.watch("weight_input", str(reads), "'input', 'output' or ")
+        offers = self.runner.offers
+        must = f"read one of {sorted(offers)}, which the runner offers"
+        use = "another weighting, or another runner"
+        require(kind is None or kind in offers, "weighting", must, repr(reads), use)
+        # At the cut, the activation is the output.
+        tapped = reads if kind == "submodule" and reads != self.submodule else None
+        if "weight_input" in self.watches and self.watches["weight_input"].name != tapped:
+            self.watches.pop("weight_input").end()
+        if tapped is not None and "weight_input" not in self.watches:
+            others = "'input', 'output' or "
+            watch = Watch(self, self.backbone, tapped, "weight_input", others)
+            self.watches["weight_input"] = watch
         self._fast = self.runner.bind(self)
 
     def extra_repr(self) -> str:
@@ -196,11 +187,9 @@ class Explaining(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module) or not callable(getattr(model, "explain", None)):
-            raise TypeError(
-                f"`model` must be a module with explain, got {type(model).__name__}; use a wrapper "
-                "such as EquiTune"
-            )
+        explains = isinstance(model, nn.Module) and callable(getattr(model, "explain", None))
+        must, use = "be a module with explain", "a wrapper such as EquiTune"
+        require(explains, "model", must, type(model).__name__, use, TypeError)
         self.model: Any = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Explanation:
@@ -237,7 +226,7 @@ class RegularFeatures(OrbitModule):
     def __init__(
         self,
         backbone: nn.Module,
-        input_action: Action | Mapping[str, Action],
+        input_action: Actions,
         output_action: Action | None = None,
         *,
         chunk_size: int | None = None,
