@@ -10,11 +10,7 @@ from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
 from equitune.rl._pictures import for_network, is_picture
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
-from equitune.rl._statistics import (
-    normalising_layers,
-    symmetric_statistics,
-    with_own_statistics,
-)
+from equitune.rl._statistics import normalising_layers, symmetric_statistics, with_own_statistics
 from equitune.rl._symmetries import Symmetry
 from equitune.wrappers import EquiTune
 
@@ -173,11 +169,7 @@ class SymmetricA2C(SymmetricAlgorithm, sb3.A2C):  # type: ignore[misc]
     """
 
 
-SYMMETRIC: dict[type, type] = {
-    sb3.DQN: SymmetricDQN,
-    sb3.PPO: SymmetricPPO,
-    sb3.A2C: SymmetricA2C,
-}
+SYMMETRIC: dict[type, type] = {sb3.DQN: SymmetricDQN, sb3.PPO: SymmetricPPO, sb3.A2C: SymmetricA2C}
 """What takes the place of an algorithm of Stable-Baselines3."""
 
 

@@ -52,11 +52,7 @@ def equizero(network: nn.Module, on_observations: Action, on_actions: Action) ->
 
 
 def lambda_equitune(
-    network: nn.Module,
-    on_observations: Action,
-    on_actions: Action,
-    *,
-    hidden_features: int = 100,
+    network: nn.Module, on_observations: Action, on_actions: Action, *, hidden_features: int = 100
 ) -> LambdaEquiTune:
     """LambdaEquiTune of a network on vectors: the weights are learned from the observation.
 

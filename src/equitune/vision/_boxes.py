@@ -65,10 +65,7 @@ class BoxAction(CoordinateAction):
     numbers = (4,)
 
     def __init__(
-        self,
-        images: ImageAction,
-        box_format: BoxFormat = "xyxy",
-        image_size: Size | None = None,
+        self, images: ImageAction, box_format: BoxFormat = "xyxy", image_size: Size | None = None
     ) -> None:
         known = box_format in FORMATS
         require(known, "box_format", f"be one of {FORMATS}", repr(box_format), "that of the model")
