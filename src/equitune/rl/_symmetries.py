@@ -120,6 +120,14 @@ class Move:
             require_strings(kind, itertools.chain.from_iterable(moved.items()), use)
 
 
+def require_symmetry(symmetry: Any) -> Symmetry:
+    """The symmetry itself; refuses anything else."""
+    checked: Symmetry = require_type(
+        "symmetry", symmetry, Symmetry, "one such as cartpole_mirror()"
+    )
+    return checked
+
+
 def discrete_symmetry(
     observation: Sequence[str], actions: Sequence[str], moves: Iterable[Move]
 ) -> Symmetry:
