@@ -25,8 +25,7 @@ from equitune.rl._libraries import gymnasium
 from equitune.rl._pictures import layers
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._spaces import is_discrete
-from equitune.rl._states import SetState, put_closely, states_are_known
-from equitune.rl._states import set_state as put_exactly
+from equitune.rl._states import SetState, known_setter, put_closely
 from equitune.rl._steps import Stepper, Taken, chosen, errors
 from equitune.rl._symmetries import Symmetry
 
@@ -101,7 +100,7 @@ def check_symmetry(
     require_int("seed", seed, "a number of 0 or more", least=0)
     if set_state is not None:
         require_function("set_state", set_state, "set_state(env, observation), or None")
-    stepper = Stepper(env, set_state or _known_setter(env), samples, seed, tolerance)
+    stepper = Stepper(env, set_state or known_setter(env), samples, seed, tolerance)
     drawn: list[Taken] = []
     if states is None:
         seen = stepper.of_episodes()
@@ -125,9 +124,8 @@ def check_symmetry(
     )
     if report.passed and not report.ends:
         warnings.warn(
-            f"none of the {report.steps} steps ended an episode, so check_symmetry has not "
-            "compared how episodes end; use `states` from which some do, unless the environment "
-            "never ends",
+            f"none of the {report.steps} steps ended an episode, so their ends were not compared; "
+            "use `states` from which some end, unless the environment never does",
             stacklevel=2,
         )
     return report
@@ -174,17 +172,6 @@ def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float
     got, use = f"{len(names or ())} for observations of shape {shape}", "as many as entries"
     right = names is None or shape == (len(names),)
     require(right, "names", "have one name for each entry", got, use)
-
-
-def _known_setter(env: Any) -> SetState:
-    inner, use = env.unwrapped, "a function of the environment and an observation"
-    must = f"be set for {described(inner)}, whose states are not known"
-    require(states_are_known(env), "set_state", must, None, use)
-    must = f"be set where a wrapper changes the observations of {described(inner)}"
-    shown = env.observation_space
-    got = f"None for a wrapper from {inner.observation_space} to {shown}"
-    require(shown == inner.observation_space, "set_state", must, got, use)
-    return put_exactly
 
 
 def _mismatch(

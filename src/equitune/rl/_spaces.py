@@ -44,9 +44,7 @@ def check_action_space(space: Any, action: Action) -> None:
     if not continuous:
         use = "one of discrete actions, or a Box of continuous ones"
         require_type("action_space", space, gymnasium.spaces.Discrete, use)
-    use = "a PermutationAction, such as discrete_symmetry(...) makes"
-    if continuous:
-        use = "a MatrixAction, such as continuous_symmetry(...) makes"
+    use = f"one such as {'continuous' if continuous else 'discrete'}_symmetry(...) makes"
     # Also where the sizes agree: scores of two actions are not two torques.
     right, got = is_discrete(action) != continuous, described(action)
     require(right, "on_actions", f"act on {space}", got, use, TypeError)
@@ -83,14 +81,11 @@ def _check_box(kind: str, space: Any, action: Action) -> None:
     bounds = _moved_bounds(kind, action, low, high)
     for element, (least, most, exact) in zip(action.group.names, bounds, strict=False):
         for side, bound, image in (("low", low, least), ("high", high, most)):
-            wrong = np.argwhere(exact & ~_same(bound, image)).tolist()
-            if wrong:
-                place = tuple(wrong[0])
-                raise ValueError(
-                    f"`{name}` must keep its bounds under element {element}, got {side}="
-                    f"{bound[place]:.6g} at entry {wrong[0]}, which becomes {image[place]:.6g}; "
-                    "use other bounds, or check which entries it negates or exchanges"
-                )
+            for entry in np.argwhere(exact & ~_same(bound, image)).tolist():
+                before, after = bound[tuple(entry)], image[tuple(entry)]
+                got = f"{side}={before:.6g} at entry {entry}, which becomes {after:.6g}"
+                use = "other bounds, or check which entries it negates or exchanges"
+                require(False, name, f"keep its bounds under element {element}", got, use)
 
 
 def _moved_bounds(kind: str, action: Action, low: Any, high: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -109,10 +104,9 @@ def _moved_bounds(kind: str, action: Action, low: Any, high: Any) -> Iterator[tu
 
 
 def _same(bound: Any, image: Any) -> Any:
-    bound, image = (
-        np.where(np.abs(b) >= ENDLESS / 1e6, np.sign(b), b / ENDLESS) for b in (bound, image)
-    )
-    return np.abs(bound - image) <= ROUNDING * np.abs(bound)
+    far = ENDLESS / 1e6
+    bound, image = (np.where(np.abs(b) < far, b, np.copysign(np.inf, b)) for b in (bound, image))
+    return np.isclose(image, bound, rtol=ROUNDING, atol=0)
 
 
 def _moved(action: Action, value: Any, g: int) -> Any:

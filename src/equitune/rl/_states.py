@@ -54,9 +54,16 @@ def put_closely(env: Any, observation: Any) -> None:
     _put(env, observation, exactly=False)
 
 
-def states_are_known(env: Any) -> bool:
-    """Whether :func:`set_state` knows the environment."""
-    return isinstance(env.unwrapped, tuple(LAYOUTS))
+def known_setter(env: Any) -> SetState:
+    """:func:`set_state`, for an environment that it knows and that shows its own observations."""
+    inner, use = env.unwrapped, "a function of the environment and an observation"
+    must = f"be set for {described(inner)}, whose states are not known"
+    require(isinstance(inner, tuple(LAYOUTS)), "set_state", must, None, use)
+    must = f"be set where a wrapper changes the observations of {described(inner)}"
+    shown = env.observation_space
+    got = f"None for a wrapper from {inner.observation_space} to {shown}"
+    require(shown == inner.observation_space, "set_state", must, got, use)
+    return set_state
 
 
 def _put(env: Any, observation: Any, exactly: bool) -> None:
@@ -64,7 +71,7 @@ def _put(env: Any, observation: Any, exactly: bool) -> None:
         raise TypeError(f"`env` must be an environment, got {described(env)}; use gymnasium.make()")
     inner = env.unwrapped
     must, use = "be CartPole, Acrobot, Pendulum or MountainCar", "a function of your own for others"
-    require(states_are_known(env), "env", must, described(inner), use)
+    require(isinstance(inner, tuple(LAYOUTS)), "env", must, described(inner), use)
     size, angles = next(LAYOUTS[kind] for kind in LAYOUTS if isinstance(inner, kind))
     with naming("observation"):
         values = np.asarray(observation, dtype=np.float64)
