@@ -8,7 +8,7 @@ from typing import Any, final
 from equitune._checks import described, require
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
-from equitune.rl._pictures import for_network, is_picture
+from equitune.rl._pictures import for_network
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
 from equitune.rl._statistics import normalising_layers, symmetric_statistics, with_own_statistics
 from equitune.rl._symmetries import Symmetry, require_symmetry
@@ -47,7 +47,8 @@ class SymmetricAlgorithm(sb3.common.base_class.BaseAlgorithm):  # type: ignore[m
         require(right, "policy", must, got, use, TypeError)
         symmetry = require_symmetry(self.policy_kwargs.get("symmetry"))
         if not self.in_network_layout:
-            known = self.env is not None or not is_picture(self.observation_space)
+            picture = sb3.common.preprocessing.is_image_space(self.observation_space)
+            known = self.env is not None or not picture
             must = "have an environment, which shows the order of height, width and channels"
             require(known, "model", must, None, "model.set_env(...) or load(..., env=...)")
             symmetry = for_network(symmetry, self.env)

@@ -63,11 +63,6 @@ class ChannelsFirst(Action):
         return f"ChannelsFirst({self.channels_last!r})"
 
 
-def is_picture(space: Any) -> bool:
-    """Whether Stable-Baselines3 takes a space for one of pictures."""
-    return bool(sb3.common.preprocessing.is_image_space(space))
-
-
 def layers(env: Any) -> Iterator[Any]:
     """Each wrapper around an environment, from the outside to the inside; vectorised ones first."""
     while isinstance(env, sb3.common.vec_env.VecEnvWrapper):

@@ -16,14 +16,13 @@ from equitune.functional import matrices
 from equitune.losses import negative_log_max_probability
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
-from equitune.rl._pictures import check_channels, is_picture
+from equitune.rl._pictures import check_channels
 from equitune.rl._symmetries import Symmetry, require_symmetry
 from equitune.runners import Batches, MatrixProducts
 from equitune.wrappers import EquiTune, Symmetrized
 
 common: Any = sb3.common
 policies: Any = common.policies
-Pairs = Iterator[tuple[nn.Module, nn.Module]]
 
 
 @final
@@ -84,7 +83,7 @@ class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
         self.method = require_function("method", method, use)
         symmetry.check_spaces(observation_space, action_space)
         shape, vectors = observation_space.shape, len(action_space.shape) < 2
-        if is_picture(observation_space) and shape[0] == min(shape):
+        if common.preprocessing.is_image_space(observation_space) and shape[0] == min(shape):
             check_channels(symmetry.on_observations, shape, 0)
         got, use = f"some of shape {action_space.shape}", "gymnasium.wrappers.TransformAction"
         require(vectors, "action_space", "have vectors as actions", got, use)
@@ -95,9 +94,9 @@ class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
         if mode and not self.environment_known:
             self.environment_known = True
             warnings.warn(
-                f"the algorithm that trains a {type(self).__name__} does not see whether the "
-                "environment normalises observations or shows pictures as (H, W, C); use "
-                "SymmetricDQN, SymmetricPPO or SymmetricA2C, also to load it",
+                f"what trains a {type(self).__name__} does not see whether the environment "
+                "normalises observations or shows pictures as (H, W, C); use SymmetricDQN, "
+                "SymmetricPPO or SymmetricA2C, also to load it",
                 stacklevel=3,
             )
         super().set_training_mode(mode)
@@ -146,7 +145,7 @@ class SymmetricDQNPolicy(SymmetricPolicy, sb3.dqn.policies.DQNPolicy):  # type: 
         moved: SymmetricQNetwork = network.to(self.device)
         return moved
 
-    def networks(self, plain: Any) -> Pairs:
+    def networks(self, plain: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The networks inside of the wrappers, each with that of a plain policy."""
         for own, given in ((self.q_net, plain.q_net), (self.q_net_target, plain.q_net_target)):
             yield own.q_net.unwrap(), SymmetricQNetwork.whole(given)
@@ -206,7 +205,7 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
         extractors = policy.pi_features_extractor, policy.vf_features_extractor
         return _after(policy, extractors[0], actor), _after(policy, extractors[1], critic)
 
-    def networks(self, plain: Any) -> Pairs:
+    def networks(self, plain: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The networks inside of the wrappers, and what else learns, each with its plain one."""
         own: Any = self.mlp_extractor
         yield from zip([own.actor.unwrap(), own.critic.unwrap()], self.whole(plain), strict=True)

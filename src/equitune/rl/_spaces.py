@@ -63,12 +63,12 @@ def is_discrete(action: Action) -> bool:
 
 def _check_box(kind: str, space: Any, action: Action) -> None:
     name, fits = f"{kind}_space", f"{kind}s of shape {space.shape} and dtype {space.dtype}"
-    probe = np.zeros(space.shape, dtype=space.dtype)
+    probe = torch.as_tensor(np.zeros((1, *space.shape), dtype=space.dtype))
     whole = np.issubdtype(space.dtype, np.integer) and not action.exact
     hint = "; use gymnasium.wrappers.DtypeObservation" if whole else ""
     for g in action.group.elements:
         try:
-            shape = _moved(action, probe, g).shape
+            shape = tuple(action.transform(probe, g).shape[1:])
         except (TypeError, ValueError) as error:
             raise type(error)(
                 f"`{name}` must hold what {described(action)} moves, got {fits}: {error}{hint}"
@@ -98,18 +98,11 @@ def _moved_bounds(kind: str, action: Action, low: Any, high: Any) -> Iterator[tu
             exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.True_
             yield ups @ least + downs @ most, ups @ most + downs @ least, exact
     elif action.exact:
-        for g in action.group.elements:
-            moved = _moved(action, low, g), _moved(action, high, g)
-            yield np.minimum(*moved), np.maximum(*moved), np.True_
+        for moved in action.orbit(torch.as_tensor(np.stack([low, high]))).numpy():
+            yield moved.min(axis=0), moved.max(axis=0), np.True_
 
 
 def _same(bound: Any, image: Any) -> Any:
     far = ENDLESS / 1e6
     bound, image = (np.where(np.abs(b) < far, b, np.copysign(np.inf, b)) for b in (bound, image))
     return np.isclose(image, bound, rtol=ROUNDING, atol=0)
-
-
-def _moved(action: Action, value: Any, g: int) -> Any:
-    """One array, without a batch dimension, moved by an element."""
-    # A copy: arrays of environments may be read-only.
-    return action.transform(torch.tensor(value)[None], g)[0].numpy()

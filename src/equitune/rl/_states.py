@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,7 @@ def set_state(env: Any, observation: Any) -> None:
         >>> env.unwrapped.state.tolist()
         [0.5, 0.0, 0.1, 0.0]
     """
-    _put(env, observation, exactly=True)
-
-
-def put_closely(env: Any, observation: Any) -> None:
-    """As :func:`set_state`, but a cosine and a sine of no angle mean the closest angle."""
-    _put(env, observation, exactly=False)
+    put_closely(env, observation, 1e-3)
 
 
 def known_setter(env: Any) -> SetState:
@@ -66,7 +62,8 @@ def known_setter(env: Any) -> SetState:
     return set_state
 
 
-def _put(env: Any, observation: Any, exactly: bool) -> None:
+def put_closely(env: Any, observation: Any, off: float = math.inf) -> None:
+    """As :func:`set_state`; a cosine and a sine that are as far from an angle mean the closest."""
     if not hasattr(env, "unwrapped"):
         raise TypeError(f"`env` must be an environment, got {described(env)}; use gymnasium.make()")
     inner = env.unwrapped
@@ -79,7 +76,7 @@ def _put(env: Any, observation: Any, exactly: bool) -> None:
     require(right, "observation", f"be of shape ({size},)", values.shape, use)
     cosines, sines = values[: 2 * angles].reshape(-1, 2).T
     for cos, sin in zip(cosines, sines, strict=True):
-        right, got = not exactly or abs(np.hypot(cos, sin) - 1) < 1e-3, f"{cos:.6g} and {sin:.6g}"
+        right, got = abs(np.hypot(cos, sin) - 1) < off, f"{cos:.6g} and {sin:.6g}"
         require(right, "observation", "hold the cosine and the sine of an angle", got, use)
     inner.state = np.append(np.arctan2(sines, cosines), values[2 * angles :])
     if isinstance(inner, classic_control.CartPoleEnv):
