@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, final
@@ -20,6 +19,8 @@ from equitune.vision._plausibility import Size, unit_doubts
 
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
+Swaps = Sequence[tuple[int, int]]
+"""Pairs of classes or keypoints that a reflection exchanges."""
 Row = tuple[list[int], list[int], list[float]]
 """For one element: the source, sign and offset of each entry."""
 
@@ -42,9 +43,10 @@ class CoordinateAction(Composed):
         sources, signs, offsets = zip(*rows, strict=True)
         self.coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
 
-    @abstractmethod
     def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
-        """The row of one element; ``size`` is (W, H)."""
+        """The row of one element, here for points (x, y); ``size`` is (W, H)."""
+        sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
+        return sources, signs, [size[source] if sign < 0 else 0.0 for source, sign in moves]
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         shape = require_batch(x, "x", self).shape
@@ -97,11 +99,7 @@ class KeypointAction(CoordinateAction):
     numbers = (2, 3)
 
     def __init__(
-        self,
-        images: ImageAction,
-        keypoints: int,
-        swaps: Sequence[tuple[int, int]] = (),
-        image_size: Size | None = None,
+        self, images: ImageAction, keypoints: int, swaps: Swaps = (), image_size: Size | None = None
     ) -> None:
         super().__init__(images, image_size)
         require_counts(keypoints=keypoints)
@@ -128,17 +126,12 @@ class KeypointAction(CoordinateAction):
         unlabelled: Tensor = corners & (visibility == 0)
         return unlabelled
 
-    def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
-        return point_row(moves, size)
-
     @property
     def extent(self) -> Mapping[int, int | None]:
         return {-2: self._labels.size, -1: 2}
 
 
-def label_swaps(
-    images: ImageAction, count: int, swaps: Sequence[tuple[int, int]], dim: int = -1
-) -> PermutationAction:
+def label_swaps(images: ImageAction, count: int, swaps: Swaps, dim: int = -1) -> PermutationAction:
     """Exchanges classes or channels where an image is reflected, such as left and right organs.
 
     By itself it is the output action of scores; for maps of scores, (B, count, H, W), use
@@ -162,7 +155,8 @@ def label_swaps(
     """
     require_image_action(images)
     require_counts(count=count)
-    exchanged = list(range(count))
+    kept = list(range(count))
+    exchanged = kept.copy()
     use = "pairs of different classes that share none, such as [(1, 2), (3, 4)]"
     must = f"name 0 to {count - 1}, below the count of classes or keypoints"
     for pair in require_entries("swaps", swaps, use):
@@ -176,16 +170,8 @@ def label_swaps(
         free = exchanged[left] == left and exchanged[right] == right and left != right
         require(free, "swaps", "name each class once", repr(tuple(pair)), use)
         exchanged[left], exchanged[right] = right, left
-    kept = list(range(count))
     rows = [exchanged if element >= 4 else kept for element in images.elements]
     return PermutationAction(images.group, rows, dim)
-
-
-def point_row(moves: tuple[Move, Move], size: Size) -> Row:
-    """For a point (x, y): the source, sign and offset of each coordinate; ``size`` is (W, H)."""
-    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
-    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
-    return sources, signs, offsets
 
 
 def is_length(side: object) -> bool:
