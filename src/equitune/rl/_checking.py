@@ -11,29 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from equitune._checks import (
-    described,
-    require,
-    require_counts,
-    require_function,
-    require_int,
-    require_number,
-    require_type,
-)
+from equitune._checks import described, require, require_function, require_type
 from equitune.actions import Action
 from equitune.rl._libraries import gymnasium
 from equitune.rl._pictures import layers
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._spaces import is_discrete
 from equitune.rl._states import SetState, known_setter, put_closely
-from equitune.rl._steps import Stepper, Taken, chosen, errors
+from equitune.rl._steps import TOLERANCE, Stepper, Taken, chosen, errors
 from equitune.rl._symmetries import Symmetry
 
 STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 """Wrappers by which a step depends on all steps before."""
-
-TOLERANCE = 1e-4
-"""How far a step may be off, relative to how much an entry varies: float32 environments."""
 
 
 def check_symmetry(
@@ -96,8 +85,10 @@ def check_symmetry(
     symmetry = _symmetry(on_observations, on_actions, names)
     _check_environment(env)
     symmetry.check_spaces(env.observation_space, env.action_space)
-    _check_settings(env, symmetry, samples, tolerance)
-    require_int("seed", seed, "a number of 0 or more", least=0)
+    given, shape = symmetry.names, env.observation_space.shape
+    right, use = given is None or shape == (len(given),), "as many names as entries"
+    got = f"{len(given or ())} for observations of shape {shape}"
+    require(right, "names", "have one name for each entry", got, use)
     if set_state is not None:
         require_function("set_state", set_state, "set_state(env, observation), or None")
     stepper = Stepper(env, set_state or known_setter(env), samples, seed, tolerance)
@@ -162,16 +153,6 @@ def _check_environment(env: Any) -> None:
         got = f"{described(layer)}, whose running statistics change with each step"
         use = f"the environment inside, {described(layer.env)}"
         require(not isinstance(layer, STATEFUL), "env", must, got, use)
-
-
-def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
-    require_counts(samples=samples)
-    above = require_number("tolerance", tolerance) > 0
-    require(above, "tolerance", "be above 0", tolerance, f"{TOLERANCE:g}")
-    shape, names = env.observation_space.shape, symmetry.names
-    got, use = f"{len(names or ())} for observations of shape {shape}", "as many as entries"
-    right = names is None or shape == (len(names),)
-    require(right, "names", "have one name for each entry", got, use)
 
 
 def _mismatch(

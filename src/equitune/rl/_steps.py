@@ -9,10 +9,13 @@ from typing import Any, final
 
 import numpy as np
 
-from equitune._checks import require
+from equitune._checks import require, require_counts, require_int, require_number
 from equitune.rl._report import shown
 from equitune.rl._spaces import ENDLESS
 from equitune.rl._states import SetState
+
+TOLERANCE = 1e-4
+"""How far a step may be off, relative to how much an entry varies: float32 environments."""
 
 EXPLORED = 10
 """Steps of the episodes, or states drawn, for each one that is compared."""
@@ -81,6 +84,10 @@ class Stepper:
         samples: How many steps are compared.
         seed: That of all random choices.
         tolerance: How far off an entry may be, relative to how much it varies.
+
+    Raises:
+        TypeError: If one of the last three is not a number.
+        ValueError: If it is too small.
     """
 
     env: Any
@@ -88,6 +95,12 @@ class Stepper:
     samples: int
     seed: int
     tolerance: float
+
+    def __post_init__(self) -> None:
+        require_counts(samples=self.samples)
+        require_int("seed", self.seed, "a number of 0 or more", least=0)
+        above = require_number("tolerance", self.tolerance) > 0
+        require(above, "tolerance", "be above 0", self.tolerance, f"{TOLERANCE:g}")
 
     def take(self, state: Any, action: Any = None) -> Taken:
         """A step from the state that the environment is in; None for a random action.

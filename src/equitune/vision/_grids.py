@@ -14,7 +14,7 @@ from equitune.actions import Action, ImageAction, PermutationAction, ProductActi
 from equitune.actions._arguments import in_format_of, require_batch
 from equitune.actions._base import Composed
 from equitune.vision._boxes import BoxAction, BoxFormat
-from equitune.vision._coordinates import is_length, require_image_action, rotates
+from equitune.vision._coordinates import is_length, rotates
 from equitune.vision._plausibility import Size
 
 AnchorShapes = Sequence[tuple[float, float]]
@@ -206,7 +206,6 @@ def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
 
 def _anchors(images: ImageAction, shapes: object) -> Tensor:
     """(|G|, A): where each anchor of a cell goes."""
-    require_image_action(images)
     pairs = _pairs("anchor_shapes", shapes, "(width, height), such as [(1, 1), (1, 2), (2, 1)]")
     kept = list(range(len(pairs)))
     turned = _turned(pairs) if rotates(images) else kept

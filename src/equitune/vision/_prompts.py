@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitune._checks import (
-    require,
-    require_counts,
-    require_entries,
-    require_function,
-    require_type,
-)
+from equitune._checks import require, require_counts, require_entries, require_function
 from equitune.functional import widened
-from equitune.vision._checks import check_embeddings
+from equitune.vision._checks import check_embeddings, check_names, require_text
 
 PLACE = "{}"
 
@@ -97,7 +90,7 @@ def embed_classes(
     if progress is not None:
         require_function("progress", progress, "one such as tqdm.tqdm, or None")
     require_counts(batch_size=batch_size)
-    names = check_names("class_names", class_names)
+    names = check_names(class_names)
     prompts = _prompts(names, templates)
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     embedded = []
@@ -110,21 +103,15 @@ def embed_classes(
     return unit_rows(means, [f"embed: class {name!r}" for name in names])
 
 
-def check_names(argument: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a tuple; refuses one string, none, and empty ones."""
-    given = require_entries(argument, texts, f"a list of strings, such as [{texts!r}]", least=1)
-    return tuple([_text(f"{argument}[{i}]", text) for i, text in enumerate(given)])
-
-
 def _prompts(names: tuple[str, ...], templates: Sequence[Template]) -> list[str]:
     """One prompt for each name and template, name by name."""
     use, columns = f"a list of strings, such as [{templates!r}]", []
     for i, form in enumerate(require_entries("templates", templates, use, least=1)):
         called = f"templates[{i}]"
         if callable(form):
-            column = [_text(f"{called}({name!r})", form(name)) for name in names]
+            column = [require_text(f"{called}({name!r})", form(name)) for name in names]
         else:
-            text = _text(called, form, "a string or a function of the name")
+            text = require_text(called, form, "a string or a function of the name")
             use = f"{PLACE}, such as in 'a photo of a {PLACE}.'"
             require(PLACE in text, called, "have a place for the name", repr(text), use)
             # Not str.format, because other braces in a name or a template are text.
@@ -134,13 +121,6 @@ def _prompts(names: tuple[str, ...], templates: Sequence[Template]) -> list[str]
         require(passed, called, "put the name into the prompt", got, use)
         columns.append(column)
     return [prompt for row in zip(*columns, strict=True) for prompt in row]
-
-
-def _text(called: str, text: Any, use: str = "a string") -> str:
-    """The text itself; refuses what is not a string, and empty ones."""
-    checked: str = require_type(called, text, str, use)
-    require(bool(checked.strip()), called, "say something", repr(text), "a name or a prompt")
-    return checked
 
 
 def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:

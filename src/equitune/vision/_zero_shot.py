@@ -8,15 +8,9 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from equitune._checks import require, require_module
-from equitune.vision._checks import require_images
+from equitune.vision._checks import check_names, require_images
 from equitune.vision._embeddings import ImageTextLoss, UnitEmbeddings
-from equitune.vision._prompts import (
-    DEFAULT_TEMPLATES,
-    Progress,
-    Template,
-    check_names,
-    embed_classes,
-)
+from equitune.vision._prompts import DEFAULT_TEMPLATES, Progress, Template, embed_classes
 from equitune.vision._scaling import Scaling
 from equitune.vision._sources import ClipParts, open_clip_parts, transformers_parts
 
@@ -87,7 +81,7 @@ class ZeroShotClassifier(nn.Module):
         super().__init__()
         unit = isinstance(require_module("encoder", encoder), UnitEmbeddings)
         self.encoder = encoder if unit else UnitEmbeddings(encoder)
-        self.class_names = check_names("class_names", class_names)
+        self.class_names = check_names(class_names)
         self.image_text_loss = ImageTextLoss(class_embeddings)
         count, names = len(self.class_embeddings), len(self.class_names)
         must = f"hold {count} names, one for each row of class_embeddings"
