@@ -19,8 +19,6 @@ from equitune.vision._plausibility import Size, unit_doubts
 
 Move = tuple[int, int]
 """Where a coordinate comes from, 0 for x and 1 for y, and its sign."""
-Swaps = Sequence[tuple[int, int]]
-"""Pairs of classes or keypoints that a reflection exchanges."""
 Row = tuple[list[int], list[int], list[float]]
 """For one element: the source, sign and offset of each entry."""
 
@@ -99,7 +97,11 @@ class KeypointAction(CoordinateAction):
     numbers = (2, 3)
 
     def __init__(
-        self, images: ImageAction, keypoints: int, swaps: Swaps = (), image_size: Size | None = None
+        self,
+        images: ImageAction,
+        keypoints: int,
+        swaps: Sequence[tuple[int, int]] = (),
+        image_size: Size | None = None,
     ) -> None:
         super().__init__(images, image_size)
         require_counts(keypoints=keypoints)
@@ -131,7 +133,9 @@ class KeypointAction(CoordinateAction):
         return {-2: self._labels.size, -1: 2}
 
 
-def label_swaps(images: ImageAction, count: int, swaps: Swaps, dim: int = -1) -> PermutationAction:
+def label_swaps(
+    images: ImageAction, count: int, swaps: Sequence[tuple[int, int]], dim: int = -1
+) -> PermutationAction:
     """Exchanges classes or channels where an image is reflected, such as left and right organs.
 
     By itself it is the output action of scores; for maps of scores, (B, count, H, W), use

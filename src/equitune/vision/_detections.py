@@ -23,8 +23,6 @@ from equitune._checks import (
 from equitune.actions._tree import rebuilt
 from equitune.vision._checks import require_images
 
-Inputs = Callable[[Tensor], Any]
-"""From a batch of images to what a detector is called with."""
 NEEDED = ("boxes", "labels", "scores")
 RETURNED = "model(images)"
 TRAINING = (
@@ -192,7 +190,12 @@ class PaddedDetections(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, most: int = 100, *, inputs: Inputs = list, drop: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        most: int = 100,
+        *,
+        inputs: Callable[[Tensor], Any] = list,
+        drop: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = require_module("model", model)
