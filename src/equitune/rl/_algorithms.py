@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any, final
 
-from equitune._checks import described
+from equitune._checks import described, require
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
-from equitune.rl._pictures import for_network, is_picture
+from equitune.rl._pictures import for_network
 from equitune.rl._policies import SymmetricActorCriticPolicy, SymmetricDQNPolicy, SymmetricPolicy
-from equitune.rl._statistics import (
-    normalising_layers,
-    symmetric_statistics,
-    with_own_statistics,
-)
-from equitune.rl._symmetries import Symmetry
+from equitune.rl._statistics import normalising_layers, symmetric_statistics, with_own_statistics
+from equitune.rl._symmetries import Symmetry, require_symmetry
 from equitune.wrappers import EquiTune
 
 POLICIES: dict[type, type] = {
@@ -45,41 +41,27 @@ class SymmetricAlgorithm(sb3.common.base_class.BaseAlgorithm):  # type: ignore[m
     """Whether the symmetry of the policy already acts on what networks see."""
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, SymmetricPolicy):
-            raise TypeError(
-                f"`policy` must be a SymmetricDQNPolicy or a SymmetricActorCriticPolicy, got "
-                f"{described(self.policy_class)}; use symmetrize(model, symmetry) to make a model "
-                "with another policy symmetric"
-            )
-        symmetry = self.policy_kwargs.get("symmetry")
-        # The policy refuses anything else, and compares the spaces.
-        if isinstance(symmetry, Symmetry):
-            symmetry = self._as_networks_see(symmetry)
+        right, got = issubclass(self.policy_class, SymmetricPolicy), described(self.policy_class)
+        must = "be a SymmetricDQNPolicy or a SymmetricActorCriticPolicy"
+        use = "symmetrize(model, symmetry) for a model with another one"
+        require(right, "policy", must, got, use, TypeError)
+        symmetry = require_symmetry(self.policy_kwargs.get("symmetry"))
+        if not self.in_network_layout:
+            picture = sb3.common.preprocessing.is_image_space(self.observation_space)
+            known = self.env is not None or not picture
+            must = "have an environment, which shows the order of height, width and channels"
+            require(known, "model", must, None, "model.set_env(...) or load(..., env=...)")
+            symmetry = for_network(symmetry, self.env)
             self.policy_kwargs = {**self.policy_kwargs, "symmetry": symmetry}
-        self.in_network_layout = True
+            self.in_network_layout = True
         super()._setup_model()
         self.policy.environment_known = True
         self._normalise_symmetrically()
 
     def _normalise_symmetrically(self) -> None:
-        symmetry = self.policy_kwargs["symmetry"]
-        found = [] if self.env is None else normalising_layers(self.env, symmetry)
-        # All of them are made before the first is replaced.
-        wanted = [symmetric_statistics(layer, symmetry) for layer in found]
-        for layer, statistics in zip(found, wanted, strict=True):
-            layer.obs_rms = statistics
-
-    def _as_networks_see(self, symmetry: Symmetry) -> Symmetry:
-        if self.in_network_layout:
-            return symmetry
         if self.env is not None:
-            return for_network(symmetry, self.env)
-        if is_picture(self.observation_space):
-            raise ValueError(
-                "`model` must have an environment, which shows the order of height, width and "
-                "channels that `symmetry` acts on; use model.set_env(...) or load(..., env=...)"
-            )
-        return symmetry
+            for layer, statistics in symmetric_statistics(self.env, self.policy_kwargs["symmetry"]):
+                layer.obs_rms = statistics
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Sets the environment, as in Stable-Baselines3.
@@ -93,10 +75,10 @@ class SymmetricAlgorithm(sb3.common.base_class.BaseAlgorithm):  # type: ignore[m
             ValueError: If it does not fit the model, or normalises observations in a way that
                 cannot be made symmetric.
         """
-        vectors, symmetry = self._wrap_env(env, self.verbose), self.policy_kwargs["symmetry"]
+        vectors = self._wrap_env(env, self.verbose)
         if vectors.observation_space.shape == self.observation_space.shape:
-            for layer in normalising_layers(vectors, symmetry):
-                symmetric_statistics(layer, symmetry)
+            # Refused before anything changes.
+            symmetric_statistics(vectors, self.policy_kwargs["symmetry"])
         super().set_env(vectors, force_reset)
         self._normalise_symmetrically()
 
@@ -173,18 +155,8 @@ class SymmetricA2C(SymmetricAlgorithm, sb3.A2C):  # type: ignore[misc]
     """
 
 
-SYMMETRIC: dict[type, type] = {
-    sb3.DQN: SymmetricDQN,
-    sb3.PPO: SymmetricPPO,
-    sb3.A2C: SymmetricA2C,
-}
+SYMMETRIC: dict[type, type] = {sb3.DQN: SymmetricDQN, sb3.PPO: SymmetricPPO, sb3.A2C: SymmetricA2C}
 """What takes the place of an algorithm of Stable-Baselines3."""
-
-
-def _symmetric_class(algorithm: type) -> type:
-    """A subclass of the algorithm that looks at environments; made for a user's own algorithm."""
-    known = SYMMETRIC.get(algorithm)
-    return known or type(f"Symmetric{algorithm.__name__}", (SymmetricAlgorithm, algorithm), {})
 
 
 def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any:
@@ -234,12 +206,11 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
         1
     """
     plain = getattr(model, "policy", None)
-    if type(plain) not in POLICIES:
-        known = ", ".join(sorted({policy.__name__ for policy in POLICIES}))
-        raise TypeError(
-            f"`model` must be a DQN, PPO or A2C with a policy of the class {known}, got "
-            f"{described(model)} with {described(plain)} as its policy"
-        )
+    must = f"have a policy of the class {' or '.join(policy.__name__ for policy in POLICIES)}"
+    got = f"{described(model)} with {described(plain)} as its policy"
+    use = "a DQN, PPO or A2C of Stable-Baselines3"
+    require(type(plain) in POLICIES, "model", must, got, use, TypeError)
+    require_symmetry(symmetry)
     symmetric = _twin(model)
     if symmetric.env is not None:
         symmetric.env = with_own_statistics(model.env)
@@ -258,7 +229,10 @@ def symmetrize(model: Any, symmetry: Symmetry, method: Method = EquiTune) -> Any
 def _twin(model: Any) -> Any:
     """The model without networks and experience, with the state that a saved one would have."""
     twin = copy.copy(model)
-    twin.__class__ = _symmetric_class(type(model))
+    kind = type(model)
+    # A user's own algorithm gets a class of its own.
+    own = type(f"Symmetric{kind.__name__}", (SymmetricAlgorithm, kind), {})
+    twin.__class__ = SYMMETRIC.get(kind, own)
     shared = model._excluded_save_params()
     for name, value in vars(model).items():
         if name not in shared:
@@ -275,14 +249,11 @@ def _twin(model: Any) -> Any:
 
 def _arguments(policy: Any) -> dict[str, Any]:
     """What a policy was made with, without what its algorithm adds."""
-    given = policy._get_constructor_parameters()
-    for name in ("observation_space", "action_space", "lr_schedule", "use_sde"):
-        given.pop(name, None)
     shared = getattr(policy, "share_features_extractor", None)
-    if shared is not None:
-        given["share_features_extractor"] = shared
+    given = {**policy._get_constructor_parameters(), "share_features_extractor": shared}
+    added = ("observation_space", "action_space", "lr_schedule", "use_sde")
     # Arguments of noise are None where the policy has none.
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if name not in added and value is not None}
 
 
 def _take_over(symmetric: Any, plain: Any) -> None:
@@ -295,15 +266,10 @@ def _take_over(symmetric: Any, plain: Any) -> None:
                 symmetric.optimizer.state[new] = copy.deepcopy(known)
 
 
-def _check_shared(env: Any, symmetry: Any) -> None:
+def _check_shared(env: Any, symmetry: Symmetry) -> None:
     """Refuses statistics that the plain model would go on with."""
-    if not isinstance(symmetry, Symmetry):
-        return
+    must = "normalise observations by VecNormalize, whose statistics are copied"
+    use = "a model that is loaded without an environment, and set_env(...) of what is returned"
     for layer in normalising_layers(env, for_network(symmetry, env)):
-        if isinstance(layer, gymnasium.Wrapper):
-            raise ValueError(
-                "the environment of `model` normalises observations by "
-                f"{type(layer).__name__}, whose statistics the given model would share with the "
-                "symmetric one; load the model without an environment, symmetrize it, and use "
-                "set_env(...) with a new one, or train with VecNormalize"
-            )
+        got = f"{type(layer).__name__}, whose statistics the given model would share"
+        require(not isinstance(layer, gymnasium.Wrapper), "model", must, got, use)

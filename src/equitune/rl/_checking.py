@@ -11,30 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from equitune._checks import (
-    described,
-    require,
-    require_counts,
-    require_function,
-    require_int,
-    require_number,
-    require_type,
-)
+from equitune._checks import described, require, require_function, require_type
 from equitune.actions import Action
 from equitune.rl._libraries import gymnasium
 from equitune.rl._pictures import layers
 from equitune.rl._report import Mismatch, SymmetryReport
 from equitune.rl._spaces import is_discrete
-from equitune.rl._states import SetState, put_closely, states_are_known
-from equitune.rl._states import set_state as put_exactly
-from equitune.rl._steps import Stepper, Taken, chosen, entries, errors
+from equitune.rl._states import SetState, known_setter, put_closely
+from equitune.rl._steps import TOLERANCE, Stepper, Taken, chosen, errors
 from equitune.rl._symmetries import Symmetry
 
 STATEFUL = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 """Wrappers by which a step depends on all steps before."""
-
-TOLERANCE = 1e-4
-"""How far a step may be off, relative to how much an entry varies: float32 environments."""
 
 
 def check_symmetry(
@@ -97,11 +85,13 @@ def check_symmetry(
     symmetry = _symmetry(on_observations, on_actions, names)
     _check_environment(env)
     symmetry.check_spaces(env.observation_space, env.action_space)
-    _check_settings(env, symmetry, samples, tolerance)
-    require_int("seed", seed, "a number of 0 or more", least=0)
+    given, shape = symmetry.names, env.observation_space.shape
+    right, use = given is None or shape == (len(given),), "as many names as entries"
+    got = f"{len(given or ())} for observations of shape {shape}"
+    require(right, "names", "have one name for each entry", got, use)
     if set_state is not None:
         require_function("set_state", set_state, "set_state(env, observation), or None")
-    stepper = Stepper(env, set_state or _known_setter(env), samples, seed, tolerance)
+    stepper = Stepper(env, set_state or known_setter(env), samples, seed, tolerance)
     drawn: list[Taken] = []
     if states is None:
         seen = stepper.of_episodes()
@@ -125,9 +115,8 @@ def check_symmetry(
     )
     if report.passed and not report.ends:
         warnings.warn(
-            f"none of the {report.steps} steps ended an episode, so check_symmetry has not "
-            "compared how episodes end; use `states` from which some do, unless the environment "
-            "never ends",
+            f"none of the {report.steps} steps ended an episode, so their ends were not compared; "
+            "use `states` from which some end, unless the environment never does",
             stacklevel=2,
         )
     return report
@@ -155,91 +144,59 @@ def _symmetry(
 
 
 def _check_environment(env: Any) -> None:
-    one = "a single environment, such as gymnasium.make(...)"
-    if hasattr(env, "num_envs"):
-        raise TypeError(
-            f"`env` must be an environment, got {described(env)}, which steps {env.num_envs} "
-            f"environments at once; use {one}"
-        )
+    count, one = getattr(env, "num_envs", None), "a single environment, such as gymnasium.make(...)"
+    got = f"{described(env)}, which steps {count} environments at once"
+    require(count is None, "env", "be an environment", got, one, TypeError)
     require_type("env", env, gymnasium.Env, one)
+    must = "make the same step from the same state"
     for layer in layers(env):
-        if isinstance(layer, STATEFUL):
-            got = f"{described(layer)}, whose running statistics change with each step"
-            must, use = "make the same step from the same state", described(layer.env)
-            require(False, "env", must, got, f"the environment inside, {use}")
-
-
-def _check_settings(env: Any, symmetry: Symmetry, samples: int, tolerance: float) -> None:
-    require_counts(samples=samples)
-    above = require_number("tolerance", tolerance) > 0
-    require(above, "tolerance", "be above 0", tolerance, f"{TOLERANCE:g}")
-    shape, names = env.observation_space.shape, symmetry.names
-    got, use = f"{len(names or ())} for observations of shape {shape}", "as many as entries"
-    right = names is None or shape == (len(names),)
-    require(right, "names", "have one name for each entry", got, use)
-
-
-def _known_setter(env: Any) -> SetState:
-    inner, use = env.unwrapped, "a function of the environment and an observation"
-    must = f"be set for {described(inner)}, whose states are not known"
-    require(states_are_known(env), "set_state", must, None, use)
-    must = f"be set where a wrapper changes the observations of {described(inner)}"
-    shown = env.observation_space
-    got = f"None for a wrapper from {inner.observation_space} to {shown}"
-    require(shown == inner.observation_space, "set_state", must, got, use)
-    return put_exactly
+        got = f"{described(layer)}, whose running statistics change with each step"
+        use = f"the environment inside, {described(layer.env)}"
+        require(not isinstance(layer, STATEFUL), "env", must, got, use)
 
 
 def _mismatch(
     stepper: Stepper, symmetry: Symmetry, g: int, taken: Sequence[Taken]
 ) -> Mismatch | None:
     """Where an element is not a symmetry, if anywhere."""
-    states = _moved(symmetry.on_observations, [step.state for step in taken], g)
-    afters = _moved(symmetry.on_observations, [step.observation for step in taken], g)
-    actions = _moved_actions(stepper.env.action_space, symmetry.on_actions, taken, g)
+    moved = _moved_steps(stepper.env.action_space, symmetry, g, taken)
     reached: dict[int, Taken] = {}
     refused: dict[int, str] = {}
-    for i, (state, action) in enumerate(zip(states, actions, strict=True)):
-        stepper.env.reset()
+    for i, step in enumerate(moved):
         try:
-            stepper.put(stepper.env, state.copy())
+            stepper.go(step.state)
         except ValueError as error:
             refused[i] = str(error)
         else:
-            reached[i] = stepper.take(state, action)
+            reached[i] = stepper.take(step.state, step.action)
 
-    def at(step: int, what: str, **about: Any) -> Mismatch:
+    def at(i: int, **about: Any) -> Mismatch:
         return Mismatch(
-            element=symmetry.group.names[g],
-            what=what,
-            observation=taken[step].state,
-            action=taken[step].action,
-            moved_observation=states[step],
-            moved_action=actions[step],
-            **about,
-        )
+            element=symmetry.group.names[g], observation=taken[i].state, action=taken[i].action,
+            moved_observation=moved[i].state, moved_action=moved[i].action, **about,
+        )  # fmt: skip
 
     if reached:
-        expected = np.stack([entries(afters[i], *taken[i].outcome[-2:]) for i in reached])
-        off_by = errors([*reached.values()], taken, expected)
+        off_by = errors([*reached.values()], [moved[i] for i in reached])
         off = off_by > stepper.tolerance
         if off.any():
+            names = _names(symmetry, moved[0].state.shape)
             place, others = _worst_places(off_by, off)
             row = int(off_by[:, place].argmax())
-            worst, shape = [*reached][row], states.shape[1:]
+            i = [*reached][row]
             return at(
-                worst,
-                _name(symmetry, shape, place),
+                i,
+                what=names[place],
                 steps=int(off.any(axis=1).sum()),
                 error=float(off_by[row, place]),
-                expected=float(expected[row, place]),
-                found=float(reached[worst].outcome[place]),
-                others=tuple(_name(symmetry, shape, other) for other in others),
+                expected=float(moved[i].outcome[place]),
+                found=float(reached[i].outcome[place]),
+                others=tuple(names[other] for other in others),
             )
     if refused:
-        step, refusal = next(iter(refused.items()))
+        i, refusal = next(iter(refused.items()))
         about = {"error": math.inf, "expected": math.nan, "found": math.nan, "refusal": refusal}
-        return at(step, "the state", steps=len(refused), **about)
+        return at(i, what="the state", steps=len(refused), **about)
     return None
 
 
@@ -254,15 +211,22 @@ def _worst_places(off_by: Any, off: Any) -> tuple[int, list[int]]:
     return place, [int(other) for other in often if other != place]
 
 
+def _moved_steps(space: Any, symmetry: Symmetry, g: int, taken: Sequence[Taken]) -> list[Taken]:
+    """What the steps have to be from the moved states, with the moved actions."""
+    states = _moved(symmetry.on_observations, [step.state for step in taken], g)
+    afters = _moved(symmetry.on_observations, [step.observation for step in taken], g)
+    actions = _moved_actions(space, symmetry.on_actions, [step.action for step in taken], g)
+    moved = zip(taken, states, actions, afters, strict=True)
+    return [replace(step, state=s, action=a, observation=after) for step, s, a, after in moved]
+
+
 def _moved(action: Action, values: Sequence[Any], g: int) -> Any:
     return action.transform(torch.as_tensor(np.stack(values)), g).numpy()
 
 
-def _moved_actions(space: Any, acting: Action, taken: Sequence[Taken], g: int) -> Sequence[Any]:
-    actions = [step.action for step in taken]
+def _moved_actions(space: Any, acting: Action, actions: Sequence[Any], g: int) -> Sequence[Any]:
     if is_discrete(acting):
-        first = int(space.start)
-        scores = torch.eye(int(space.n))
+        first, scores = int(space.start), torch.eye(int(space.n))
         # Where the score of each action goes.
         targets = acting.transform(scores, g).argmax(dim=1).tolist()
         return [first + targets[int(action) - first] for action in actions]
@@ -271,11 +235,7 @@ def _moved_actions(space: Any, acting: Action, taken: Sequence[Taken], g: int) -
     return moved
 
 
-def _name(symmetry: Symmetry, shape: tuple[int, ...], place: int) -> str:
-    size = math.prod(shape)
-    if place >= size:
-        return ("the reward", "the end of the episode")[place - size]
-    if symmetry.names is not None:
-        return symmetry.names[place]
-    index = tuple(int(i) for i in np.unravel_index(place, shape))
-    return f"observation[{', '.join(map(str, index))}]"
+def _names(symmetry: Symmetry, shape: tuple[int, ...]) -> list[str]:
+    """What the entries of an outcome are called."""
+    places = [f"observation[{', '.join(map(str, index))}]" for index in np.ndindex(shape)]
+    return [*(symmetry.names or places), "the reward", "the end of the episode"]

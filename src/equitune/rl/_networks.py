@@ -42,21 +42,12 @@ def equizero(network: nn.Module, on_observations: Action, on_actions: Action) ->
         True
     """
     _check_network(network, on_observations, on_actions)
-    return EquiZero(
-        network,
-        on_observations,
-        on_actions,
-        proxy_loss=negative_log_max_probability,
-        gradient="selected",
-    )
+    loss = negative_log_max_probability
+    return EquiZero(network, on_observations, on_actions, proxy_loss=loss, gradient="selected")
 
 
 def lambda_equitune(
-    network: nn.Module,
-    on_observations: Action,
-    on_actions: Action,
-    *,
-    hidden_features: int = 100,
+    network: nn.Module, on_observations: Action, on_actions: Action, *, hidden_features: int = 100
 ) -> LambdaEquiTune:
     """LambdaEquiTune of a network on vectors: the weights are learned from the observation.
 
@@ -77,11 +68,9 @@ def lambda_equitune(
     require_counts(hidden_features=hidden_features)
     first = next((m for m in network.modules() if [*m.parameters(recurse=False)]), None)
     if not isinstance(first, nn.Linear):
-        raise ValueError(
-            f"`network` must begin with a linear layer, got {described(first)} as the first layer "
-            "with weights; use LambdaEquiTune(network, on_observations, on_actions, "
-            "weight_net=...), in a method of your own if it is for symmetrize"
-        )
+        use = "LambdaEquiTune(network, ..., weight_net=...), in a method of your own"
+        got = f"{described(first)} as the first layer with weights; use {use}"
+        raise ValueError(f"`network` must begin with a linear layer, got {got}")
     weight_net = MlpWeightNet(first.in_features, hidden_features).to(first.weight)
     return LambdaEquiTune(network, on_observations, on_actions, weight_net=weight_net)
 

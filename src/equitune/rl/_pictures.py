@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from equitune._checks import described, require_type
+from equitune._checks import described, require, require_type
 from equitune.actions import Action
 from equitune.groups import Embedding
 from equitune.rl._libraries import gymnasium, sb3
@@ -63,11 +63,6 @@ class ChannelsFirst(Action):
         return f"ChannelsFirst({self.channels_last!r})"
 
 
-def is_picture(space: Any) -> bool:
-    """Whether Stable-Baselines3 takes a space for one of pictures."""
-    return bool(sb3.common.preprocessing.is_image_space(space))
-
-
 def layers(env: Any) -> Iterator[Any]:
     """Each wrapper around an environment, from the outside to the inside; vectorised ones first."""
     while isinstance(env, sb3.common.vec_env.VecEnvWrapper):
@@ -90,10 +85,9 @@ def for_network(symmetry: Symmetry, env: Any) -> Symmetry:
     Raises:
         ValueError: If an action on pictures moves their channels.
     """
+    transposing = sb3.common.vec_env.VecTransposeImage
     for layer in layers(env):
-        if isinstance(layer, sb3.common.vec_env.VecTransposeImage) and not getattr(
-            layer, "skip", False
-        ):
+        if isinstance(layer, transposing) and not getattr(layer, "skip", False):
             check_channels(symmetry.on_observations, layer.venv.observation_space.shape, 2)
             return replace(symmetry, on_observations=ChannelsFirst(symmetry.on_observations))
     return symmetry
@@ -110,14 +104,10 @@ def check_channels(action: Action, shape: tuple[int, ...], channels: int) -> Non
     Raises:
         ValueError: If one of its dims is that of the channels.
     """
-    dims = action.image_dims or ()
+    dims, at = action.image_dims or (), channels - len(shape)
+    height, width = (place for place in range(-len(shape), 0) if place != at)
+    got = f"{described(action)} on the dims {dims} of {shape}, whose channels are at dim {at}"
+    use = f"dims=({height}, {width}), which act on what the environment shows"
     # The batch counts as a dim, so that the channels are one further on, or so far from the end.
-    if not {channels + 1, channels - len(shape)} & {*dims}:
-        return
-    height, width = (place - len(shape) for place in range(len(shape)) if place != channels)
-    raise ValueError(
-        f"`symmetry` must move height and width of pictures, got {described(action)} on the dims "
-        f"{dims} for observations of shape {shape}, whose channels are at dim "
-        f"{channels - len(shape)}; use dims=({height}, {width}), which act on what the environment "
-        "shows"
-    )
+    right = not {channels + 1, at} & {*dims}
+    require(right, "symmetry", "move height and width of pictures", got, use)

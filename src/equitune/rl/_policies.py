@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -15,14 +16,13 @@ from equitune.functional import matrices
 from equitune.losses import negative_log_max_probability
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
-from equitune.rl._pictures import check_channels, is_picture
-from equitune.rl._symmetries import Symmetry
+from equitune.rl._pictures import check_channels
+from equitune.rl._symmetries import Symmetry, require_symmetry
 from equitune.runners import Batches, MatrixProducts
 from equitune.wrappers import EquiTune, Symmetrized
 
 common: Any = sb3.common
 policies: Any = common.policies
-Pairs = Iterator[tuple[nn.Module, nn.Module]]
 
 
 @final
@@ -40,10 +40,8 @@ class SymmetricQNetwork(sb3.dqn.policies.QNetwork):  # type: ignore[misc]
     def __init__(self, *, symmetry: Symmetry, method: Method, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._takes_vectors = _takes_vectors(self, self.features_extractor)
-        acting = symmetry.on_observations, symmetry.on_actions
-        self.q_net = _wrapped(method, self.whole(self), *acting, self.observation_space)
-        if not self._takes_vectors:
-            self.features_extractor = nn.Identity()
+        self.q_net = _wrapped(method, self.whole(self), symmetry, self.observation_space)
+        self.features_extractor = nn.Identity()
 
     @staticmethod
     def whole(network: Any) -> nn.Module:
@@ -53,10 +51,7 @@ class SymmetricQNetwork(sb3.dqn.policies.QNetwork):  # type: ignore[misc]
     def forward(self, obs: Any) -> Any:
         """The values (B, A) of all actions."""
         # Preparing observations would cost as much as the copies do, and does not change vectors.
-        if self._takes_vectors:
-            q_net: Any = self._modules["q_net"]
-            return q_net(obs.float())
-        return super().forward(obs)
+        return self.q_net(obs.float()) if self._takes_vectors else super().forward(obs)
 
     def set_training_mode(self, mode: bool) -> None:
         """Sets the mode, which each prediction asks for."""
@@ -83,8 +78,15 @@ class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
         method: Method = EquiTune,
         **arguments: Any,
     ) -> None:
-        _check(symmetry, method, observation_space, action_space)
-        self.symmetry, self.method = symmetry, method
+        self.symmetry = require_symmetry(symmetry)
+        use = "EquiTune, equitune.rl.equizero or lambda_equitune, or a function of your own"
+        self.method = require_function("method", method, use)
+        symmetry.check_spaces(observation_space, action_space)
+        shape, vectors = observation_space.shape, len(action_space.shape) < 2
+        if common.preprocessing.is_image_space(observation_space) and shape[0] == min(shape):
+            check_channels(symmetry.on_observations, shape, 0)
+        got, use = f"some of shape {action_space.shape}", "gymnasium.wrappers.TransformAction"
+        require(vectors, "action_space", "have vectors as actions", got, use)
         super().__init__(observation_space, action_space, lr_schedule, **arguments)
 
     def set_training_mode(self, mode: bool) -> None:
@@ -92,9 +94,9 @@ class SymmetricPolicy(policies.BasePolicy):  # type: ignore[misc]
         if mode and not self.environment_known:
             self.environment_known = True
             warnings.warn(
-                f"the algorithm that trains a {type(self).__name__} does not see whether the "
-                "environment normalises observations or shows pictures as (H, W, C); use "
-                "SymmetricDQN, SymmetricPPO or SymmetricA2C, also to load it",
+                f"what trains a {type(self).__name__} does not see whether the environment "
+                "normalises observations or shows pictures as (H, W, C); use SymmetricDQN, "
+                "SymmetricPPO or SymmetricA2C, also to load it",
                 stacklevel=3,
             )
         super().set_training_mode(mode)
@@ -143,7 +145,7 @@ class SymmetricDQNPolicy(SymmetricPolicy, sb3.dqn.policies.DQNPolicy):  # type: 
         moved: SymmetricQNetwork = network.to(self.device)
         return moved
 
-    def networks(self, plain: Any) -> Pairs:
+    def networks(self, plain: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The networks inside of the wrappers, each with that of a plain policy."""
         for own, given in ((self.q_net, plain.q_net), (self.q_net_target, plain.q_net_target)):
             yield own.q_net.unwrap(), SymmetricQNetwork.whole(given)
@@ -174,55 +176,39 @@ class SymmetricActorCriticPolicy(SymmetricPolicy, policies.ActorCriticPolicy):  
             not act.
     """
 
-    pi_features_extractor: Any
-
     def _build(self, lr_schedule: Any) -> None:
         use = "noise that does not depend on the state: its features have no action of the group"
         require(not self.use_sde, "use_sde", "be False", True, use)
         super()._build(lr_schedule)
-        discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
-        moved, on_actions = self.symmetry.on_observations, self.symmetry.on_actions
-        space, invariant = self.observation_space, TrivialAction(self.symmetry.group)
-        actor = _wrapped(self.method, self.actor(self), moved, on_actions, space)
-        critic = _wrapped(EquiTune, self.critic(self), moved, invariant, space)
-        if (
-            not discrete
-            and getattr(actor.weighting, "proxy_loss", None) is negative_log_max_probability
-        ):
-            raise ValueError(
-                "`method` must take continuous actions, got equizero, which compares the scores of "
-                "discrete ones; use EquiTune or lambda_equitune"
-            )
-        if not _takes_vectors(self, self.pi_features_extractor):
-            nothing: Any = nn.Identity()
-            self.features_extractor = nothing
-            self.pi_features_extractor = self.vf_features_extractor = nothing
-        self.mlp_extractor = ActorAndCritic(actor, critic)
-        self.action_net = self.value_net = nn.Identity()
-        if not discrete:
-            spread = _mean_of_variances(on_actions, int(self.action_space.shape[0]))
+        (actor, critic), space, symmetry = self.whole(self), self.observation_space, self.symmetry
+        invariant = replace(symmetry, on_actions=TrivialAction(symmetry.group))
+        acting = _wrapped(self.method, actor, symmetry, space)
+        self.mlp_extractor = ActorAndCritic(acting, _wrapped(EquiTune, critic, invariant, space))
+        self.action_net = self.value_net = self.features_extractor = nn.Identity()
+        self.pi_features_extractor = self.vf_features_extractor = self.features_extractor
+        if not isinstance(self.action_space, gymnasium.spaces.Discrete):
+            loss = getattr(acting.weighting, "proxy_loss", None)
+            suits, use = loss is not negative_log_max_probability, "EquiTune or lambda_equitune"
+            got = "equizero, which compares the scores of discrete ones"
+            require(suits, "method", "take continuous actions", got, use)
+            spread = _mean_of_variances(symmetry.on_actions, int(self.action_space.shape[0]))
             self.register_buffer("mean_of_variances", spread.to(self.log_std), persistent=False)
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )
+        rate = lr_schedule(1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)
 
     @staticmethod
-    def actor(policy: Any) -> nn.Module:
-        """All of a plain policy that leads from prepared observations to actions."""
-        last = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
-        return _after(policy, policy.pi_features_extractor, last)
+    def whole(policy: Any) -> tuple[nn.Module, nn.Module]:
+        """All of a plain policy that leads from prepared observations to actions, and to values."""
+        middle = policy.mlp_extractor
+        actor = nn.Sequential(middle.policy_net, policy.action_net)
+        critic = nn.Sequential(middle.value_net, policy.value_net)
+        extractors = policy.pi_features_extractor, policy.vf_features_extractor
+        return _after(policy, extractors[0], actor), _after(policy, extractors[1], critic)
 
-    @staticmethod
-    def critic(policy: Any) -> nn.Module:
-        """All of a plain policy that leads from prepared observations to values."""
-        last = nn.Sequential(policy.mlp_extractor.value_net, policy.value_net)
-        return _after(policy, policy.vf_features_extractor, last)
-
-    def networks(self, plain: Any) -> Pairs:
+    def networks(self, plain: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The networks inside of the wrappers, and what else learns, each with its plain one."""
         own: Any = self.mlp_extractor
-        yield own.actor.unwrap(), self.actor(plain)
-        yield own.critic.unwrap(), self.critic(plain)
+        yield from zip([own.actor.unwrap(), own.critic.unwrap()], self.whole(plain), strict=True)
         if hasattr(plain, "log_std"):
             yield nn.ParameterList([self.log_std]), nn.ParameterList([plain.log_std])
 
@@ -263,18 +249,6 @@ class ActorAndCritic(nn.Module):
         return self.critic(observations)
 
 
-def _check(symmetry: Any, method: Any, observation_space: Any, action_space: Any) -> None:
-    require_type("symmetry", symmetry, Symmetry, "one such as cartpole_mirror()")
-    use = "EquiTune, equitune.rl.equizero, equitune.rl.lambda_equitune, or a function of your own"
-    require_function("method", method, use)
-    symmetry.check_spaces(observation_space, action_space)
-    shape = observation_space.shape
-    if is_picture(observation_space) and shape[0] == min(shape):
-        check_channels(symmetry.on_observations, shape, 0)
-    got, use = f"some of shape {action_space.shape}", "gymnasium.wrappers.TransformAction"
-    require(len(action_space.shape) < 2, "action_space", "have vectors as actions", got, use)
-
-
 def _mean_of_variances(action: Action, width: int) -> Tensor:
     """What makes variances (width,) their mean over the group, (width, width) in float64."""
     found = matrices(action, width)
@@ -299,12 +273,10 @@ def _after(policy: Any, extractor: nn.Module, network: nn.Module) -> nn.Module:
     return network if _takes_vectors(policy, extractor) else nn.Sequential(extractor, network)
 
 
-def _wrapped(
-    method: Method, network: nn.Module, on_observations: Action, on_actions: Action, space: Any
-) -> Symmetrized:
+def _wrapped(method: Method, network: nn.Module, symmetry: Symmetry, space: Any) -> Symmetrized:
     """The network in a wrapper, with the runner of small networks if observations are vectors."""
     use = "one such as EquiTune(network, on_observations, on_actions)"
-    wrapped = method(network, on_observations, on_actions)
+    wrapped = method(network, symmetry.on_observations, symmetry.on_actions)
     wrapper: Symmetrized = require_type("method(...)", wrapped, Symmetrized, use)
     runner = wrapper.runner
     if len(space.shape) == 1 and isinstance(runner, Batches) and runner.chunk_size is None:

@@ -48,19 +48,19 @@ class Mismatch:
     refusal: str = ""
 
     def __str__(self) -> str:
-        verdict = f"set_state refuses moved observations in {self.steps} steps: {self.refusal}"
-        if not self.refusal:
-            verdict = (
-                f"{self.steps} steps differ, {self.what} most: it is {self.found:.6g} "
-                f"where the moved step has {self.expected:.6g}"
-            )
-        also = ", ".join(self.others[:SHOWN])
-        more = f" and {len(self.others) - SHOWN} more" if len(self.others) > SHOWN else ""
-        return (
-            f"element {self.element}: {verdict}\n"
-            f"    from the observation {shown(self.observation)}, action {shown(self.action)}\n"
-            f"    moved to {shown(self.moved_observation)}, action {shown(self.moved_action)}"
-        ) + (f"\n    also: {also}{more}" if also else "")
+        verdict = f"{self.steps} steps differ, {self.what} most: it is {self.found:.6g} "
+        verdict += f"where the moved step has {self.expected:.6g}"
+        if self.refusal:
+            verdict = f"set_state refuses moved observations in {self.steps} steps: {self.refusal}"
+        lines = [
+            f"element {self.element}: {verdict}",
+            f"from the observation {shown(self.observation)}, action {shown(self.action)}",
+            f"moved to {shown(self.moved_observation)}, action {shown(self.moved_action)}",
+        ]
+        if self.others:
+            more = f" and {len(self.others) - SHOWN} more" if len(self.others) > SHOWN else ""
+            lines.append(f"also: {', '.join(self.others[:SHOWN])}{more}")
+        return "\n    ".join(lines)
 
 
 @final
@@ -97,10 +97,8 @@ class SymmetryReport:
         if self.mismatches:
             verdict = f"not symmetries: {', '.join(m.element for m in self.mismatches)}"
             lines = [str(mismatch) for mismatch in self.mismatches]
-        head = (
-            f"{self.environment}, {self.elements} elements, {verdict} "
-            f"({self.steps} steps, {self.ends} of which end an episode)"
-        )
+        of = f"{self.steps} steps, {self.ends} of which end an episode"
+        head = f"{self.environment}, {self.elements} elements, {verdict} ({of})"
         return "\n".join([head, *lines])
 
 

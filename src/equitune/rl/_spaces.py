@@ -44,9 +44,7 @@ def check_action_space(space: Any, action: Action) -> None:
     if not continuous:
         use = "one of discrete actions, or a Box of continuous ones"
         require_type("action_space", space, gymnasium.spaces.Discrete, use)
-    use = "a PermutationAction, such as discrete_symmetry(...) makes"
-    if continuous:
-        use = "a MatrixAction, such as continuous_symmetry(...) makes"
+    use = f"one such as {'continuous' if continuous else 'discrete'}_symmetry(...) makes"
     # Also where the sizes agree: scores of two actions are not two torques.
     right, got = is_discrete(action) != continuous, described(action)
     require(right, "on_actions", f"act on {space}", got, use, TypeError)
@@ -65,12 +63,12 @@ def is_discrete(action: Action) -> bool:
 
 def _check_box(kind: str, space: Any, action: Action) -> None:
     name, fits = f"{kind}_space", f"{kind}s of shape {space.shape} and dtype {space.dtype}"
-    probe = np.zeros(space.shape, dtype=space.dtype)
+    probe = torch.as_tensor(np.zeros((1, *space.shape), dtype=space.dtype))
     whole = np.issubdtype(space.dtype, np.integer) and not action.exact
     hint = "; use gymnasium.wrappers.DtypeObservation" if whole else ""
     for g in action.group.elements:
         try:
-            shape = _moved(action, probe, g).shape
+            shape = tuple(action.transform(probe, g).shape[1:])
         except (TypeError, ValueError) as error:
             raise type(error)(
                 f"`{name}` must hold what {described(action)} moves, got {fits}: {error}{hint}"
@@ -83,14 +81,11 @@ def _check_box(kind: str, space: Any, action: Action) -> None:
     bounds = _moved_bounds(kind, action, low, high)
     for element, (least, most, exact) in zip(action.group.names, bounds, strict=False):
         for side, bound, image in (("low", low, least), ("high", high, most)):
-            wrong = np.argwhere(exact & ~_same(bound, image)).tolist()
-            if wrong:
-                place = tuple(wrong[0])
-                raise ValueError(
-                    f"`{name}` must keep its bounds under element {element}, got {side}="
-                    f"{bound[place]:.6g} at entry {wrong[0]}, which becomes {image[place]:.6g}; "
-                    "use other bounds, or check which entries it negates or exchanges"
-                )
+            for entry in np.argwhere(exact & ~_same(bound, image)).tolist():
+                before, after = bound[tuple(entry)], image[tuple(entry)]
+                got = f"{side}={before:.6g} at entry {entry}, which becomes {after:.6g}"
+                use = "other bounds, or check which entries it negates or exchanges"
+                require(False, name, f"keep its bounds under element {element}", got, use)
 
 
 def _moved_bounds(kind: str, action: Action, low: Any, high: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -103,19 +98,11 @@ def _moved_bounds(kind: str, action: Action, low: Any, high: Any) -> Iterator[tu
             exact = (matrix != 0).sum(axis=1) == 1 if kind == "observation" else np.True_
             yield ups @ least + downs @ most, ups @ most + downs @ least, exact
     elif action.exact:
-        for g in action.group.elements:
-            moved = _moved(action, low, g), _moved(action, high, g)
-            yield np.minimum(*moved), np.maximum(*moved), np.True_
+        for moved in action.orbit(torch.as_tensor(np.stack([low, high]))).numpy():
+            yield moved.min(axis=0), moved.max(axis=0), np.True_
 
 
 def _same(bound: Any, image: Any) -> Any:
-    bound, image = (
-        np.where(np.abs(b) >= ENDLESS / 1e6, np.sign(b), b / ENDLESS) for b in (bound, image)
-    )
-    return np.abs(bound - image) <= ROUNDING * np.abs(bound)
-
-
-def _moved(action: Action, value: Any, g: int) -> Any:
-    """One array, without a batch dimension, moved by an element."""
-    # A copy: arrays of environments may be read-only.
-    return action.transform(torch.tensor(value)[None], g)[0].numpy()
+    far = ENDLESS / 1e6
+    bound, image = (np.where(np.abs(b) < far, b, np.copysign(np.inf, b)) for b in (bound, image))
+    return np.isclose(image, bound, rtol=ROUNDING, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,25 +47,28 @@ def set_state(env: Any, observation: Any) -> None:
         >>> env.unwrapped.state.tolist()
         [0.5, 0.0, 0.1, 0.0]
     """
-    _put(env, observation, exactly=True)
+    put_closely(env, observation, 1e-3)
 
 
-def put_closely(env: Any, observation: Any) -> None:
-    """As :func:`set_state`, but a cosine and a sine of no angle mean the closest angle."""
-    _put(env, observation, exactly=False)
+def known_setter(env: Any) -> SetState:
+    """:func:`set_state`, for an environment that it knows and that shows its own observations."""
+    inner, use = env.unwrapped, "a function of the environment and an observation"
+    must = f"be set for {described(inner)}, whose states are not known"
+    require(isinstance(inner, tuple(LAYOUTS)), "set_state", must, None, use)
+    must = f"be set where a wrapper changes the observations of {described(inner)}"
+    shown = env.observation_space
+    got = f"None for a wrapper from {inner.observation_space} to {shown}"
+    require(shown == inner.observation_space, "set_state", must, got, use)
+    return set_state
 
 
-def states_are_known(env: Any) -> bool:
-    """Whether :func:`set_state` knows the environment."""
-    return isinstance(env.unwrapped, tuple(LAYOUTS))
-
-
-def _put(env: Any, observation: Any, exactly: bool) -> None:
+def put_closely(env: Any, observation: Any, off: float = math.inf) -> None:
+    """As :func:`set_state`; a cosine and a sine that are as far from an angle mean the closest."""
     if not hasattr(env, "unwrapped"):
         raise TypeError(f"`env` must be an environment, got {described(env)}; use gymnasium.make()")
     inner = env.unwrapped
     must, use = "be CartPole, Acrobot, Pendulum or MountainCar", "a function of your own for others"
-    require(states_are_known(env), "env", must, described(inner), use)
+    require(isinstance(inner, tuple(LAYOUTS)), "env", must, described(inner), use)
     size, angles = next(LAYOUTS[kind] for kind in LAYOUTS if isinstance(inner, kind))
     with naming("observation"):
         values = np.asarray(observation, dtype=np.float64)
@@ -72,7 +76,7 @@ def _put(env: Any, observation: Any, exactly: bool) -> None:
     require(right, "observation", f"be of shape ({size},)", values.shape, use)
     cosines, sines = values[: 2 * angles].reshape(-1, 2).T
     for cos, sin in zip(cosines, sines, strict=True):
-        right, got = not exactly or abs(np.hypot(cos, sin) - 1) < 1e-3, f"{cos:.6g} and {sin:.6g}"
+        right, got = abs(np.hypot(cos, sin) - 1) < off, f"{cos:.6g} and {sin:.6g}"
         require(right, "observation", "hold the cosine and the sine of an angle", got, use)
     inner.state = np.append(np.arctan2(sines, cosines), values[2 * angles :])
     if isinstance(inner, classic_control.CartPoleEnv):

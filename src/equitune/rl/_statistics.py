@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from equitune._checks import described, require_type
+from equitune._checks import described, require, require_type
 from equitune.actions import Action
 from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._pictures import layers
@@ -54,11 +54,9 @@ class SymmetricMeanStd(sb3.common.running_mean_std.RunningMeanStd):  # type: ign
     var: Any
 
     def __init__(self, statistics: Any, action: Action) -> None:
-        if not all(hasattr(statistics, name) for name in ("mean", "var", "count")):
-            raise TypeError(
-                f"`statistics` must have mean, var and count, got {described(statistics)}; use a "
-                "RunningMeanStd of Stable-Baselines3"
-            )
+        known = all(hasattr(statistics, name) for name in ("mean", "var", "count"))
+        got, use = described(statistics), "a RunningMeanStd of Stable-Baselines3"
+        require(known, "statistics", "have mean, var and count", got, use, TypeError)
         require_type("action", action, Action, "the action on observations")
         super().__init__(shape=np.shape(statistics.mean))
         _check_sizes(action, self.mean.shape)
@@ -103,33 +101,28 @@ def normalising_layers(env: Any, symmetry: Symmetry) -> list[Any]:
         inside, outside = layer.observation_space.shape, env.observation_space.shape
         if inside != outside:
             changed = f"a wrapper around that changes their shape from {inside} to {outside}"
-        if changed:
-            raise ValueError(
-                f"the environment normalises observations by {type(layer).__name__}, and {changed},"
-                " so the group acts on its statistics in another way; use VecNormalize, outside of "
-                "all other wrappers"
-            )
+        got, use = f"{type(layer).__name__} and {changed}", "VecNormalize, outside of all others"
+        require(not changed, "env", "normalise the observations that the group moves", got, use)
         if not (isinstance(statistics, SymmetricMeanStd) and statistics.action == action):
             found.append(layer)
-    inner = env.unwrapped
-    single = gymnasium.wrappers.NormalizeObservation
-    if not hasattr(inner, "envs") and any(inner.env_is_wrapped(single)):
-        raise ValueError(
-            "the environment normalises observations by NormalizeObservation in other processes "
-            f"({type(inner).__name__}), whose statistics cannot be made symmetric; use "
-            "VecNormalize(env) in its place, or DummyVecEnv"
-        )
+    inner, single = env.unwrapped, gymnasium.wrappers.NormalizeObservation
+    reached = hasattr(inner, "envs") or not any(inner.env_is_wrapped(single))
+    must, use = "normalise observations in this process", "VecNormalize(env), or DummyVecEnv"
+    got = f"NormalizeObservation in other processes ({type(inner).__name__})"
+    require(reached, "env", must, got, use)
     return found
 
 
-def symmetric_statistics(layer: Any, symmetry: Symmetry) -> SymmetricMeanStd:
-    """The statistics of a wrapper, as ones that the group keeps."""
-    try:
-        return SymmetricMeanStd(layer.obs_rms, symmetry.on_observations)
-    except ValueError as error:
-        raise ValueError(
-            f"the environment normalises observations by {type(layer).__name__}: {error}"
-        ) from error
+def symmetric_statistics(env: Any, symmetry: Symmetry) -> list[tuple[Any, SymmetricMeanStd]]:
+    """Each of the :func:`normalising_layers`, and its statistics as ones that the group keeps."""
+    found = []
+    for layer in normalising_layers(env, symmetry):
+        try:
+            found.append((layer, SymmetricMeanStd(layer.obs_rms, symmetry.on_observations)))
+        except ValueError as error:
+            by = f"the environment normalises observations by {type(layer).__name__}"
+            raise ValueError(f"{by}: {error}") from error
+    return found
 
 
 def with_own_statistics(env: Any) -> Any:
@@ -152,11 +145,10 @@ def with_own_statistics(env: Any) -> Any:
 def _commutes(layer: Any, action: Action) -> bool:
     """Whether it is the same to move what a layer is given and what it shows."""
     # The caller compares shapes.
-    if not isinstance(layer, gymnasium.ObservationWrapper) or (
-        layer.env.observation_space.shape != layer.observation_space.shape
-    ):
+    shape, shows = layer.observation_space.shape, isinstance(layer, gymnasium.ObservationWrapper)
+    if not shows or layer.env.observation_space.shape != shape:
         return True
-    probe = np.random.default_rng(0).normal(size=layer.observation_space.shape).astype(np.float32)
+    probe = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     shown = _orbit(action, layer.observation(probe))
     moved = [layer.observation(copy.astype(np.float32)) for copy in _orbit(action, probe)]
     return bool(np.allclose(shown, moved, atol=TOLERANCE))
@@ -173,10 +165,8 @@ def _check_sizes(action: Action, shape: tuple[int, ...]) -> None:
     probe = np.random.default_rng(0).uniform(1, 2, shape)
     moved, opposite = _orbit(action, probe), _orbit(action, -probe)
     sizes = np.sort(np.abs(moved).reshape(len(moved), -1), axis=1)
-    if np.abs(sizes - np.sort(probe, axis=None)).max() <= TOLERANCE and (moved == -opposite).all():
-        return
-    raise ValueError(
-        f"`action` must only exchange and negate entries, got {action!r}: each entry is divided by "
-        "its own deviation; use an environment that does not normalise observations, such as "
-        "VecNormalize(env, norm_obs=False)"
-    )
+    apart = np.abs(sizes - np.sort(probe, axis=None)).max()
+    # Each entry is divided by its own deviation.
+    kept = bool(apart <= TOLERANCE and (moved == -opposite).all())
+    use = "VecNormalize(env, norm_obs=False)"
+    require(kept, "action", "only exchange and negate entries", repr(action), use)

@@ -9,9 +9,13 @@ from typing import Any, final
 
 import numpy as np
 
+from equitune._checks import require, require_counts, require_int, require_number
 from equitune.rl._report import shown
 from equitune.rl._spaces import ENDLESS
 from equitune.rl._states import SetState
+
+TOLERANCE = 1e-4
+"""How far a step may be off, relative to how much an entry varies: float32 environments."""
 
 EXPLORED = 10
 """Steps of the episodes, or states drawn, for each one that is compared."""
@@ -44,22 +48,29 @@ class Taken:
         state: The observation before it.
         action: The action.
         observation: The observation after it.
-        outcome: The entries of that, the reward and whether the episode ended, in float64.
-        precision: The rounding of numbers as precise as the reward, at 1.
+        reward: The reward, an array.
+        ended: Whether it ended the episode.
         cut: Whether the episode was cut off.
     """
 
     state: Any
     action: Any
     observation: Any
-    outcome: Any
-    precision: float
+    reward: Any
+    ended: bool
     cut: bool
 
     @property
-    def ended(self) -> bool:
-        """Whether it ended the episode."""
-        return bool(self.outcome[-1])
+    def outcome(self) -> Any:
+        """What it has led to: the observation's entries, the reward and the end, in float64."""
+        after = np.asarray(self.observation, dtype=np.float64)
+        return np.append(after, (float(self.reward), float(self.ended)))
+
+    @property
+    def precision(self) -> float:
+        """The rounding of numbers as precise as the reward, at 1."""
+        kind = self.reward.dtype
+        return float(np.finfo(kind if np.issubdtype(kind, np.floating) else np.float64).eps)
 
 
 @final
@@ -73,6 +84,10 @@ class Stepper:
         samples: How many steps are compared.
         seed: That of all random choices.
         tolerance: How far off an entry may be, relative to how much it varies.
+
+    Raises:
+        TypeError: If one of the last three is not a number.
+        ValueError: If it is too small.
     """
 
     env: Any
@@ -80,6 +95,12 @@ class Stepper:
     samples: int
     seed: int
     tolerance: float
+
+    def __post_init__(self) -> None:
+        require_counts(samples=self.samples)
+        require_int("seed", self.seed, "a number of 0 or more", least=0)
+        above = require_number("tolerance", self.tolerance) > 0
+        require(above, "tolerance", "be above 0", self.tolerance, f"{TOLERANCE:g}")
 
     def take(self, state: Any, action: Any = None) -> Taken:
         """A step from the state that the environment is in; None for a random action.
@@ -92,17 +113,20 @@ class Stepper:
         # A copy, because some environments write the next observation into the same array.
         before = np.array(state)
         after, reward, ended, cut, _ = self.env.step(action)
-        kind = np.asarray(reward).dtype
-        precision = np.finfo(kind if np.issubdtype(kind, np.floating) else np.float64).eps
-        outcome = entries(after, reward, ended)
-        if not (np.isfinite(before).all() and np.isfinite(outcome).all()):
-            raise ValueError("`env` must return finite numbers, got some that are infinite or NaN")
-        return Taken(before, action, np.array(after), outcome, float(precision), bool(cut))
+        step = Taken(before, action, np.array(after), np.array(reward), bool(ended), bool(cut))
+        finite = bool(np.isfinite(before).all() and np.isfinite(step.outcome).all())
+        got, use = "some that are infinite or NaN", "an environment whose numbers stay finite"
+        require(finite, "env", "return finite numbers", got, use)
+        return step
 
-    def step_from(self, state: Any, action: Any = None, put: SetState | None = None) -> Taken:
-        """A step from a state, as the first one of an episode: far from any time limit."""
+    def go(self, state: Any, put: SetState | None = None) -> None:
+        """Begins an episode in a state, far from any time limit."""
         self.env.reset()
         (put or self.put)(self.env, state.copy())
+
+    def step_from(self, state: Any, action: Any = None, put: SetState | None = None) -> Taken:
+        """A step from a state, as the first one of an episode."""
+        self.go(state, put)
         return self.take(state, action)
 
     def of_episodes(self) -> list[Taken]:
@@ -113,11 +137,9 @@ class Stepper:
         state, action = self.env.reset(seed=self.seed)[0], None
         for _ in range(EXPLORED * self.samples):
             found.append(step := self.take(state, action))
-            if step.ended or step.cut:
-                state, action = self.env.reset()[0], None
-            else:
-                state = step.observation
-                action = step.action if chances.random() <= HELD else None
+            over = step.ended or step.cut
+            state = self.env.reset()[0] if over else step.observation
+            action = None if over or chances.random() > HELD else step.action
         return found
 
     def from_anywhere(self, put: SetState, seen: Sequence[Taken]) -> list[Taken]:
@@ -163,13 +185,10 @@ class Stepper:
         Raises:
             ValueError: If they are not observations of the environment.
         """
-        given = np.asarray(states)
-        space = self.env.observation_space
-        if given.shape[1:] != space.shape or not given.size:
-            raise ValueError(
-                f"`states` must be of shape (N, {', '.join(map(str, space.shape))}), got "
-                f"{given.shape}; use observations from before the end of an episode"
-            )
+        given, space = np.asarray(states), self.env.observation_space
+        right, must = given.shape[1:] == space.shape, ", ".join(map(str, ("N", *space.shape)))
+        use = "observations from before the end of an episode"
+        require(right and given.size > 0, "states", f"be of shape ({must})", given.shape, use)
         self.env.action_space.seed(self.seed)
         self.env.reset(seed=self.seed)
         places = _drawn(len(given), self.samples, self.seed)
@@ -191,29 +210,19 @@ class Stepper:
     def check(self, taken: Sequence[Taken]) -> None:
         """Refuses steps for whose differences a comparison would blame the symmetry."""
         first, second = ([self.step_from(s.state, s.action) for s in taken] for _ in range(2))
-        self._check_same(
-            second,
-            first,
-            "`env` must make the same step from one state with one action, got two that differ: "
-            "env is random, or reset changes more than set_state puts back; switch the noise off",
-        )
-        self._check_same(
-            first,
-            taken,
-            "`set_state` must put env into the state of an observation, got another step from "
-            "there than in an episode: set_state does not put it there, or observations do not "
-            "show the whole state",
-            OWN_TOLERANCE,
-        )
+        at, must = self._difference(second, first), "make the same step from one state"
+        got = f"two steps {at}: env is random, or reset changes more than set_state puts back"
+        require(not at, "env", must, got, "one without noise")
+        at, must = self._difference(first, taken, OWN_TOLERANCE), "put env into an observed state"
+        got = f"another step {at}: set_state does not put it there, or observations hide a part"
+        require(not at, "set_state", must, got, "one that puts back all that steps depend on")
 
-    def _check_same(
-        self, found: list[Taken], expected: Sequence[Taken], message: str, factor: float = 1
-    ) -> None:
-        off_by = errors(found, expected).max(axis=1)
-        step = expected[int(off_by.argmax())]
-        if off_by.max() > factor * self.tolerance:
-            at = f"observation {shown(step.state)}, action {shown(step.action)}"
-            raise ValueError(f"{message}; {at}")
+    def _difference(self, found: list[Taken], wanted: Sequence[Taken], factor: float = 1) -> str:
+        """Where steps differ most, for a message; empty where none does."""
+        off_by = errors(found, wanted).max(axis=1)
+        step = wanted[int(off_by.argmax())]
+        at = f"from observation {shown(step.state)} with action {shown(step.action)}"
+        return at if off_by.max() > factor * self.tolerance else ""
 
 
 def chosen(steps: Sequence[Taken], count: int, seed: int) -> list[Taken]:
@@ -224,26 +233,19 @@ def chosen(steps: Sequence[Taken], count: int, seed: int) -> list[Taken]:
     return ends + [others[place] for place in _drawn(len(others), count - len(ends), seed)]
 
 
-def entries(observation: Any, reward: Any, ended: Any) -> Any:
-    """What a step has led to, as one vector in float64."""
-    return np.append(np.asarray(observation, dtype=np.float64), (float(reward), float(ended)))
-
-
-def errors(found: Sequence[Taken], steps: Sequence[Taken], expected: Any = None) -> Any:
+def errors(found: Sequence[Taken], wanted: Sequence[Taken]) -> Any:
     """How far off each entry of each step is, relative to how much the entry varies as a rule.
 
     Args:
         found: N steps.
-        steps: The N steps that they are compared with.
-        expected: What they should have led to, (N, n + 2): the entries of an observation, the
-            reward and the end of the episode; None for what ``steps`` have led to.
+        wanted: The N steps that they should be.
 
     Returns:
-        The errors, (N, n + 2); differences that rounding can make are 0.
+        The errors, (N, n + 2), of the n entries of an observation, the reward and the end of the
+        episode; differences that rounding can make are 0.
     """
-    if expected is None:
-        expected = np.stack([step.outcome for step in steps])
-    precision = max(step.precision for step in steps)
+    expected = np.stack([step.outcome for step in wanted])
+    precision = max(step.precision for step in wanted)
     sizes = np.abs(expected)
     around = np.abs(expected - np.median(expected, axis=0))
     scales = np.median(around, axis=0)
@@ -270,8 +272,6 @@ def _drawn(size: int, count: int, seed: int) -> list[int]:
 def _range(space: Any, seen: Sequence[Taken]) -> tuple[Any, Any]:
     """Bounds of states to draw: those of the space, else those of what was seen, and as much."""
     low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
-    if (low > -ENDLESS).all() and (high < ENDLESS).all():
-        return low, high
     states = np.stack([step.state for step in seen]).astype(np.float64)
     least, most = states.min(axis=0), states.max(axis=0)
     low = np.where(low > -ENDLESS, low, least - (most - least))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -120,6 +119,14 @@ class Move:
             require_strings(kind, itertools.chain.from_iterable(moved.items()), use)
 
 
+def require_symmetry(symmetry: Any) -> Symmetry:
+    """The symmetry itself; refuses anything else."""
+    checked: Symmetry = require_type(
+        "symmetry", symmetry, Symmetry, "one such as cartpole_mirror()"
+    )
+    return checked
+
+
 def discrete_symmetry(
     observation: Sequence[str], actions: Sequence[str], moves: Iterable[Move]
 ) -> Symmetry:
@@ -206,9 +213,8 @@ def cartpole_mirror() -> Symmetry:
     """
     entries = ["cart position", "cart velocity", "pole angle", "pole angular velocity"]
     negated = {name: f"-{name}" for name in entries}
-    return discrete_symmetry(
-        entries, ["left", "right"], [Move(negated, {"left": "right"}, "mirror")]
-    )
+    mirror = Move(negated, {"left": "right"}, "mirror")
+    return discrete_symmetry(entries, ["left", "right"], [mirror])
 
 
 def acrobot_mirror() -> Symmetry:
@@ -264,26 +270,21 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
 
 def _signed(names: Sequence[str], moved: Mapping[str, str], kind: str) -> list[int]:
     """Where 2n signed entries go: +i is number i, -i number n + i."""
-    count, images = len(names), dict(moved)
+    images, must = dict(moved), f"have the names {', '.join(names)} in a move"
     for name, image in moved.items():
         plain = image.removeprefix("-")
         for known in (name, plain):
-            must = f"have the names {', '.join(names)} in a move"
             require(known in names, kind, must, f"{known!r}", "one of them")
         # An exchange that is written once.
-        images.setdefault(plain, name if plain == image else f"-{name}")
-    targets = list(range(count))
-    for name, image in images.items():
-        plain = image.removeprefix("-")
-        targets[names.index(name)] = names.index(plain) + (count if plain != image else 0)
-    for target, number in Counter(target % count for target in targets).items():
-        if number > 1:
-            sources = [names[i] for i in range(count) if targets[i] % count == target]
+        images.setdefault(plain, image.removesuffix(plain) + name)
+    for target in names:
+        sources = [name for name in names if images.get(name, name).removeprefix("-") == target]
+        if len(sources) > 1:
             unsaid = [f", so say where {name!r} goes" for name in sources if name not in moved]
-            raise ValueError(
-                f"`{kind}` of a move must be one-to-one, got {' and '.join(map(repr, sources))} "
-                f"both sent to {names[target]!r}{unsaid[0] if unsaid else ''}"
-            )
+            got = f"{' and '.join(map(repr, sources))} both sent to {target!r}{''.join(unsaid[:1])}"
+            raise ValueError(f"`{kind}` of a move must be one-to-one, got {got}")
+    count, signed = len(names), [*names, *(f"-{name}" for name in names)]
+    targets = [signed.index(images.get(name, name)) for name in names]
     return targets + [(target + count) % (2 * count) for target in targets]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from equitune._checks import require
 from equitune.actions import ImageAction
 from equitune.actions._arguments import in_format_of
-from equitune.vision._coordinates import CoordinateAction, Move, Row, point_row
+from equitune.vision._coordinates import CoordinateAction, Move, Row
 from equitune.vision._plausibility import FORMATS, PLACED, Size, box_doubts, corners, on_host, unit
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "ltrb", "deltas"]
@@ -65,10 +65,7 @@ class BoxAction(CoordinateAction):
     numbers = (4,)
 
     def __init__(
-        self,
-        images: ImageAction,
-        box_format: BoxFormat = "xyxy",
-        image_size: Size | None = None,
+        self, images: ImageAction, box_format: BoxFormat = "xyxy", image_size: Size | None = None
     ) -> None:
         known = box_format in FORMATS
         require(known, "box_format", f"be one of {FORMATS}", repr(box_format), "that of the model")
@@ -93,25 +90,23 @@ class BoxAction(CoordinateAction):
 
     def _doubts_of_all(self, x: Tensor) -> list[str]:
         """Whether all boxes are centred where no element moves them, as averages over cells are."""
-        boxes = on_host(x).flatten(1, -2) if x.dim() > 2 else on_host(x).unsqueeze(1)
+        boxes = on_host(x).unsqueeze(1).flatten(1, -2)
         count = boxes.shape[1]
         if self.box_format not in PLACED or count < 2 or not len(boxes) or self.group.order == 1:
             return []
         tolerance = TOGETHER if count < MANY else max(TOGETHER, 0.25 / math.sqrt(count))
         centres, sides = _centres(boxes, self.box_format), unit(self.image_size)
-        for g in self.group.elements:
-            moved = _centres(self.transform(boxes, g), self.box_format)
-            if bool(((moved - centres).abs() > tolerance * sides).any()):
-                return []
+        moved = _centres(self.orbit(boxes), self.box_format)
+        if bool(((moved - centres).abs() > tolerance * sides).any()):
+            return []
         return [
-            f"boxes that mean the same in every image, got {count} boxes per image that are all "
-            "centred where no element moves them, as averages over different cells or queries "
-            "are; use GridBoxAction or BoxMapAction for boxes of grid cells or anchors, and "
-            "EquiZero or Canonicalize, which select one copy, for detection queries"
+            f"boxes that mean the same in every image, got {count} per image that are all centred "
+            "where no element moves them, as means over cells or queries are; use GridBoxAction or "
+            "BoxMapAction for cells or anchors, and EquiZero or Canonicalize for queries"
         ]
 
     def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
-        sources, signs, offsets = point_row(moves, size)
+        sources, signs, offsets = super()._row(moves, size)
         if self.box_format in ("cxcywh", "deltas"):
             offsets = offsets if self.box_format == "cxcywh" else [0.0, 0.0]
             return [*sources, *[s + 2 for s in sources]], [*signs, 1, 1], [*offsets, 0.0, 0.0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
-from equitune._checks import described, require, require_tensor
+from equitune._checks import described, require, require_entries, require_tensor, require_type
 
 
 def check_embeddings(
@@ -16,6 +19,20 @@ def check_embeddings(
     passed = embeddings.dim() == 2 and len(embeddings) == count
     require(passed, encoder, f"be {shape}", described(embeddings), "a model of embeddings")
     return embeddings
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as a tuple; refuses one string, none, and empty ones."""
+    use = f"a list of strings, such as [{names!r}]"
+    given = require_entries("class_names", names, use, least=1)
+    return tuple([require_text(f"class_names[{i}]", name) for i, name in enumerate(given)])
+
+
+def require_text(called: str, text: Any, use: str = "a string") -> str:
+    """The text itself; refuses what is not a string, and empty ones."""
+    checked: str = require_type(called, text, str, use)
+    require(bool(checked.strip()), called, "say something", repr(text), "a name or a prompt")
+    return checked
 
 
 def require_images(images: Tensor, floating: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, final
@@ -42,9 +41,10 @@ class CoordinateAction(Composed):
         sources, signs, offsets = zip(*rows, strict=True)
         self.coordinates = SignedPermutationAction(images.group, sources, signs, offsets)
 
-    @abstractmethod
     def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
-        """The row of one element; ``size`` is (W, H)."""
+        """The row of one element, here for points (x, y); ``size`` is (W, H)."""
+        sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
+        return sources, signs, [size[source] if sign < 0 else 0.0 for source, sign in moves]
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         shape = require_batch(x, "x", self).shape
@@ -128,9 +128,6 @@ class KeypointAction(CoordinateAction):
         unlabelled: Tensor = corners & (visibility == 0)
         return unlabelled
 
-    def _row(self, moves: tuple[Move, Move], size: Size) -> Row:
-        return point_row(moves, size)
-
     @property
     def extent(self) -> Mapping[int, int | None]:
         return {-2: self._labels.size, -1: 2}
@@ -162,7 +159,8 @@ def label_swaps(
     """
     require_image_action(images)
     require_counts(count=count)
-    exchanged = list(range(count))
+    kept = list(range(count))
+    exchanged = kept.copy()
     use = "pairs of different classes that share none, such as [(1, 2), (3, 4)]"
     must = f"name 0 to {count - 1}, below the count of classes or keypoints"
     for pair in require_entries("swaps", swaps, use):
@@ -176,16 +174,8 @@ def label_swaps(
         free = exchanged[left] == left and exchanged[right] == right and left != right
         require(free, "swaps", "name each class once", repr(tuple(pair)), use)
         exchanged[left], exchanged[right] = right, left
-    kept = list(range(count))
     rows = [exchanged if element >= 4 else kept for element in images.elements]
     return PermutationAction(images.group, rows, dim)
-
-
-def point_row(moves: tuple[Move, Move], size: Size) -> Row:
-    """For a point (x, y): the source, sign and offset of each coordinate; ``size`` is (W, H)."""
-    sources, signs = [source for source, _ in moves], [sign for _, sign in moves]
-    offsets = [size[source] if sign < 0 else 0.0 for source, sign in moves]
-    return sources, signs, offsets
 
 
 def is_length(side: object) -> bool:

@@ -200,9 +200,8 @@ class PaddedDetections(nn.Module):
         super().__init__()
         self.model = require_module("model", model)
         require_counts(most=most)
-        self.most = most
         use = "list for a list of images, or torch.clone for the batch itself"
-        self.inputs = require_function("inputs", inputs, use)
+        self.most, self.inputs = most, require_function("inputs", inputs, use)
         self.drop = require_strings("drop", drop, "a list of names, ['masks']")
         needed = [name for name in NEEDED if name in self.drop]
         require(not needed, "drop", f"not name {needed}", list(drop), "the names of other fields")
@@ -214,11 +213,9 @@ class PaddedDetections(nn.Module):
         use = "them to train the detector itself, before you wrap it"
         require(targets is None, "targets", must, described(targets), use)
         detections = self._found(images)
-        names = [name for name in detections[0] if name in NEEDED or self._keeps(name, detections)]
-        return {name: self._padded(name, detections, images) for name in names}
-
-    def _keeps(self, name: str, detections: list[Mapping[str, Any]]) -> bool:
-        return name not in self.drop and any(found[name] is not None for found in detections)
+        given = {name for found in detections for name in found if found[name] is not None}
+        kept = {*NEEDED, *given} - {*self.drop}
+        return {n: self._padded(n, detections, images) for n in detections[0] if n in kept}
 
     def _found(self, images: Tensor) -> list[Mapping[str, Any]]:
         """One dict per image, of what the model returns."""
@@ -245,41 +242,33 @@ class PaddedDetections(nn.Module):
             missing = sorted({*NEEDED, *detections[0]} - set(found))
             got, use = f"{list(found)} without {missing}", "one set of fields for all images"
             require(not missing, called, "have the fields of the others", got, use)
+            called = f"{called}['boxes']"
+            boxes = require_tensor(called, found["boxes"], "(N, 4)")
+            right, got = boxes.shape[1:] == (4,), f"shape {tuple(boxes.shape)}"
+            require(right, called, "be (N, 4), two corners in pixels", got, "boxes as xyxy")
+            must = f"be {len(boxes)} or more, the detections of image {i}"
+            require(len(boxes) <= self.most, "most", must, self.most, "a larger number")
         return [*detections]
 
     def _padded(self, name: str, detections: list[Mapping[str, Any]], images: Tensor) -> Tensor:
         rows = []
+        use = "one entry per detection" + ("" if name in NEEDED else f", or drop=[{name!r}]")
         for i, found in enumerate(detections):
-            values = self._values(name, i, found)
+            called = f"{RETURNED}[{i}][{name!r}]"
+            values: Tensor = require_type(called, found[name], Tensor, use)
+            count, got = len(found["boxes"]), f"shape {tuple(values.shape)}"
+            one_each = values.dim() > 0 and len(values) == count
+            require(one_each, called, f"have one entry for each of {count} boxes", got, use)
+            if name == "keypoints":
+                must = "be (N, K, 3), x and y in pixels with a visibility"
+                seen = "visibilities of 1 for points without one"
+                require(values.shape[-1] == 3, called, must, got, seen)
             if name in ("boxes", "keypoints"):
                 values = values / unit_of(values, images)
-            missing = (0, 0) * (values.dim() - 1) + (0, self.most - len(values))
+            missing = (0, 0) * (values.dim() - 1) + (0, self.most - count)
             rows.append(F.pad(values, missing, value=-1 if name == "labels" else 0))
         shapes = [tuple(row.shape[1:]) for row in rows]
         use = f"one shape in all images, or drop=[{name!r}]"
         called = f"{RETURNED}[...][{name!r}]"
         require(len({*shapes}) == 1, called, "have entries of one shape", shapes, use)
         return torch.stack(rows)
-
-    def _values(self, name: str, i: int, found: Mapping[str, Any]) -> Tensor:
-        """One field of one image, (N, ...)."""
-        called = f"{RETURNED}[{i}][{name!r}]"
-        use = "one entry per detection" + ("" if name in NEEDED else f", or drop=[{name!r}]")
-        values: Tensor = require_type(called, found[name], Tensor, use)
-        boxes = require_tensor(f"{RETURNED}[{i}]['boxes']", found["boxes"], "(N, 4)", dims=1)
-        count = len(boxes)
-        must = f"have one entry for each of {count} boxes"
-        got = f"shape {tuple(values.shape)}"
-        require(values.dim() > 0 and len(values) == count, called, must, got, use)
-        if name == "boxes":
-            passed, must = values.shape[1:] == (4,), "be (N, 4), two corners in pixels"
-            require(passed, called, must, got, "boxes as xyxy")
-        if name == "keypoints":
-            passed, must = (
-                values.shape[-1] == 3,
-                "be (N, K, 3), x and y in pixels with a visibility",
-            )
-            require(passed, called, must, got, "visibilities of 1 for points without one")
-        must = f"be {count} or more, the detections of image {i}"
-        require(count <= self.most, "most", must, self.most, "a larger number")
-        return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -13,7 +14,7 @@ from equitune.actions import Action, ImageAction, PermutationAction, ProductActi
 from equitune.actions._arguments import in_format_of, require_batch
 from equitune.actions._base import Composed
 from equitune.vision._boxes import BoxAction, BoxFormat
-from equitune.vision._coordinates import is_length, require_image_action, rotates
+from equitune.vision._coordinates import is_length, rotates
 from equitune.vision._plausibility import Size
 
 AnchorShapes = Sequence[tuple[float, float]]
@@ -69,11 +70,9 @@ class GridBoxAction(Composed):
         anchor_shapes: AnchorShapes = ((1.0, 1.0),),
     ) -> None:
         self._boxes = BoxAction(images, box_format, image_size)
-        anchors = _anchors(images, anchor_shapes)
-        self._cells = PermutationAction(
-            images.group, _cell_moves(images, check_grids(images, grids), anchors), dim=-2
-        )
+        anchors, pairs = _anchors(images, anchor_shapes), check_grids(images, grids)
         self.group = images.group
+        self._cells = PermutationAction(self.group, _cell_moves(images, pairs, anchors), dim=-2)
 
     def check(self, x: Any, g: int | Tensor = 0) -> None:
         self._boxes.check(x)
@@ -196,10 +195,8 @@ class BoxMapAction(Composed):
 def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
     """The grids as pairs; refuses what is not a list of them, or exchanges rows and columns."""
     use = "(rows, columns), such as [(80, 80), (40, 40)]"
-    pairs = [
-        (require_int("rows", rows, use, least=1), require_int("columns", columns, use, least=1))
-        for rows, columns in _pairs("grids", grids, use)
-    ]
+    pairs = [(require_int("rows", rows, use), require_int("columns", columns, use))
+             for rows, columns in _pairs("grids", grids, use)]  # fmt: skip
     must = "be square where the group rotates by 90 degrees, which exchanges rows and columns"
     uneven = [pair for pair in pairs if pair[0] != pair[1] and rotates(images)]
     use = "BoxMapAction on maps (B, A * 4, rows, columns)"
@@ -209,7 +206,6 @@ def check_grids(images: ImageAction, grids: object) -> list[tuple[int, int]]:
 
 def _anchors(images: ImageAction, shapes: object) -> Tensor:
     """(|G|, A): where each anchor of a cell goes."""
-    require_image_action(images)
     pairs = _pairs("anchor_shapes", shapes, "(width, height), such as [(1, 1), (1, 2), (2, 1)]")
     kept = list(range(len(pairs)))
     turned = _turned(pairs) if rotates(images) else kept
@@ -220,27 +216,22 @@ def _turned(shapes: Sequence[tuple[float, float]]) -> list[int]:
     """The anchor that each anchor becomes by a rotation by 90 degrees."""
     turned = list(range(len(shapes)))
     free = list(turned)
+    must = "hold each shape turned by 90 degrees as often as itself"
+    use = "a group of flips and half turns, or EquiZero or Canonicalize, which select whole copies"
     while free:
-        a = free.pop(0)
-        width, height = shapes[a]
-        # Itself, if it is square; else the first of those that have its shape lying down.
-        if _same((width, height), (height, width)):
-            continue
-        other = next((b for b in free if _same(shapes[b], (height, width))), None)
-        if other is None:
-            raise ValueError(
-                "`anchor_shapes` must hold each shape turned by 90 degrees as often as itself, "
-                f"got {(width, height)} without its {(height, width)}, so that a rotation leaves "
-                "its box no place; use a group of flips and half turns, or select whole copies "
-                "with EquiZero or Canonicalize"
-            )
-        turned[a], turned[other] = other, a
-        free.remove(other)
+        width, height = shapes[free[0]]
+        # Itself first, if it is square; else those that have its shape lying down.
+        fitting = [b for b in free if _same(shapes[b], (height, width))]
+        got = f"{(width, height)} without its {(height, width)}, which leaves its box no place"
+        require(bool(fitting), "anchor_shapes", must, got, use)
+        first, other = free[0], fitting[0]
+        turned[first], turned[other] = other, first
+        free = [b for b in free if b not in (first, other)]
     return turned
 
 
 def _same(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return all(abs(a - b) <= SAME * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
+    return all(math.isclose(a, b, rel_tol=SAME) for a, b in zip(one, other, strict=True))
 
 
 def _pairs(name: str, given: Any, use: str) -> list[tuple[float, float]]:
@@ -260,8 +251,8 @@ def _cell_moves(images: ImageAction, grids: list[tuple[int, int]], anchors: Tens
     pixels = ImageAction(images.group, images.elements)
     for rows, columns in grids:
         numbers = torch.arange(rows * columns, device="cpu").view(1, rows, columns)
-        cells = [pixels.transform(numbers, g).flatten().argsort() for g in images.group.elements]
-        places = torch.stack(cells).unsqueeze(-1) * boxes + anchors.unsqueeze(1)
+        cells = pixels.orbit(numbers).flatten(1).argsort()
+        places = cells.unsqueeze(-1) * boxes + anchors.unsqueeze(1)
         parts.append(places.flatten(1) + before)
         before += rows * columns * boxes
     return torch.cat(parts, dim=1)

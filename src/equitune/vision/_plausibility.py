@@ -94,39 +94,30 @@ def box_doubts(boxes: Tensor, box_format: str, image_size: Size | None) -> list[
     """What is wrong with boxes (..., 4), the likeliest reason first."""
     found = on_host(boxes).reshape(-1, 4)
     found = found[(found != 0).any(-1)]
-    if not found.numel():
-        return []
-    if box_format not in PLACED:
-        return _sides_doubts(found) if box_format == "ltrb" else []
-    sides = unit(image_size)
-    ends = corners(found, box_format)
-    units = unit_doubts(ends.view(-1, 2), found, image_size)
-    if units:
-        return units
-    reversed_ = (ends[:, 2:] < ends[:, :2] - ROUNDING * sides).any(-1)
-    fitting = [
-        repr(other)
-        for other in PLACED
-        if other != box_format and _fits(corners(found, other), sides)
-    ]
     instead = "the box_format of the model"
+    if box_format == "ltrb":
+        negative = (found[:, :2] + found[:, 2:] < 0).any(-1)
+        meant = "distances to the left, upper, right and lower sides of boxes"
+        return _doubt(
+            meant, found, negative, "have a negative size", f"{instead}, if it is trained"
+        )
+    if box_format not in PLACED:
+        return []
+    sides, ends = unit(image_size), corners(found, box_format)
+    others = [other for other in PLACED if other != box_format]
+    fitting = [repr(other) for other in others if _fits(corners(found, other), sides)]
     if fitting:
         instead = f"box_format={' or '.join(fitting)}, which all boxes fit"
-    if bool(reversed_.any()):
-        return [
-            f"boxes whose ends lie after their starts in the format {box_format!r}, got "
-            f"{_first(found, reversed_)}, one "
-            f"of {int(reversed_.sum())} of {len(found)} boxes that do not; use {instead}"
-        ]
+    reversed_ = (ends[:, 2:] < ends[:, :2] - ROUNDING * sides).any(-1)
     leaving = ~_inside(ends, sides)
-    count = int(leaving.sum())
-    if fitting and count and (count > 1 or len(found) >= CUT):
-        return [
-            f"boxes inside of their images in the format {box_format!r}, got "
-            f"{_first(found, leaving)}, one of "
-            f"{count} of {len(found)} boxes that leave it; use {instead}"
-        ]
-    return []
+    telling = bool(fitting) and (int(leaving.sum()) > 1 or len(found) >= CUT)
+    ordered = f"boxes whose ends lie after their starts in the format {box_format!r}"
+    inside = f"boxes inside of their images in the format {box_format!r}"
+    return (
+        unit_doubts(ends.view(-1, 2), found, image_size)
+        or _doubt(ordered, found, reversed_, "do not", instead)
+        or _doubt(inside, found, leaving & telling, "leave it", instead)
+    )
 
 
 def corners(boxes: Tensor, box_format: str) -> Tensor:
@@ -160,17 +151,8 @@ def _inside(ends: Tensor, sides: Tensor) -> Tensor:
     return ((ends >= -OUTSIDE * both) & (ends <= (1 + OUTSIDE) * both)).all(-1)
 
 
-def _sides_doubts(found: Tensor) -> list[str]:
-    negative = (found[:, :2] + found[:, 2:] < 0).any(-1)
-    if not bool(negative.any()):
-        return []
-    return [
-        f"distances to the left, upper, right and lower sides of boxes, got "
-        f"{_first(found, negative)}, which has a negative size; use the box_format of the model, "
-        "if it is trained"
-    ]
-
-
-def _first(found: Tensor, bad: Tensor) -> list[float]:
-    """The first of the bad boxes, for a message."""
-    return [round(value, 4) for value in found[bad][0].tolist()]
+def _doubt(meant: str, found: Tensor, wrong: Tensor, what: str, use: str) -> list[str]:
+    """What is wrong with some of the boxes; nothing if none of them is."""
+    first = [round(value, 4) for value in found[wrong][:1].flatten().tolist()]
+    some = f"{first}, one of {len(found[wrong])} of {len(found)} boxes that {what}"
+    return [f"{meant}, got {some}; use {use}"] if first else []

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitune._checks import (
-    require,
-    require_counts,
-    require_entries,
-    require_function,
-    require_type,
-)
+from equitune._checks import require, require_counts, require_entries, require_function
 from equitune.functional import widened
-from equitune.vision._checks import check_embeddings
+from equitune.vision._checks import check_embeddings, check_names, require_text
 
 PLACE = "{}"
 
@@ -29,14 +22,10 @@ Progress = Callable[[Sequence[list[str]]], Iterable[list[str]]]
 """Passes batches of prompts on and shows how far it is, as ``tqdm.tqdm`` does."""
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
-    "a photo of a {}.",
-    "a blurry photo of a {}.",
-    "a close-up photo of a {}.",
-    "a photo of a small {}.",
-    "a photo of a large {}.",
-    "a drawing of a {}.",
+    "a photo of a {}.", "a blurry photo of a {}.", "a close-up photo of a {}.",
+    "a photo of a small {}.", "a photo of a large {}.", "a drawing of a {}.",
     "a picture with a {} in it.",
-)
+)  # fmt: skip
 
 PHOTO_TEMPLATES: tuple[str, ...] = (
     *DEFAULT_TEMPLATES,
@@ -53,10 +42,7 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
         "faded", "black and white", "colour",
     )),
     *(f"a {kind} of a {{}}." for kind in ("painting", "sketch", "cartoon")),
-    "a toy {}.",
-    "a statue of a {}.",
-    "a {} in a film.",
-    "here is a {}.",
+    "a toy {}.", "a statue of a {}.", "a {} in a film.", "here is a {}.",
     "this is what a {} looks like.",
 )  # fmt: skip
 
@@ -103,65 +89,38 @@ def embed_classes(
     require_function("embed", embed, "the text encoder, from N prompts to (N, D)")
     if progress is not None:
         require_function("progress", progress, "one such as tqdm.tqdm, or None")
-    names = check_names("class_names", class_names)
-    forms = check_templates(templates)
     require_counts(batch_size=batch_size)
-    prompts = _prompts(names, forms)
+    names = check_names(class_names)
+    prompts = _prompts(names, templates)
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    embedded = []
     # Not inference_mode, whose tensors no later gradient could use.
     with torch.no_grad():
-        embedded = [
-            F.normalize(
-                widened(check_embeddings(embed(batch), len(batch), "embed(prompts)", "prompt")),
-                dim=-1,
-            )
-            for batch in (batches if progress is None else progress(batches))
-        ]
-        means = torch.cat(embedded).unflatten(0, (len(names), len(forms))).mean(1)
+        for batch in batches if progress is None else progress(batches):
+            rows = check_embeddings(embed(batch), len(batch), "embed(prompts)", "prompt")
+            embedded.append(F.normalize(widened(rows), dim=-1))
+        means = torch.cat(embedded).unflatten(0, (len(names), -1)).mean(1)
     return unit_rows(means, [f"embed: class {name!r}" for name in names])
 
 
-def check_names(argument: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a tuple; refuses one string, none, and empty ones."""
-    given = require_entries(argument, texts, f"a list of strings, such as [{texts!r}]", least=1)
-    return tuple([_text(f"{argument}[{i}]", text) for i, text in enumerate(given)])
-
-
-def check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
-    """Templates as a tuple; refuses also those without a place for the name."""
-    use = f"a list of strings, such as [{templates!r}]"
-    forms = require_entries("templates", templates, use, least=1)
-    for i, form in enumerate(forms):
-        if not callable(form):
-            text = _text(f"templates[{i}]", form, "a string or a function of the name")
-            use = f"{PLACE}, such as in 'a photo of a {PLACE}.'"
-            must = "have a place for the name of the class"
-            require(PLACE in text, f"templates[{i}]", must, repr(text), use)
-    return tuple(forms)
-
-
-def _prompts(names: tuple[str, ...], forms: tuple[Template, ...]) -> list[str]:
+def _prompts(names: tuple[str, ...], templates: Sequence[Template]) -> list[str]:
     """One prompt for each name and template, name by name."""
-    rows = [
-        # Not str.format, because other braces in a name or a template are text.
-        [form(name) if callable(form) else form.replace(PLACE, name) for form in forms]
-        for name in names
-    ]
-    for name, row in zip(names, rows, strict=True):
-        for i, prompt in enumerate(row):
-            _text(f"templates[{i}]({name!r})", prompt)
-    for i, column in enumerate(zip(*rows, strict=True)):
-        passed, got = len(set(names)) == 1 or len(set(column)) > 1, f"{column[0]!r} for all names"
+    use, columns = f"a list of strings, such as [{templates!r}]", []
+    for i, form in enumerate(require_entries("templates", templates, use, least=1)):
+        called = f"templates[{i}]"
+        if callable(form):
+            column = [require_text(f"{called}({name!r})", form(name)) for name in names]
+        else:
+            text = require_text(called, form, "a string or a function of the name")
+            use = f"{PLACE}, such as in 'a photo of a {PLACE}.'"
+            require(PLACE in text, called, "have a place for the name", repr(text), use)
+            # Not str.format, because other braces in a name or a template are text.
+            column = [text.replace(PLACE, name) for name in names]
+        passed, got = len({*names}) == 1 or len({*column}) > 1, f"{column[0]!r} for all names"
         use = "one such as lambda name: f'a photo of a {name}.'"
-        require(passed, f"templates[{i}]", "put the name into the prompt", got, use)
-    return [prompt for row in rows for prompt in row]
-
-
-def _text(called: str, text: Any, use: str = "a string") -> str:
-    """The text itself; refuses what is not a string, and empty ones."""
-    checked: str = require_type(called, text, str, use)
-    require(bool(checked.strip()), called, "say something", repr(text), "a name or a prompt")
-    return checked
+        require(passed, called, "put the name into the prompt", got, use)
+        columns.append(column)
+    return [prompt for row in zip(*columns, strict=True) for prompt in row]
 
 
 def unit_rows(rows: Tensor, called: Sequence[str]) -> Tensor:

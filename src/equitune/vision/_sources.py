@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from equitune._checks import described, require, require_type
+from equitune._modes import evaluating
 from equitune.vision._scaling import Scaling
 
 
@@ -20,7 +21,7 @@ class ClipParts:
 
     Attributes:
         images: From images to embeddings, without the text side, whose weights would never learn.
-        texts: From prompts to embeddings.
+        texts: From prompts to embeddings, in eval mode.
         scaling: How the model makes logits of cosines.
     """
 
@@ -77,14 +78,11 @@ class _TransformersImages(nn.Module):
         super().__init__()
         self.vision_model = model.get_submodule("vision_model")
         # SigLIP has none: what its vision model pools is the embedding.
-        self.visual_projection = getattr(model, "visual_projection", None)
+        self.visual_projection = getattr(model, "visual_projection", None) or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         # By its place, which is the same in a tuple and in a model output.
-        pooled = self.vision_model(pixel_values=images)[1]
-        embeddings: Tensor = pooled
-        if self.visual_projection is not None:
-            embeddings = self.visual_projection(pooled)
+        embeddings: Tensor = self.visual_projection(self.vision_model(pixel_values=images)[1])
         return embeddings
 
 
@@ -96,18 +94,16 @@ def _transformers_texts(model: Any, tokenizer: Callable[..., Any], prompts: list
         filled = {"padding": "max_length", "max_length": limit}
     tokens = tokenizer(prompts, return_tensors="pt", **filled)
     passed = isinstance(tokens, Mapping) and "input_ids" in tokens
-    must, got = "return input_ids", described(tokens)
     use = "the tokenizer of the model, AutoTokenizer.from_pretrained(...)"
-    require(passed, "tokenizer", must, got, use, TypeError)
-    device = next(model.parameters()).device
-    named = {
-        key: tokens[key].to(device) for key in ("input_ids", "attention_mask") if key in tokens
-    }
+    require(passed, "tokenizer", "return input_ids", described(tokens), use, TypeError)
+    device, read = next(model.parameters()).device, {"input_ids", "attention_mask"}
+    named = {key: tokens[key].to(device) for key in tokens if key in read}
     length = named["input_ids"].shape[1]
     must = f"make prompts of {limit} tokens or fewer, which the model takes"
     got = f"{length} tokens, such as for {max(prompts, key=len)!r}"
     require(length <= limit, "templates", must, got, "shorter templates or class names")
-    features = model.get_text_features(**named)
+    with evaluating(model):
+        features = model.get_text_features(**named)
     # Newer versions return a model output, whose pooled output is the projected one.
     return getattr(features, "pooler_output", features)  # type: ignore[no-any-return]
 
@@ -115,7 +111,8 @@ def _transformers_texts(model: Any, tokenizer: Callable[..., Any], prompts: list
 def _open_clip_texts(model: Any, tokenizer: Callable[..., Any], prompts: list[str]) -> Tensor:
     tokens = tokenizer(prompts)
     require_type("tokenizer(prompts)", tokens, Tensor, "open_clip.get_tokenizer(...)")
-    embeddings: Tensor = model.encode_text(tokens.to(next(model.parameters()).device))
+    with evaluating(model):
+        embeddings: Tensor = model.encode_text(tokens.to(next(model.parameters()).device))
     return embeddings
 
 

@@ -8,16 +8,9 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from equitune._checks import require, require_module
-from equitune._modes import evaluating
-from equitune.vision._checks import require_images
+from equitune.vision._checks import check_names, require_images
 from equitune.vision._embeddings import ImageTextLoss, UnitEmbeddings
-from equitune.vision._prompts import (
-    DEFAULT_TEMPLATES,
-    Progress,
-    Template,
-    check_names,
-    embed_classes,
-)
+from equitune.vision._prompts import DEFAULT_TEMPLATES, Progress, Template, embed_classes
 from equitune.vision._scaling import Scaling
 from equitune.vision._sources import ClipParts, open_clip_parts, transformers_parts
 
@@ -88,7 +81,7 @@ class ZeroShotClassifier(nn.Module):
         super().__init__()
         unit = isinstance(require_module("encoder", encoder), UnitEmbeddings)
         self.encoder = encoder if unit else UnitEmbeddings(encoder)
-        self.class_names = check_names("class_names", class_names)
+        self.class_names = check_names(class_names)
         self.image_text_loss = ImageTextLoss(class_embeddings)
         count, names = len(self.class_embeddings), len(self.class_names)
         must = f"hold {count} names, one for each row of class_embeddings"
@@ -125,7 +118,10 @@ class ZeroShotClassifier(nn.Module):
                 :func:`embed_classes` says.
         """
         parts = transformers_parts(model, tokenizer)
-        return cls._of(model, parts, class_names, templates, batch_size, progress)
+        embeddings = embed_classes(
+            parts.texts, class_names, templates, batch_size=batch_size, progress=progress
+        )
+        return cls._of(parts, class_names, embeddings)
 
     @classmethod
     def from_open_clip(
@@ -156,7 +152,10 @@ class ZeroShotClassifier(nn.Module):
             ValueError: As :func:`embed_classes` says.
         """
         parts = open_clip_parts(model, tokenizer)
-        return cls._of(model, parts, class_names, templates, batch_size, progress)
+        embeddings = embed_classes(
+            parts.texts, class_names, templates, batch_size=batch_size, progress=progress
+        )
+        return cls._of(parts, class_names, embeddings)
 
     @property
     def class_embeddings(self) -> Tensor:
@@ -201,18 +200,8 @@ class ZeroShotClassifier(nn.Module):
 
     @classmethod
     def _of(
-        cls,
-        model: nn.Module,
-        parts: ClipParts,
-        class_names: Sequence[str],
-        templates: Sequence[Template],
-        batch_size: int,
-        progress: Progress | None,
+        cls, parts: ClipParts, class_names: Sequence[str], class_embeddings: Tensor
     ) -> ZeroShotClassifier:
-        with evaluating(model):
-            embeddings = embed_classes(
-                parts.texts, class_names, templates, batch_size=batch_size, progress=progress
-            )
-        classifier = cls(parts.images, embeddings, class_names)
+        classifier = cls(parts.images, class_embeddings, class_names)
         classifier._scaling = parts.scaling
         return classifier
