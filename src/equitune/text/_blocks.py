@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equitune._checks import require, require_function
+from equitune._checks import described, require, require_function
 from equitune.runners._base import Mixing
 from equitune.spaces import Space
 from equitune.text._interfaces import GENERATE_CACHE, check_length, transformers
 from equitune.text._noise import GumbelNoise
-from equitune.text._scorers import Scorer, checked_scores
 from equitune.text._settings import new_tokens, tokens_of
 from equitune.weightings import Copies, Weighting
 from equitune.weightings._base import Mean
+
+Scorer = Callable[[list[str]], Any]
+"""A list of sentences to as many numbers, the larger the better."""
 
 TIE = 1e-6
 """Scores, and sums of probabilities, that differ by less than this part of them are equal."""
@@ -229,3 +231,21 @@ class Search:
             self.model.tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
             for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
         ]
+
+
+def checked_scores(scorer: Scorer, texts: list[str]) -> Tensor:
+    """The scores of sentences, each distinct one scored once; refuses anything but numbers."""
+    distinct = list(dict.fromkeys(texts))
+    given = scorer(list(distinct))
+    use = f"one number for each sentence, ({len(distinct)},)"
+    try:
+        scores = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{described(given)} ({error})"
+        require(False, "scorer", "return numbers", got, use, TypeError)
+    must, fits = f"return {len(distinct)} numbers for as many sentences", (len(distinct),)
+    require(scores.shape == fits, "scorer", must, f"shape {tuple(scores.shape)}", use)
+    bad = [text for text, wrong in zip(distinct, scores.isnan().tolist(), strict=True) if wrong]
+    require(not bad, "scorer", "return numbers", f"NaN for {bad[:1]}", use)
+    place = {text: index for index, text in enumerate(distinct)}
+    return scores[[place[text] for text in texts]]
