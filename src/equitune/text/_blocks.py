@@ -99,11 +99,9 @@ class Search:
         self, model: Any, prompts: Tensor, mask: Tensor | None, settings: Any, options: Any
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
-        self.weighting, self.order = model.weighting, model.group.order
-        self.processors = list(options.pop("logits_processor", None) or ())
-        ends = tokens_of(settings.eos_token_id)
+        self.order, start = model.group.order, prompts.shape[1]
+        ends, self.pad = tokens_of(settings.eos_token_id), settings.pad_token_id
         self.eos = torch.tensor(ends, dtype=torch.int64, device=prompts.device)
-        self.pad = settings.pad_token_id
         if mask is None:
             # As transformers infer it from padding.
             known = self.pad is not None and self.pad not in ends
@@ -111,10 +109,9 @@ class Search:
         if self.pad is None:
             self.pad = (*ends, 0)[0]
         repeats = settings.num_return_sequences or 1
-        self.tokens = prompts.repeat_interleave(repeats, dim=0)
-        self.mask = mask.repeat_interleave(repeats, dim=0)
-        noises = [p for p in self.processors if isinstance(p, GumbelNoise)]
-        self.noise = noises[0] if noises else None
+        self.tokens, self.mask = [x.repeat_interleave(repeats, dim=0) for x in (prompts, mask)]
+        self.processors = list(options.pop("logits_processor", None) or ())
+        self.noise = next((p for p in self.processors if isinstance(p, GumbelNoise)), None)
         if self.noise is not None:
             self.noise.require_sequences(len(self.tokens))
         chance = repeats == 1 or settings.do_sample or self.noise is not None
@@ -122,7 +119,7 @@ class Search:
         require(chance, "num_return_sequences", "be 1 without chance", got, use)
         self.blocks: list[tuple[Tensor, Tensor]] = []
         self.active, self.cache = list(range(len(self.tokens))), cast("Any", None)
-        self.returns_dict, start = bool(settings.return_dict_in_generate), prompts.shape[1]
+        self.returns_dict = bool(settings.return_dict_in_generate)
         self.length = start + new_tokens(model, settings, start)
         must = f"be more than the prompt's {start} tokens"
         require(self.length > start, "max_length", must, settings.max_length, "max_new_tokens")
@@ -136,7 +133,7 @@ class Search:
     def run(self) -> Any:
         """Block after block, until all sequences have ended or are long enough."""
         # A scorer that cannot be used says so before anything is generated.
-        checked_scores(self.weighting.scorer, self._texts(self.tokens, self.mask))
+        checked_scores(self.model.weighting.scorer, self._texts(self.tokens, self.mask))
         while self.active and self.tokens.shape[1] < self.length:
             self._block()
         output = transformers.generation.GenerateDecoderOnlyOutput(sequences=self.tokens)
@@ -144,24 +141,20 @@ class Search:
 
     def _block(self) -> None:
         shape, start = (len(self.active), self.order), self.tokens.shape[1]
-        tokens, mask = (
-            x[self.active].repeat_interleave(self.order, dim=0) for x in (self.tokens, self.mask)
-        )
+        copies = [place for place in self.active for _ in range(self.order)]
+        tokens, mask = self.tokens[copies], self.mask[copies]
         elements = torch.arange(self.order, device=tokens.device).repeat(shape[0])
         length = min(self.model.beam_length, self.length - start)
         least = min(length, max(0, self.shortest - start))
         # None is filled with the model's own number.
         own = self.model.generation_config.min_new_tokens
         self.settings.update(max_new_tokens=length, min_new_tokens=least if least or own else None)
+        # All copies of a prompt have its noise: in its frame nothing is moved.
+        each = [p.take(copies) if isinstance(p, GumbelNoise) else p for p in self.processors]
         output = self.model.generate_block(
-            tokens,
-            attention_mask=mask,
-            elements=elements,
-            generation_config=self.settings,
-            logits_processor=self._processors(),
-            **self._prefix(tokens, mask, elements),
-            **self.options,
-        )
+            tokens, attention_mask=mask, elements=elements, generation_config=self.settings,
+            logits_processor=each, **self._prefix(tokens, mask, elements), **self.options,
+        )  # fmt: skip
         new = output.sequences[:, start:]
         ends = torch.isin(new, self.eos).long()
         # Up to the first token that ends a sequence, that one included.
@@ -172,7 +165,7 @@ class Search:
         noise = None if self.noise is None else self.noise.take(self.active)
         chance = torch.rand(shape) if noise is None else noise.ties(start)
         ran = [part.unflatten(0, shape) for part in (new, alive)]
-        mix = Mixing(self.weighting, self.model.space)
+        mix = Mixing(self.model.weighting, self.model.space)
         chosen = mix(Sentences(texts, ran, likely, chance))
         self.blocks.append((self._of_all(mix.weights, 1 / self.order),
                             self._of_all(mix.scores, torch.nan)))  # fmt: skip
@@ -197,11 +190,6 @@ class Search:
         taken = self.cache.snapshot()
         taken.batch_repeat_interleave(self.settings.num_beams or 1)
         return {GENERATE_CACHE: taken}
-
-    def _processors(self) -> list[Any]:
-        # All copies of a prompt have its noise: in its frame nothing is moved.
-        rows = [place for place in self.active for _ in range(self.order)]
-        return [p.take(rows) if isinstance(p, GumbelNoise) else p for p in self.processors]
 
     def _probabilities(self, output: Any, alive: Tensor) -> Tensor:
         """The sums of the new tokens' probabilities."""

@@ -121,11 +121,11 @@ def fairness_gap(
     """
     require_type("words", words, ResolvedWords, "those of EqualityWords(...).resolve(tokenizer)")
     plain = sequence_log_prob(model, context, continuation, attention_mask)
-    gaps = [torch.zeros_like(plain)]
+    each = [plain]
     for g in words.group.elements[1:]:
         start, rest = (words.action.transform(part, g) for part in (context, continuation))
-        gaps.append((sequence_log_prob(model, start, rest, attention_mask) - plain).abs())
-    return torch.stack(gaps).amax(dim=0)
+        each.append(sequence_log_prob(model, start, rest, attention_mask))
+    return (torch.stack(each) - plain).abs().amax(dim=0)
 
 
 @torch.no_grad()
@@ -213,9 +213,7 @@ class ClassificationScorer:
         self.values = dict(require_type("values", values, Mapping, "a number for each label"))
         fits = bool(self.values) and all(map(math.isfinite, self.values.values()))
         require(fits, "values", "be finite numbers", self.values, "one for each label")
-        self.batch_size = require_int(
-            "batch_size", batch_size, "the sentences in one pass", least=1
-        )
+        self.batch_size = require_int("batch_size", batch_size, "the sentences in one pass", 1)
 
     def __call__(self, texts: list[str]) -> list[float]:
         """The expected values of sentences.
