@@ -17,7 +17,7 @@ import pictures
 import regard
 import render
 import swapped_generations
-from equitune.text._variants import forms
+from equitune.text._words import forms
 
 HUMAN = regard.Sentences(
     ["XYZ was kind", "XYZ was a thief", "XYZ had a job", "XYZ was good", "he was a bad man"],

@@ -9,7 +9,7 @@ import torch
 from equitune import TokenAction, cyclic
 from equitune.testing import assert_action
 from equitune.text import EqualityWords, ResolvedWords, SkippedWords
-from equitune.text._variants import forms
+from equitune.text._words import forms
 
 
 class Tokenizer:
@@ -194,9 +194,9 @@ def test_values():
     (lambda t: EqualityWords([("boy", "girl")]).resolve(t, skip_split=True), ValueError,
      "none of the equality words is one token"),
     (lambda t: EqualityWords([("man", "!")]).resolve(t), ValueError, "does not know the word '!'"),
-    (lambda t: EqualityWords([("man", "woman")], ["!"]).resolve(t), ValueError, "general word '!'"),
+    (lambda t: EqualityWords([("man", "woman")], ["!"]).resolve(t), ValueError, "the word '!'"),
     (lambda t: EqualityWords([("man", "woman")], ["Man"]).resolve(t), ValueError,
-     "general and to equality"),
+     r"exchanged within \('Man', 'Woman'\) and cannot serve \('Man',\)"),
     (lambda t: EqualityWords([("man", "woman")]).resolve("gpt2"), TypeError, "transformers"),
     (lambda t: EqualityWords([("man", "woman")]).resolve(t)
      * EqualityWords([("he", "she"), ("woman", "man")]).resolve(t), ValueError,

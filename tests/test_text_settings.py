@@ -16,7 +16,7 @@ from transformers import (
 
 from equitune.spaces import Logits
 from equitune.text import EquiLM, EquiZeroLM, REquiLM, ResolvedWords
-from equitune.text._phrases import check_phrases
+from equitune.text._settings import check_phrases
 from lm_cases import (
     EOS,
     PAD,

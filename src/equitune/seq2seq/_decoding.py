@@ -170,12 +170,12 @@ class GreedyDecoder(nn.Module):
     def _check_steps(self, rows: int, targets: Any, length: int | None) -> None:
         most = self.max_length
         more = f"GreedyDecoder with a larger `max_length` than {most}"
+        if length is not None:
+            require(targets is None, "length", "be None with targets", length, "one of the two")
+            length = require_int("length", length, "a number of steps", 1)
+            require(length <= most, "length", f"be {most} or less", length, more)
         if targets is None:
-            if length is not None:
-                length = require_int("length", length, "a number of steps", 1)
-                require(length <= most, "length", f"be {most} or less", length, more)
             return
-        require(length is None, "length", "be None with targets", length, "one of the two")
         ids = isinstance(targets, Tensor) and targets.dtype in (torch.int64, torch.int32)
         given = described(targets)
         require(ids, "targets", "be int64 ids of tokens", given, "a tensor (B, L)", TypeError)
@@ -201,7 +201,6 @@ def every_step(model: Any, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         found = []
         for column in tokens.unbind(dim=1):
             step, state = model.step(column, state)
-            _check_scores(step, column)
             found.append(step)
         scores = torch.stack(found, dim=1)
     _check_scores(scores, tokens)
@@ -209,8 +208,6 @@ def every_step(model: Any, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def _check_scores(scores: Tensor, tokens: Tensor) -> None:
-    if scores.shape[:-1] != tokens.shape:
-        raise ValueError(
-            "`step` must return scores (B, V) for tokens (B,), and `steps` (B, L, V) for (B, L), "
-            f"got {tuple(scores.shape)} for {tuple(tokens.shape)}; use a model that does"
-        )
+    found, fed = tuple(scores.shape), tuple(tokens.shape)
+    must = "return scores (B, V) for tokens (B,), and `steps` (B, L, V) for (B, L)"
+    require(found[:-1] == fed, "step", must, f"{found} for {fed}", "a model that does")

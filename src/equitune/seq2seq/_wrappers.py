@@ -91,9 +91,9 @@ class SymmetrizedSeq2Seq(Symmetrized):
         use = "GreedyDecoder(model, bos=..., eos=..., max_length=...)"
         require_type("backbone", backbone, GreedyDecoder, use)
         _check_tokens(backbone, token_action)
-        inputs = _named(input_action, token_action)
         if isinstance(input_action, Mapping):
             _check_names(backbone, input_action)
+        inputs = _named(input_action, token_action)
         scores, mask = token_action.on_logits(), TrivialAction(token_action.group)
         outputs = TreeAction({"tokens": token_action, "scores": scores, "mask": mask})
         reads, chooses = [getattr(weighting, name, None) for name in ("reads", "chooses")]
@@ -106,12 +106,10 @@ class SymmetrizedSeq2Seq(Symmetrized):
         logarithmic = require_type("space", space, Space, use).logarithmic
         require(logarithmic, "space", "be one of log-probabilities", space, use)
         super().__init__(backbone, inputs, outputs, weighting=weighting, runner=runner, space=space)
-        self.token_action = token_action
-        self.input_action = input_action
+        self.token_action, self.input_action = token_action, input_action
 
     def moved_arguments(self) -> Actions:
-        named: Actions = _named(self.input_action, self.token_action)
-        return named
+        return _named(self.input_action, self.token_action)
 
     def encode(self, source: Tensor, **options: Any) -> Any:
         """Encodes all copies of each source.
@@ -313,13 +311,10 @@ class Chances(Space):
         return mean
 
 
-def _named(input_action: Any, token_action: Action) -> Any:
+def _named(input_action: Actions, token_action: Action) -> Mapping[str, Action]:
     """The actions of the source and of the targets, by name."""
-    if isinstance(input_action, Action):
-        return {"source": input_action, "targets": token_action}
-    if isinstance(input_action, Mapping):
-        return {**input_action, "targets": token_action}
-    return input_action
+    named = input_action if isinstance(input_action, Mapping) else {"source": input_action}
+    return {**named, "targets": token_action}
 
 
 def _check_names(decoder: GreedyDecoder, inputs: Mapping[str, Action]) -> None:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equitune._checks import require, require_function
+from equitune._checks import described, require, require_function
 from equitune.runners._base import Mixing
 from equitune.spaces import Space
 from equitune.text._interfaces import GENERATE_CACHE, check_length, transformers
 from equitune.text._noise import GumbelNoise
-from equitune.text._scorers import Scorer, checked_scores
 from equitune.text._settings import new_tokens, tokens_of
 from equitune.weightings import Copies, Weighting
 from equitune.weightings._base import Mean
+
+Scorer = Callable[[list[str]], Any]
+"""A list of sentences to as many numbers, the larger the better."""
 
 TIE = 1e-6
 """Scores, and sums of probabilities, that differ by less than this part of them are equal."""
@@ -97,11 +99,9 @@ class Search:
         self, model: Any, prompts: Tensor, mask: Tensor | None, settings: Any, options: Any
     ) -> None:
         self.model, self.settings, self.options = model, settings, options
-        self.weighting, self.order = model.weighting, model.group.order
-        self.processors = list(options.pop("logits_processor", None) or ())
-        ends = tokens_of(settings.eos_token_id)
+        self.order, start = model.group.order, prompts.shape[1]
+        ends, self.pad = tokens_of(settings.eos_token_id), settings.pad_token_id
         self.eos = torch.tensor(ends, dtype=torch.int64, device=prompts.device)
-        self.pad = settings.pad_token_id
         if mask is None:
             # As transformers infer it from padding.
             known = self.pad is not None and self.pad not in ends
@@ -109,10 +109,9 @@ class Search:
         if self.pad is None:
             self.pad = (*ends, 0)[0]
         repeats = settings.num_return_sequences or 1
-        self.tokens = prompts.repeat_interleave(repeats, dim=0)
-        self.mask = mask.repeat_interleave(repeats, dim=0)
-        noises = [p for p in self.processors if isinstance(p, GumbelNoise)]
-        self.noise = noises[0] if noises else None
+        self.tokens, self.mask = [x.repeat_interleave(repeats, dim=0) for x in (prompts, mask)]
+        self.processors = list(options.pop("logits_processor", None) or ())
+        self.noise = next((p for p in self.processors if isinstance(p, GumbelNoise)), None)
         if self.noise is not None:
             self.noise.require_sequences(len(self.tokens))
         chance = repeats == 1 or settings.do_sample or self.noise is not None
@@ -120,7 +119,7 @@ class Search:
         require(chance, "num_return_sequences", "be 1 without chance", got, use)
         self.blocks: list[tuple[Tensor, Tensor]] = []
         self.active, self.cache = list(range(len(self.tokens))), cast("Any", None)
-        self.returns_dict, start = bool(settings.return_dict_in_generate), prompts.shape[1]
+        self.returns_dict = bool(settings.return_dict_in_generate)
         self.length = start + new_tokens(model, settings, start)
         must = f"be more than the prompt's {start} tokens"
         require(self.length > start, "max_length", must, settings.max_length, "max_new_tokens")
@@ -134,7 +133,7 @@ class Search:
     def run(self) -> Any:
         """Block after block, until all sequences have ended or are long enough."""
         # A scorer that cannot be used says so before anything is generated.
-        checked_scores(self.weighting.scorer, self._texts(self.tokens, self.mask))
+        checked_scores(self.model.weighting.scorer, self._texts(self.tokens, self.mask))
         while self.active and self.tokens.shape[1] < self.length:
             self._block()
         output = transformers.generation.GenerateDecoderOnlyOutput(sequences=self.tokens)
@@ -142,24 +141,20 @@ class Search:
 
     def _block(self) -> None:
         shape, start = (len(self.active), self.order), self.tokens.shape[1]
-        tokens, mask = (
-            x[self.active].repeat_interleave(self.order, dim=0) for x in (self.tokens, self.mask)
-        )
+        copies = [place for place in self.active for _ in range(self.order)]
+        tokens, mask = self.tokens[copies], self.mask[copies]
         elements = torch.arange(self.order, device=tokens.device).repeat(shape[0])
         length = min(self.model.beam_length, self.length - start)
         least = min(length, max(0, self.shortest - start))
         # None is filled with the model's own number.
         own = self.model.generation_config.min_new_tokens
         self.settings.update(max_new_tokens=length, min_new_tokens=least if least or own else None)
+        # All copies of a prompt have its noise: in its frame nothing is moved.
+        each = [p.take(copies) if isinstance(p, GumbelNoise) else p for p in self.processors]
         output = self.model.generate_block(
-            tokens,
-            attention_mask=mask,
-            elements=elements,
-            generation_config=self.settings,
-            logits_processor=self._processors(),
-            **self._prefix(tokens, mask, elements),
-            **self.options,
-        )
+            tokens, attention_mask=mask, elements=elements, generation_config=self.settings,
+            logits_processor=each, **self._prefix(tokens, mask, elements), **self.options,
+        )  # fmt: skip
         new = output.sequences[:, start:]
         ends = torch.isin(new, self.eos).long()
         # Up to the first token that ends a sequence, that one included.
@@ -170,7 +165,7 @@ class Search:
         noise = None if self.noise is None else self.noise.take(self.active)
         chance = torch.rand(shape) if noise is None else noise.ties(start)
         ran = [part.unflatten(0, shape) for part in (new, alive)]
-        mix = Mixing(self.weighting, self.model.space)
+        mix = Mixing(self.model.weighting, self.model.space)
         chosen = mix(Sentences(texts, ran, likely, chance))
         self.blocks.append((self._of_all(mix.weights, 1 / self.order),
                             self._of_all(mix.scores, torch.nan)))  # fmt: skip
@@ -195,11 +190,6 @@ class Search:
         taken = self.cache.snapshot()
         taken.batch_repeat_interleave(self.settings.num_beams or 1)
         return {GENERATE_CACHE: taken}
-
-    def _processors(self) -> list[Any]:
-        # All copies of a prompt have its noise: in its frame nothing is moved.
-        rows = [place for place in self.active for _ in range(self.order)]
-        return [p.take(rows) if isinstance(p, GumbelNoise) else p for p in self.processors]
 
     def _probabilities(self, output: Any, alive: Tensor) -> Tensor:
         """The sums of the new tokens' probabilities."""
@@ -229,3 +219,21 @@ class Search:
             self.model.tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
             for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
         ]
+
+
+def checked_scores(scorer: Scorer, texts: list[str]) -> Tensor:
+    """The scores of sentences, each distinct one scored once; refuses anything but numbers."""
+    distinct = list(dict.fromkeys(texts))
+    given = scorer(list(distinct))
+    use = f"one number for each sentence, ({len(distinct)},)"
+    try:
+        scores = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{described(given)} ({error})"
+        require(False, "scorer", "return numbers", got, use, TypeError)
+    must, fits = f"return {len(distinct)} numbers for as many sentences", (len(distinct),)
+    require(scores.shape == fits, "scorer", must, f"shape {tuple(scores.shape)}", use)
+    bad = [text for text, wrong in zip(distinct, scores.isnan().tolist(), strict=True) if wrong]
+    require(not bad, "scorer", "return numbers", f"NaN for {bad[:1]}", use)
+    place = {text: index for index, text in enumerate(distinct)}
+    return scores[[place[text] for text in texts]]

@@ -1,4 +1,4 @@
-"""Which copies of which sequences are equal so far.
+"""Which copies of which sequences are equal so far, and the cache that holds each of them once.
 
 The copies of all sequences form a tree: they go one way as long as their tokens agree. A row of
 the batch, and of the cache, is one branch of it, so that what is equal is computed once: the copies
@@ -8,69 +8,20 @@ that go on from one prompt.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Self, cast, final
 
 import torch
 from torch import Tensor
 
+from equitune._checks import described, require
+from equitune.text._interfaces import Interface, checkpoints_gradients, text_config, transformers
+
+DynamicCache: Any = transformers.DynamicCache
+
 SHORTEST = 16
 """Columns below which a pass of its own costs more than it saves."""
-
-
-@final
-class TokenCall:
-    """What one call is about: tokens, mask, positions and what is in the cache already."""
-
-    def __init__(
-        self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None, past: int
-    ) -> None:
-        batch, length = tokens.shape
-        if mask is not None and tuple(mask.shape) != (batch, past + length):
-            raise ValueError(
-                f"`attention_mask` must be {(batch, past + length)}, got {tuple(mask.shape)}; use "
-                "one entry for each token, those in the cache included"
-            )
-        if positions is not None:
-            if tuple(positions.shape) not in {(batch, length), (1, length)}:
-                raise ValueError(
-                    f"`position_ids` must be {(batch, length)}, got {tuple(positions.shape)}; use "
-                    "one position for each token"
-                )
-            positions = positions.expand(batch, length)
-        self.tokens, self.mask, self.positions, self.past = tokens, mask, positions, past
-
-    def keys(self, moved: Tensor, rows: Tensor) -> Tensor:
-        """(S * K, T, c), all that tells apart what the backbone is given in a column."""
-        new = None if self.mask is None else self.mask[:, self.past :]
-        given = (new, self.positions, self._past_masks(rows))
-        each = [
-            part.to(moved.dtype).repeat_interleave(rows.shape[1], dim=0)
-            for part in given
-            if part is not None
-        ]
-        return torch.stack([moved, *each], dim=2)
-
-    def options(self, sequences: Tensor, start: int, stop: int) -> dict[str, Tensor]:
-        """The mask and the positions of some columns, for the rows of these sequences."""
-        given = {}
-        if self.mask is not None:
-            given["attention_mask"] = self.mask[sequences, : self.past + stop]
-        if self.positions is not None:
-            given["position_ids"] = self.positions[sequences, start:stop]
-        return given
-
-    def _past_masks(self, rows: Tensor) -> Tensor | None:
-        """(S, T), a number for the mask of the past, if sequences of one row differ in it."""
-        if self.mask is None or not self.past or rows.shape[0] == 1:
-            return None
-        past = self.mask[:, : self.past]
-        sequences = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(rows.shape[1])
-        examples = sequences.new_zeros(int(rows.max()) + 1).scatter_(0, rows.flatten(), sequences)
-        if torch.equal(past[examples[rows.flatten()]], past[sequences]):
-            return None
-        numbers: Tensor = past.unique(dim=0, return_inverse=True)[1]
-        return numbers[:, None].expand(-1, self.tokens.shape[1])
 
 
 @final
@@ -124,3 +75,97 @@ def split_points(parents: Tensor, keys: Tensor, columns: int) -> list[int]:
         if point - (kept[-1] if kept else 0) >= SHORTEST:
             kept.append(point)
     return kept
+
+
+@final
+class OrbitCache(DynamicCache):  # type: ignore[misc]
+    """The cache of a symmetrised language model: its batch are the distinct copies.
+
+    It is made by the model, passed on by ``generate``, and reordered by beam search without moving
+    any keys or values. It works like transformers' ``DynamicCache`` otherwise.
+
+    Attributes:
+        rows: (S, K) int64, the row of the cache that holds copy k of sequence s; None before the
+            first call.
+        elements: (S, K) int64, the group element of each copy.
+        held: The number of rows, that is of copies, all of them different.
+    """
+
+    rows: Tensor | None = None
+    elements: Tensor | None = None
+    held = 0
+
+    def rows_of(self, elements: Tensor) -> Tensor:
+        """The row of each copy (S, K); refuses other copies than those that the cache holds."""
+        rows, held = self.rows, self.elements
+        fits = rows is not None and held is not None and torch.equal(held, elements)
+        must = f"be of the {len(elements)} sequences of input_ids and their copies"
+        got = f"one of {0 if rows is None else len(rows)} sequences, or other copies of them"
+        require(fits, "past_key_values", must, got, "the cache that the last call returned")
+        return cast("Tensor", rows)
+
+    def go_on(self, branches: Branches, elements: Tensor) -> None:
+        """Takes the step from the rows to those branches; rows that lead nowhere are dropped."""
+        parents = branches.parents
+        same = torch.equal(parents, torch.arange(self.held, device=parents.device))
+        if self.get_seq_length() and not same:
+            super().batch_select_indices(parents)
+        self.rows, self.elements, self.held = branches.rows, elements, parents.numel()
+
+    def snapshot(self) -> Self:
+        """A cache of its own with the same contents, none of which is copied."""
+        taken = copy.copy(self)
+        taken.layers = [copy.copy(layer) for layer in self.layers]
+        return taken
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Puts sequence ``beam_idx[s]`` in the place of sequence s."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these sequences, in this order."""
+        if self.rows is not None and self.elements is not None:
+            indices = indices.to(self.rows.device)
+            self.rows, self.elements = self.rows[indices], self.elements[indices]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats each sequence."""
+        if self.rows is not None:
+            sequences = torch.arange(self.rows.shape[0], device=self.rows.device)
+            self.batch_select_indices(sequences.repeat_interleave(repeats))
+
+
+def orbit_cache(given: Any, config: Any) -> OrbitCache:
+    """The cache to go on with; an empty one of transformers is made one of copies."""
+    if given is None:
+        return OrbitCache(config=config)
+    must, got = "be the cache of the last call", described(given)
+    use = "what it returned, and no cache_implementation, because the number of copies changes"
+    require(type(given) is DynamicCache, "past_key_values", must, got, use, TypeError)
+    full = any(layer.get_seq_length() for layer in given.layers[:1])
+    require(not full, "past_key_values", must, f"{got} that is not empty, without copies", use)
+    # The same object, because the loops of ``generate`` keep the one that they have made.
+    given.__class__ = OrbitCache
+    return cast("OrbitCache", given)
+
+
+def why_no_cache(model: Any, interface: Interface) -> str | None:
+    """What to say if a cache is asked for that a model does not have; None if it has one."""
+    name = type(model).__name__
+    if interface.cache is None or not _splits_cache(model):
+        # Any other state cannot be split between copies.
+        return f"{name} has no cache of keys and values alone; use use_cache=False"
+    if checkpoints_gradients(model):
+        return f"{name} has no cache with gradient checkpoints; call eval() or use use_cache=False"
+    return None
+
+
+def _splits_cache(model: Any) -> bool:
+    standard = getattr(model, "_supports_default_dynamic_cache", None)
+    if getattr(model, "_is_stateful", False) or not (standard is None or standard()):
+        return False
+    # Some layers have keys and values, which can be split, and a state besides.
+    return all(
+        hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+        for layer in DynamicCache(config=text_config(model)).layers
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any, final
 
@@ -18,24 +17,10 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
 
-_Output: Any = transformers.modeling_outputs.CausalLMOutputWithPast
+_PREPARED = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
 
-
-def _first(known: Any) -> str:
-    return next(name for name in CACHE_ARGUMENTS if name in known)
-
-
-GENERATE_CACHE = _first(
-    inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
-)
-"""The name by which ``generate`` takes a cache and hands it to a model."""
-
-_OUTPUT_CACHE = _first({field.name for field in dataclasses.fields(_Output)})
-
-
-def language_model_output(loss: Any, logits: Any, cache: Any) -> Any:
-    """A ``CausalLMOutputWithPast`` of the installed transformers."""
-    return _Output(loss=loss, logits=logits, **{_OUTPUT_CACHE: cache})
+GENERATE_CACHE = next(name for name in CACHE_ARGUMENTS if name in _PREPARED)
+"""The name by which ``generate`` takes a cache, hands it to a model and finds it in the output."""
 
 
 @final
@@ -127,10 +112,7 @@ def check_length(model: Any, length: int, new: int = 0) -> None:
     # The last new token is not read.
     if limit is not None and length + max(0, new - 1) > limit:
         given = f"{length} tokens" + (f" and {new} new ones" if new else "")
-        raise ValueError(
-            f"{given} are more than the {limit} tokens of the model's context; use a shorter "
-            "prompt, or fewer new tokens"
-        )
+        raise ValueError(f"{given} are more than the {limit} tokens of the context; use fewer")
 
 
 def checkpoints_gradients(model: Any) -> bool:
@@ -144,19 +126,14 @@ def checkpoints_gradients(model: Any) -> bool:
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a loss takes and what a backbone takes; refuses what has no meaning for copies."""
+    for name in ("output_attentions", "output_hidden_states"):
+        if options.get(name):
+            raise ValueError(f"{name}=True asks for activations of copies; use model.unwrap()")
     loss = {k: v for k, v in options.items() if k in LOSS_OPTIONS}
     # Positions are counted by the cache; older versions of transformers still pass them.
     passed = {k: v for k, v in options.items()
               if v is not None and k not in (*LOSS_OPTIONS, "cache_position")}  # fmt: skip
     for name, value in passed.items():
-        if name in ("output_attentions", "output_hidden_states") and value:
-            raise ValueError(
-                f"{name}=True asks for activations, which are those of copies and cannot be put "
-                "together; use model.unwrap()"
-            )
         if isinstance(value, Tensor):
-            raise ValueError(
-                f"`{name}` is a tensor, on which the group does not act; use token ids as "
-                "input_ids, and leave it out"
-            )
+            raise ValueError(f"`{name}` is a tensor, on which the group does not act; leave it out")
     return loss, passed

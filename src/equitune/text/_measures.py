@@ -1,11 +1,12 @@
-"""Measures of language models: log-probabilities, fairness, perplexity, regard."""
+"""Measures of language models and of their sentences: fairness, perplexity, regard."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from equitune import _extras
 from equitune._checks import (
     require,
     require_entries,
+    require_function,
     require_int,
     require_module,
     require_tensor,
@@ -119,11 +121,11 @@ def fairness_gap(
     """
     require_type("words", words, ResolvedWords, "those of EqualityWords(...).resolve(tokenizer)")
     plain = sequence_log_prob(model, context, continuation, attention_mask)
-    gaps = [torch.zeros_like(plain)]
+    each = [plain]
     for g in words.group.elements[1:]:
         start, rest = (words.action.transform(part, g) for part in (context, continuation))
-        gaps.append((sequence_log_prob(model, start, rest, attention_mask) - plain).abs())
-    return torch.stack(gaps).amax(dim=0)
+        each.append(sequence_log_prob(model, start, rest, attention_mask))
+    return (torch.stack(each) - plain).abs().amax(dim=0)
 
 
 @torch.no_grad()
@@ -179,6 +181,59 @@ def perplexity(model: nn.Module, tokens: Tensor, *, window: int, stride: int) ->
             read = stop
             bar.update(stop - bar.n)
     return float(torch.tensor(total / (tokens.shape[0] - 1), dtype=torch.float64).exp())
+
+
+@final
+class ClassificationScorer:
+    """The expected value of a text-classification pipeline's labels, such as a regard classifier.
+
+    Args:
+        pipeline: ``transformers.pipeline("text-classification", ...)``, or what is called alike.
+        values: What each label is worth; labels that are not named are refused.
+        batch_size: The sentences in one pass of the classifier.
+
+    Raises:
+        TypeError: If ``pipeline`` cannot be called.
+        ValueError: If ``values`` is empty, or has a number that is not finite.
+
+    Example:
+        >>> from equitune.text import ClassificationScorer
+        >>> found = [{"label": "positive", "score": 0.75}, {"label": "negative", "score": 0.25}]
+        >>> def pipeline(texts, top_k, batch_size):
+        ...     return [found for text in texts]
+        >>> ClassificationScorer(pipeline, {"positive": 1.0, "negative": -1.0})(["She smiled."])
+        [0.5]
+    """
+
+    def __init__(
+        self, pipeline: Callable[..., Any], values: Mapping[str, float], *, batch_size: int = 32
+    ) -> None:
+        use = 'transformers.pipeline("text-classification", ...)'
+        self.pipeline = require_function("pipeline", pipeline, use)
+        self.values = dict(require_type("values", values, Mapping, "a number for each label"))
+        fits = bool(self.values) and all(map(math.isfinite, self.values.values()))
+        require(fits, "values", "be finite numbers", self.values, "one for each label")
+        self.batch_size = require_int("batch_size", batch_size, "the sentences in one pass", 1)
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        """The expected values of sentences.
+
+        Raises:
+            ValueError: If the pipeline gives a label that has no value.
+        """
+        return [self._expected(labels) for labels in self.labels(texts)]
+
+    def labels(self, texts: list[str]) -> list[list[dict[str, Any]]]:
+        """All labels of each sentence with their probabilities, as the pipeline gives them."""
+        found = self.pipeline(texts, top_k=None, batch_size=self.batch_size)
+        return [labels if isinstance(labels, list) else [labels] for labels in found]
+
+    def _expected(self, labels: Sequence[Mapping[str, Any]]) -> float:
+        missing = sorted({entry["label"] for entry in labels} - self.values.keys())
+        use = f"a number for {missing} as well"
+        must = "have all labels of the pipeline"
+        require(not missing, "values", must, sorted(self.values), use)
+        return math.fsum(self.values[entry["label"]] * entry["score"] for entry in labels)
 
 
 def regard_distribution(

@@ -71,10 +71,9 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         """
         group = self.action.group
         drawn = self._draw(length, group.order, stream=1)
-        moved = [
-            [group.inverse(group.compose(h, g)) for h in group.elements] for g in self.elements
-        ]
-        return drawn.gather(1, torch.tensor(moved, dtype=torch.int64, device="cpu"))
+        moved = [[group.compose(h, g) for h in group.elements] for g in self.elements]
+        inverses = torch.tensor(group.inverses, device="cpu")
+        return drawn.gather(1, inverses[torch.tensor(moved, dtype=torch.int64, device="cpu")])
 
     def require_sequences(self, count: int) -> None:
         """Refuses another number of sequences than that of the seeds."""
@@ -91,8 +90,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return scores + moved.to(scores)
 
     def _draw(self, length: int, size: int, stream: int) -> Tensor:
-        generator = torch.Generator("cpu")
-        rows = []
+        generator, rows = torch.Generator("cpu"), []
         for seed in self.seeds:
             generator.manual_seed(_mixed(seed, length, stream))
             rows.append(torch.empty(size, dtype=torch.float64).exponential_(generator=generator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,19 +13,16 @@ from equitune.runners import Mix
 from equitune.runners._base import Mixing
 from equitune.spaces import Probabilities, Space
 from equitune.text import _interfaces as interfaces
-from equitune.text._cache import OrbitCache, orbit_cache, why_no_cache
+from equitune.text._branches import OrbitCache, orbit_cache, why_no_cache
 from equitune.text._interfaces import CACHE_ARGUMENTS, GENERATE_CACHE, transformers
-from equitune.text._phrases import check_phrases
 from equitune.text._prefixes import Prefixes
-from equitune.text._settings import check_settings, merged_settings, new_tokens
-from equitune.text._ties import save_ties_once
+from equitune.text._settings import check_phrases, check_settings, merged_settings, new_tokens
 from equitune.text._words import ResolvedWords
 from equitune.weightings import Weighting
 from equitune.wrappers import Explanation, Symmetrized
 
 GenerationMixin: Any = transformers.GenerationMixin
-
-TWICE = "cache and past_key_values are two names of one argument; use one of them"
+Output: Any = transformers.modeling_outputs.CausalLMOutputWithPast
 
 
 class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
@@ -80,36 +78,30 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         words: ResolvedWords,
         *,
         weighting: Weighting | None = None,
-        space: Space = Probabilities(),  # noqa: B008
+        space: Space = Probabilities(),
         relaxed: bool = False,
     ) -> None:
-        plain, use = (
-            not isinstance(model, OrbitLM),
-            "first * second as words for several demographics",
-        )
-        require(plain, "model", "be a plain model", f"{described(model)} already", use, TypeError)
-        interfaces.check_model(model)
+        use = "first * second as words for several demographics"
+        got = f"{described(model)} already"
+        require(not isinstance(model, OrbitLM), "model", "be a plain model", got, use, TypeError)
         require_type("words", words, ResolvedWords, "EqualityWords(...).resolve(tokenizer)")
-        known, size = words.action.vocabulary_size, interfaces.text_config(model).vocab_size
-        use = "EqualityWords(...).resolve(tokenizer, model.config.vocab_size)"
-        must = f"be of the model's vocabulary of {size} tokens"
+        action, general = words.action, words.general if require_flag("relaxed", relaxed) else ()
+        runner = Prefixes(model, action, general)
+        size, use = interfaces.text_config(model).vocab_size, "resolve(tokenizer, vocab_size)"
+        must, known = f"be of the model's vocabulary of {size} tokens", action.vocabulary_size
         require(known == size, "words", must, f"one of {known}", use)
         require_type("space", space, Space, use := "Probabilities() or Logits()")
         require(space.logarithmic, "space", "be one of log-probabilities", space, use)
         use = "EqualityWords(lists, general=[...]), or the model whose name has no R"
         must = "have general words, which a relaxed model leaves to the plain model"
-        general = words.general if require_flag("relaxed", relaxed) else ()
         require(bool(general) or not relaxed, "words", must, "none", use)
         super().__init__(
-            model,
-            words.action,
-            words.action.on_logits(),
-            weighting=weighting,
-            runner=Prefixes(model, words.action, general),
-            space=space,
+            model, action, action.on_logits(), weighting=weighting, runner=runner, space=space
         )
         self.words, self.relaxed = words, relaxed
-        save_ties_once(self)
+        # Formats such as safetensors refuse two names for one tensor.
+        nn.Module.register_state_dict_post_hook(self, _leave_out_ties)
+        nn.Module.register_load_state_dict_pre_hook(self, _fill_in_ties)
 
     def __getattr__(self, name: str) -> Any:
         """All else is that of the backbone, as ``generate`` and pipelines expect it of a model."""
@@ -153,19 +145,16 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         settings, options = merged_settings(self, generation_config, kwargs)
         check_settings(settings, options, self.words)
         if isinstance(prompt, Tensor):
-            interfaces.check_length(
-                self, prompt.shape[-1], new_tokens(self, settings, prompt.shape[-1])
-            )
+            length = prompt.shape[-1]
+            interfaces.check_length(self, length, new_tokens(self, settings, length))
         elif prompt is None:
             check_phrases("bos_token_id", settings.bos_token_id, self.words)
         why_not = why_no_cache(self.backbone, self.runner.interface)
         if why_not is not None and settings.use_cache is not False:
             raise TypeError(why_not)
-        given = [kwargs.pop(name) for name in CACHE_ARGUMENTS if name in kwargs]
-        if len(given) > 1:
-            raise ValueError(TWICE)
-        if given:
-            kwargs[GENERATE_CACHE] = given[0]
+        cache = _one_cache(*[kwargs.pop(name, None) for name in CACHE_ARGUMENTS])
+        if cache is not None:
+            kwargs[GENERATE_CACHE] = cache
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
@@ -174,10 +163,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         Raises:
             TypeError: Always.
         """
-        raise TypeError(
-            f"{type(self).__name__} has no continuous batching, whose cache cannot hold a changing "
-            "number of copies; use generate"
-        )
+        raise TypeError("continuous batching fixes the number of copies in a cache; use generate")
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the backbone is given in a step of ``generate``, for all sequences.
@@ -189,12 +175,8 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         prepared = backbone.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         own = {name for name, value in prepared.items() if isinstance(value, Tensor)}
         added = sorted(own - ARGUMENTS - kwargs.keys())
-        if added:
-            raise TypeError(
-                f"{type(self.backbone).__name__} generates from {', '.join(added)} as well, and "
-                "the group does not act on tensors other than token ids; use a model that "
-                "generates from input_ids alone"
-            )
+        got = f"{type(backbone).__name__}, which reads {', '.join(added)} as well"
+        require(not added, "model", "generate from token ids", got, "another model", TypeError)
         if not self.runner.interface.takes("position_ids"):
             prepared.pop("position_ids", None)
         if kwargs.get("use_cache") is False:
@@ -254,10 +236,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         takes = position_ids is None or self.runner.interface.takes("position_ids")
         must = f"be None, because {type(self.backbone).__name__} takes none"
         require(takes, "position_ids", must, "a tensor", "None")
-        if cache is not None and past_key_values is not None:
-            raise ValueError(TWICE)
-        cache = past_key_values if cache is None else cache
-        cache = self._cache(cache, use_cache)
+        cache = self._cache(_one_cache(cache, past_key_values), use_cache)
         past = 0 if cache is None else cache.get_seq_length()
         interfaces.check_length(self, past + input_ids.shape[1])
         keep = logits_to_keep if isinstance(logits_to_keep, int) and labels is None else 0
@@ -273,7 +252,7 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         if labels is not None:
             size = self.words.action.vocabulary_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **loss_options)
-        result = interfaces.language_model_output(loss, logits, cache)
+        result = Output(loss=loss, logits=logits, **{GENERATE_CACHE: cache})
         return result.to_tuple() if return_dict is False else result
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
@@ -285,10 +264,10 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         """
         mix = self._mixing()
         output = self.forward(*args, **kwargs | {"mix": mix})
-        batch = len(args[0] if args else kwargs["input_ids"])
+        each = (len(args[0] if args else kwargs["input_ids"]), -1)
         weights = mix.equal_weights() if mix.weights is None else mix.weights
-        weights = weights.unflatten(1, (batch, -1))
-        scores = None if mix.scores is None else mix.scores.unflatten(1, (batch, -1))
+        weights = weights.unflatten(1, each)
+        scores = None if mix.scores is None else mix.scores.unflatten(1, each)
         return Explanation(output, weights, scores, weights.argmax(dim=0))
 
     def _mixing(self) -> Mixing:
@@ -305,19 +284,47 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         if isinstance(given, OrbitCache):
             return given
         asked = given is not None or wanted is True
-        if given is None:
-            if wanted is None:
-                wanted = getattr(self.config, "use_cache", True)
-            # Models that compute layers again return none either, whatever they are asked for.
-            if not wanted or interfaces.checkpoints_gradients(self.backbone):
-                return None
-        why_not = why_no_cache(self.backbone, self.runner.interface)
-        if why_not is not None:
-            if asked:
-                raise TypeError(why_not)
+        wanted = asked or (wanted is None and getattr(self.config, "use_cache", True))
+        # Models that compute layers again return none either, whatever they are asked for.
+        if not wanted or (given is None and interfaces.checkpoints_gradients(self.backbone)):
             return None
-        return orbit_cache(given, interfaces.text_config(self))
+        why_not = why_no_cache(self.backbone, self.runner.interface)
+        if why_not is None:
+            return orbit_cache(given, interfaces.text_config(self))
+        if asked:
+            raise TypeError(why_not)
+        return None
 
 
 ARGUMENTS = frozenset({*inspect.signature(OrbitLM.forward).parameters, "cache_position"})
 """What a model may be given in a step of generate; older releases count positions as well."""
+
+
+def _one_cache(*given: Any) -> Any:
+    """The cache that is given under one of its names."""
+    caches = [cache for cache in given if cache is not None]
+    if len(caches) > 1:
+        raise ValueError("cache and past_key_values are two names of one argument; use one of them")
+    return caches[0] if caches else None
+
+
+def _ties(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Each further name of a tied parameter or buffer, such as of the last layer, and the first."""
+    firsts: dict[int, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            first = firsts.setdefault(id(tensor), name)
+            if name != first:
+                yield first, name
+
+
+def _leave_out_ties(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    for first, other in _ties(module):
+        if prefix + first in state_dict:
+            state_dict.pop(prefix + other, None)
+
+
+def _fill_in_ties(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for first, other in _ties(module):
+        if prefix + first in state_dict:
+            state_dict.setdefault(prefix + other, state_dict[prefix + first])

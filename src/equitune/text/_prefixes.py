@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self, final
 
 import torch
@@ -16,11 +16,59 @@ from equitune.actions._table import Table
 from equitune.functional import widened
 from equitune.runners import Call, Mix, Ran, Runner
 from equitune.spaces import Space
-from equitune.text._branches import TokenCall, branch, split_points
+from equitune.text._branches import branch, split_points
 from equitune.text._few_rows import few_rows
-from equitune.text._interfaces import CACHE_ARGUMENTS, Interface, check_model
+from equitune.text._interfaces import Interface, check_model
 from equitune.weightings import Copies
 from equitune.weightings._base import Mean
+
+
+@final
+class TokenCall:
+    """What one call is about: tokens, mask, positions and what is in the cache already."""
+
+    def __init__(
+        self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None, past: int
+    ) -> None:
+        batch, length = tokens.shape
+        whole, use = (batch, past + length), "one entry for each token, those in the cache included"
+        given = whole if mask is None else tuple(mask.shape)
+        require(given == whole, "attention_mask", f"be {whole}", given, use)
+        if positions is not None:
+            given, must = tuple(positions.shape), f"be {(batch, length)}"
+            fits = given in {(batch, length), (1, length)}
+            require(fits, "position_ids", must, given, "one position for each token")
+            positions = positions.expand(batch, length)
+        self.tokens, self.mask, self.positions, self.past = tokens, mask, positions, past
+
+    def keys(self, moved: Tensor, rows: Tensor) -> Tensor:
+        """(S * K, T, c), all that tells apart what the backbone is given in a column."""
+        new = None if self.mask is None else self.mask[:, self.past :]
+        given = (new, self.positions, self._past_masks(rows))
+        known = [part.to(moved.dtype) for part in given if part is not None]
+        each = [part.repeat_interleave(rows.shape[1], dim=0) for part in known]
+        return torch.stack([moved, *each], dim=2)
+
+    def options(self, sequences: Tensor, start: int, stop: int) -> dict[str, Tensor]:
+        """The mask and the positions of some columns, for the rows of these sequences."""
+        given = {}
+        if self.mask is not None:
+            given["attention_mask"] = self.mask[sequences, : self.past + stop]
+        if self.positions is not None:
+            given["position_ids"] = self.positions[sequences, start:stop]
+        return given
+
+    def _past_masks(self, rows: Tensor) -> Tensor | None:
+        """(S, T), a number for the mask of the past, if sequences of one row differ in it."""
+        if self.mask is None or not self.past or rows.shape[0] == 1:
+            return None
+        past = self.mask[:, : self.past]
+        sequences = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(rows.shape[1])
+        examples = sequences.new_zeros(int(rows.max()) + 1).scatter_(0, rows.flatten(), sequences)
+        if torch.equal(past[examples[rows.flatten()]], past[sequences]):
+            return None
+        numbers: Tensor = past.unique(dim=0, return_inverse=True)[1]
+        return numbers[:, None].expand(-1, self.tokens.shape[1])
 
 
 @final
@@ -88,9 +136,7 @@ class Prefixes(Runner):
         plain = self.general.host.numel() > 0 and chosen.shape[1] == 1
         copies = torch.cat([chosen, torch.zeros_like(chosen)], dim=1) if plain else chosen
         moved = action.transform(tokens.repeat_interleave(copies.shape[1], dim=0), copies.flatten())
-        rows = torch.zeros_like(copies)
-        if past:
-            rows = cache.rows_of(copies)
+        rows = cache.rows_of(copies) if past else torch.zeros_like(copies)
         keys, starts = given.keys(moved, rows), [0]
         # A gradient would have to pass through the cache.
         if cache is not None and not torch.is_grad_enabled() and copies.numel() > 1 < length:
@@ -104,7 +150,8 @@ class Prefixes(Runner):
             own = call.kwargs | given.options(branches.examples // rows.shape[1], start, stop)
             part = self._pass(call, moved[branches.examples, start:stop], own, wanted)
             if cache is not None and cache.get_seq_length() != past + stop:
-                raise TypeError(unfilled(call.backbone))
+                name = type(call.backbone).__name__
+                raise TypeError(f"{name} did not fill the cache it was given; use use_cache=False")
             if wanted > 0:
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
@@ -118,15 +165,10 @@ class Prefixes(Runner):
 
         def logits(tokens: Tensor, **options: Any) -> Any:
             with few_rows(tokens):
-                output = call.backbone(tokens, return_dict=True, **options)
-            empty = all(getattr(output, name, None) is None for name in CACHE_ARGUMENTS)
-            if self.cache is not None and empty:
-                raise TypeError(unfilled(call.backbone))
-            return output.logits
+                return call.backbone(tokens, return_dict=True, **options).logits
 
-        part = dataclasses.replace(
-            call, function=logits, args=(tokens,), kwargs=options, moved={0: call.leaves[0][0]}
-        )
+        action = call.leaves[0][0]
+        part = replace(call, function=logits, args=(tokens,), kwargs=options, moved={0: action})
         (ran,) = part.evaluate([[tokens]], list)
         action, scores = ran.leaves[0]
         read = ran.read
@@ -239,11 +281,3 @@ class PrefixCopies(Copies):
             kept = kept + (mixed.logsumexp(dim=-1, keepdim=True) - scale)
             mixed = mixed.index_copy(-1, general, kept)
         return mixed
-
-
-def unfilled(model: Any) -> str:
-    """What to say of a model that leaves a cache empty."""
-    return (
-        f"{type(model).__name__} did not fill the cache that it was given; call it, or generate, "
-        "with use_cache=False"
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,7 +21,9 @@ from equitune._checks import (
 )
 from equitune.actions import TokenAction
 from equitune.groups import FiniteGroup
-from equitune.text._variants import occurrences
+
+Words = tuple[str, ...]
+Ids = tuple[int, ...]
 
 
 @final
@@ -88,12 +91,9 @@ class ResolvedWords:
     def __mul__(self, other: ResolvedWords) -> ResolvedWords:
         if not isinstance(other, ResolvedWords):
             return NotImplemented
-        sizes = (self.action.vocabulary_size, other.action.vocabulary_size)
+        sizes = [words.action.vocabulary_size for words in (self, other)]
         if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"the words are of vocabularies of {sizes[0]} and {sizes[1]} tokens; resolve both "
-                "with one tokenizer"
-            )
+            raise ValueError(f"vocabularies of {sizes} tokens cannot be joined; use one tokenizer")
         both = {*self.equality, *self.general} & other.equality
         both |= self.equality & {*other.general}
         if both:
@@ -150,11 +150,7 @@ class EqualityWords:
         return len(self.lists[0])
 
     def resolve(
-        self,
-        tokenizer: Any,
-        vocabulary_size: int | None = None,
-        *,
-        skip_split: bool = False,
+        self, tokenizer: Any, vocabulary_size: int | None = None, *, skip_split: bool = False
     ) -> ResolvedWords:
         """Finds the tokens of all words, in all forms that exist as one token each.
 
@@ -181,49 +177,99 @@ class EqualityWords:
         size, use = len(tokenizer), "model.config.vocab_size, with the tokenizer of the model"
         if vocabulary_size is not None:
             size = require_int("vocabulary_size", vocabulary_size, use, least=size)
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        cycles, left_out, split = _exchanged(tokenizer, self.lists, unknown)
-        equality = frozenset(itertools.chain.from_iterable(cycles))
-        general, whole = _general_ids(tokenizer, self.general, unknown, equality)
-        both = sorted(equality & set(general))
-        if both:
-            raise ValueError(f"the tokens {both} belong to general and to equality words")
+        taken: dict[int, Words] = {}
+        cycles, left_out, split = _found(tokenizer, self.lists, taken)
+        # General words are lists of one word, which is exchanged for no other.
+        general, _, whole = _found(tokenizer, [(word,) for word in self.general], taken)
         split += whole
         if split and not skip_split:
-            raise ValueError(
-                f"some words have several tokens: {', '.join(map(_listed, split))}; leave them "
-                "out, or use skip_split=True to have them skipped and reported"
-            )
+            listed = ", ".join(map(_listed, split))
+            raise ValueError(f"words of several tokens: {listed}; use others, or skip_split=True")
         if not cycles:
             raise ValueError("none of the equality words is one token of the tokenizer; use others")
-        skipped = {entry.words: entry for entry in (*left_out, *split)}
+        skipped = {entry.words: entry for entry in left_out + split}
         return ResolvedWords(
-            TokenAction.cyclic_swaps(size, cycles), general, tuple(cycles), tuple(skipped.values())
+            TokenAction.cyclic_swaps(size, cycles),
+            tuple(sorted(itertools.chain.from_iterable(general))),
+            tuple(cycles),
+            tuple(skipped.values()),
         )
 
 
-def _exchanged(
-    tokenizer: Callable[..., Any], lists: tuple[tuple[str, ...], ...], unknown: int | None
-) -> tuple[list[tuple[int, ...]], list[SkippedWords], list[SkippedWords]]:
-    """The cycles of tokens, the forms that are left out, and lists as given of several tokens."""
-    cycles: list[tuple[int, tuple[int, ...]]] = []
-    left_out: list[tuple[int, SkippedWords]] = []
-    split: list[SkippedWords] = []
-    taken: dict[int, tuple[str, ...]] = {}
+def forms(words: Words) -> list[Words]:
+    """The forms of an equality list, each for all of its words: as given, capitalised, upper case.
+
+    Lists with names, which begin with a capital letter, are not capitalised: a name would stay as
+    it is, next to another word.
+    """
+    found = [words, tuple(word.upper() for word in words)]
+    if not any(word[:1].isupper() for word in words):
+        found.insert(1, tuple(word[:1].upper() + word[1:] for word in words))
+    return list(dict.fromkeys(found))
+
+
+def token_ids(tokenizer: Callable[..., Any], word: str) -> tuple[Ids, Ids]:
+    """The tokens of a word in the middle of a text, and at its beginning.
+
+    What stands for the space before a word is up to the tokenizer, so the tokens are those that
+    follow another word.
+    """
+    before, after, alone = [
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("a", f"a {word}", word)
+    ]
+    if after[: len(before)] != before:
+        raise ValueError(f"the tokenizer does not keep the tokens before {word!r}; use another one")
+    return after[len(before) :], alone
+
+
+def _occurrences(
+    tokenizer: Callable[..., Any], words: Words
+) -> Iterator[tuple[tuple[int, int], Words, tuple[Ids, ...]]]:
+    """All forms of an equality list, in the middle of a text and at its beginning.
+
+    Yields:
+        The numbers of the form and of the place, (0, 0) for the words as they are given; the
+        form; and the tokens of each of its words.
+    """
+    for rank, form in enumerate(forms(words)):
+        places = zip(*(token_ids(tokenizer, word) for word in form), strict=True)
+        for place, tokens in enumerate(places):
+            yield (rank, place), form, tokens
+
+
+def _found(
+    tokenizer: Callable[..., Any], lists: Sequence[Words], taken: dict[int, Words]
+) -> list[list[Any]]:
+    """The tokens of words, in all of their forms.
+
+    Args:
+        tokenizer: One of transformers.
+        lists: The words.
+        taken: The form to which each token belongs already; what is found is added.
+
+    Returns:
+        The tokens of each form, the forms that are left out, and the lists as given of which a
+        word has several tokens, as ``SkippedWords``.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    cycles: list[tuple[int, Any]] = []
+    left_out: list[tuple[int, Any]] = []
+    split: list[tuple[int, Any]] = []
     candidates = [
         (rank, number, form, tokens)
         for number, words in enumerate(lists)
-        for rank, form, tokens in occurrences(tokenizer, words)
+        for rank, form, tokens in _occurrences(tokenizer, words)
     ]
     # What was given comes before the forms of another list.
     for rank, number, form, tokens in sorted(candidates):
         cycle, given = tuple([ids[0] for ids in tokens if len(ids) == 1]), not any(rank)
         clashes = [token for token in cycle if token in taken or cycle.count(token) > 1]
         if given and len(cycle) < len(tokens):
-            split.append(SkippedWords(form, tokens))
+            split.append((number, SkippedWords(form, tokens)))
         elif given and unknown in cycle:
             word = form[cycle.index(unknown)]
-            raise ValueError(f"the tokenizer does not know the word {word!r}; leave its list out")
+            raise ValueError(f"the tokenizer does not know the word {word!r}; leave it out")
         elif len(cycle) == len(tokens) and unknown not in cycle and not clashes:
             cycles.append((number, cycle))
             taken.update(dict.fromkeys(cycle, form))
@@ -231,20 +277,21 @@ def _exchanged(
             continue
         elif given:
             raise ValueError(
-                f"the token {clashes[0]} would have to be exchanged within "
-                f"{taken.get(clashes[0], form)} and within {form}; a token can be exchanged for "
-                "one other only: leave one of them out"
+                f"the token {clashes[0]} is exchanged within {taken.get(clashes[0], form)} and "
+                f"cannot serve {form} as well; leave one of them out"
             )
         else:
             left_out.append((number, SkippedWords(form, tokens)))
-    return _by_list(cycles), _by_list(left_out), split
+    ordered = [sorted(part, key=operator.itemgetter(0)) for part in (cycles, left_out, split)]
+    return [[entry for _, entry in part] for part in ordered]
 
 
-def _by_list(found: list[tuple[int, Any]]) -> list[Any]:
-    return [entry for _, entry in sorted(found, key=operator.itemgetter(0))]
+def _listed(entry: SkippedWords) -> str:
+    words = zip(entry.words, entry.tokens, strict=True)
+    return ", ".join(f"{word!r} ({len(ids)})" for word, ids in words if len(ids) != 1)
 
 
-def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[Words, ...]:
     use = "lists such as [('man', 'woman')]"
     entries = require_entries("lists", lists, use)
     checked = tuple([require_strings(f"lists[{i}]", ws, use) for i, ws in enumerate(entries)])
@@ -252,50 +299,17 @@ def _check_lists(lists: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     fits, got = len(lengths) == 1 and lengths[0] >= 2, f"the lengths {lengths}"
     use = "at least one list, with a word for each demographic group, 2 or more"
     require(fits, "lists", "be lists of one length", got, use)
-    seen: dict[str, tuple[str, ...]] = {}
-    for words in checked:
-        for word in words:
-            bare = word != "" and word == word.strip()
-            require(bare, "lists", "have words", repr(word), "words without spaces around them")
-            if word in seen:
-                raise ValueError(
-                    f"{word!r} stands in {seen[word]} and in {words}; it can be exchanged for one "
-                    "word only: leave one of the lists out, or make it a general word"
-                )
-            seen[word] = words
+    for word, count in Counter(itertools.chain.from_iterable(checked)).items():
+        bare = word != "" and word == word.strip()
+        require(bare, "lists", "have words", repr(word), "words without spaces around them")
+        if count > 1:
+            raise ValueError(f"{word!r} stands in `lists` {count} times; leave all but one out")
     return checked
 
 
-def _check_general(general: Iterable[str], lists: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+def _check_general(general: Iterable[str], lists: tuple[Words, ...]) -> Words:
     words = require_strings("general", general, "a list of words, such as ['his', 'her']")
     both = sorted(set(words) & set(itertools.chain.from_iterable(lists)))
     if both:
         raise ValueError(f"{both} are general and equality words; a word can be one of them")
     return words
-
-
-def _general_ids(
-    tokenizer: Callable[..., Any],
-    words: tuple[str, ...],
-    unknown: int | None,
-    equality: frozenset[int],
-) -> tuple[tuple[int, ...], list[SkippedWords]]:
-    """The tokens of general words, in all forms; and the words that have several."""
-    found: set[int] = set()
-    split: list[SkippedWords] = []
-    for word in words:
-        for rank, form, (ids,) in occurrences(tokenizer, (word,)):
-            given = not any(rank)
-            if given and unknown in ids:
-                raise ValueError(f"the tokenizer does not know the general word {word!r}")
-            if given and len(ids) > 1:
-                split.append(SkippedWords(form, (ids,)))
-            # Equality words are so in all forms, and not what follows from another word.
-            elif len(ids) == 1 and ids[0] != unknown and (given or ids[0] not in equality):
-                found.add(ids[0])
-    return tuple(sorted(found)), split
-
-
-def _listed(entry: SkippedWords) -> str:
-    words = zip(entry.words, entry.tokens, strict=True)
-    return ", ".join(f"{word!r} ({len(ids)})" for word, ids in words if len(ids) != 1)
