@@ -11,13 +11,13 @@ import torch
 
 import equitune
 from equitune.audit._choices import GROUPS, WRAPPERS
+from equitune.audit._local import OWN
+from equitune.audit._models import SPECS
 
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 
 Read = Callable[[str], float]
-
-OWN = "package.module:callable or path/to/file.py:callable"
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -35,8 +35,7 @@ def command_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = audit.add_argument_group("the model").add_argument
-    add("--model", required=True, metavar="SPEC",
-        help=f"torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, {OWN}")  # fmt: skip
+    add("--model", required=True, metavar="SPEC", help=SPECS)
     add(
         "--weights", help="DEFAULT, torchvision's name of them, or a .safetensors, .pt or .pth file"
     )

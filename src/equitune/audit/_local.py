@@ -13,6 +13,8 @@ from torch import nn
 
 from equitune._checks import described, require
 
+OWN = "package.module:callable or path/to/file.py:callable"
+
 
 def call_for_module(spec: str, argument: str) -> nn.Module:
     """Calls what a specification names, without arguments.
@@ -30,8 +32,7 @@ def call_for_module(spec: str, argument: str) -> nn.Module:
         TypeError: If it cannot be called, or does not return a ``torch.nn.Module``.
     """
     place, _, name = spec.rpartition(":")
-    use = "package.module:callable or path/to/file.py:callable"
-    require(bool(place and name), argument, "name what can be called", repr(spec), use)
+    require(bool(place and name), argument, "name a callable", repr(spec), OWN)
     before = list(sys.path)
     # The folder of a module's name is the current one.
     sys.path[:0] = [str(Path.cwd()), str(Path(place).resolve().parent)]

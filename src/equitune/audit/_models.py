@@ -17,12 +17,9 @@ from equitune._checks import require, require_counts, require_type
 from equitune._extras import require as installed
 from equitune.audit._checkpoints import build_fitting, is_checkpoint, load_checkpoint
 from equitune.audit._images import Preprocessing, plain_preprocessing
-from equitune.audit._local import call_for_module
+from equitune.audit._local import OWN, call_for_module
 
-SPECS = (
-    "torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, package.module:callable or "
-    "path/to/file.py:callable"
-)
+SPECS = f"torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, {OWN}"
 
 
 @final
