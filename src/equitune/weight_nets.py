@@ -65,9 +65,7 @@ class MlpWeightNet(nn.Module):
         super().__init__()
         require_counts(in_features=in_features, hidden_features=hidden_features)
         self.in_features = in_features
-        self.layers = nn.Sequential(
-            nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
-        )
+        self.layers = _two_layers(in_features, hidden_features)
 
     def forward(self, copies: Tensor) -> Tensor:
         require_tensor("copies", copies, "(N, ...)", 2, floating=True)
@@ -149,9 +147,7 @@ class AttentionWeightNet(OrbitWeightNet):
         self.embed = nn.Linear(in_features, hidden_features)
         self.attention = nn.MultiheadAttention(hidden_features, heads)
         self.norm = nn.LayerNorm(hidden_features)
-        self.score = nn.Sequential(
-            nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
-        )
+        self.score = _two_layers(hidden_features, hidden_features)
 
     def forward(self, stack: Tensor) -> Tensor:
         require_tensor("stack", stack, "(|G|, B, ...)", 2, floating=True)
@@ -276,6 +272,10 @@ def _features(name: str, copies: Tensor, start: int, expected: int) -> Tensor:
         use = "check in_features and weight_input"
         raise ValueError(f"{found}, but in_features is {expected}; {use}")
     return features
+
+
+def _two_layers(inputs: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
 def _halved(inputs: int, outputs: int) -> list[nn.Module]:
