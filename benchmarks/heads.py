@@ -85,8 +85,11 @@ def measure(action: Action, points: int, channels: int) -> dict[str, float]:
     tied.eval()
     with torch.no_grad():
         evaluating = ratio(lambda: tied(x), lambda: plain(flat))
+        one, row = x[:1].contiguous(), flat[:1].contiguous()
+        single = ratio(lambda: tied(one), lambda: plain(row))
     made = max(seconds(make) for _ in range(3))
-    return {"training": training, "eval": evaluating, "construction_seconds": made}
+    ratios = {"training": training, "eval": evaluating, "eval_of_one": single}
+    return {**ratios, "construction_seconds": made}
 
 
 def main() -> None:

@@ -126,11 +126,12 @@ def overhead(results: dict[str, Any]) -> str:
 
 
 def heads(results: dict[str, Any]) -> str:
+    columns = {"training": "training", "eval": "eval", "eval_of_one": "eval, one sample"}
     body = [
-        [name, f"{r['training']:.2f}", f"{r['eval']:.2f}", f"{r['construction_seconds']:.3f} s"]
-        for name, r in results["rows"].items()
+        [name, *(f"{row[key]:.2f}" for key in columns), f"{row['construction_seconds']:.3f} s"]
+        for name, row in results["rows"].items()
     ]
-    return rows(["", "training", "eval", "construction"], body) + source(results)
+    return rows(["", *columns.values(), "construction"], body) + source(results)
 
 
 def import_time(results: dict[str, Any]) -> str:

@@ -349,6 +349,47 @@ def test_dense_is_the_same_map():
     assert EquivariantLinear(action, action, 4, 3, bias=False).dense()[1] is None
 
 
+@given(pairs_of_actions(), st.integers(1, 3), st.booleans())
+def test_few_samples_need_no_dense_weight(actions, inputs, bias):
+    """Where the output is large, one sample is run on copies, with the rows of some points."""
+    source, target = actions
+    outputs = 4 * source.group.order
+    layer = EquivariantLinear(source, target, inputs, outputs, bias=bias).double()
+    nn.init.normal_(layer.weight)
+    if bias:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(1, source.size, inputs, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.linear(x.flatten(1), *layer.dense()).view(1, outputs, -1).mT
+    given = (x, *layer.parameters())
+    cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, given, cotangent)
+    layer.dense = None
+    found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(found, given, cotangent), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    # More samples than the output has room for are worth the dense weight.
+    with pytest.raises(TypeError, match="not callable"):
+        layer(x.expand(target.size + 1, -1, -1))
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_few_samples_of_fibers(group):
+    action, n = RegularFeatureAction(RegularAction(group, dim=1)), group.order
+    for source, target in itertools.permutations((action, regular(group), TrivialAction(group)), 2):
+        layer = EquivariantLinear(source, target, 2, 4 * n).double()
+        nn.init.normal_(layer.bias)
+        x = torch.randn(9, *layer.sources.shape, 2, dtype=torch.float64)
+        weight, bias = layer.dense()
+        layer.dense = None
+        one = torch.cat([layer(sample[None]) for sample in x])
+        many = nn.functional.linear(x.flatten(1), weight, bias)
+        many = many.unflatten(1, (4 * n, *one.shape[1:-1])).movedim(1, -1)
+        torch.testing.assert_close(one, many, rtol=0, atol=1e-12)
+        with torch.autocast("cpu"):
+            assert layer.float()(x[:1].float()).dtype == torch.bfloat16
+
+
 def test_layers_are_modules_as_others_are():
     action = regular(d4())
     layer = EquivariantLinear(action, action, 4, 3)

@@ -110,7 +110,7 @@ def test_orientation_is_learned(make, weight_input):
     (lambda: MlpWeightNet(0), "`in_features` must be 1 or more, got 0; use a whole"),
     (lambda: MlpWeightNet(3, 1.5), r"`hidden_features` must be 1 or more, got 1\.5"),
     (lambda: ConvWeightNet(0), "`in_channels` must be 1 or more, got 0"),
-    (lambda: AttentionWeightNet(3, 10, 4), "hidden_features is 10 and heads is 4; use a multiple"),
+    (lambda: AttentionWeightNet(3, 10, 4), "be a multiple of `heads`, got 10 and 4; use"),
     (lambda: AttentionWeightNet(3, 8, 0), "`heads` must be 1 or more, got 0"),
     (lambda: MlpWeightNet(3)(torch.zeros(2, 4)), "4 features each in `copies`"),
     (lambda: AttentionWeightNet(3)(torch.zeros(2, 2, 4)), "have 4 features each"),

@@ -7,12 +7,13 @@ optimizer; the loop, the optimizer and the loss stay your own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitune._checks import described, readable, require_strings
+from equitune._checks import described, readable, require, require_strings, require_tensor
 from equitune._submodules import find_submodule
 from equitune.actions import Action
 from equitune.weight_nets import FrozenFeatures, OnFeatures, OrbitWeightNet
@@ -62,12 +63,8 @@ def weights_phase(model: Symmetrized) -> list[nn.Parameter]:
     """
     weighting = _require_learning(model)
     learned = _free_weights(weighting)
-    if not learned:
-        raise ValueError(
-            f"`model` must have parameters to learn in its weighting, got {weighting}; use "
-            "LambdaEquiTune with a weight_net that has some, such as equitune.weight_nets."
-            "MlpWeightNet, and do not set requires_grad of all of them to False"
-        )
+    use = "a weight_net that has some, such as equitune.weight_nets.MlpWeightNet, and fix not all"
+    require(bool(learned), "model", "have parameters to learn in its weighting", weighting, use)
     model.freeze_backbone().train()
     return learned
 
@@ -91,15 +88,12 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
     """
     weighting = _weighting_of(model)
     if weighting is not None:
-        drifts = weighting.learned and weighting.reads not in (None, "input")
-        if drifts and any(True for _ in weighting.parameters()):
-            raise ValueError(
-                f"model reads weight_input {weighting.reads!r} from the backbone, and fixed "
-                "weights would drift while the backbone learns; use "
-                "backbone_phase(with_frozen_features(model)) where there is a frozen copy to read, "
-                "or let both learn with joint_phase(model)"
-            )
-        # Scorers whose choice has no gradient, too: DDP would wait for theirs.
+        drifts = weighting.reads not in (None, "input") and any(True for _ in weighting.parameters())
+        must = "have fixed weights that stay what they are"
+        got = f"weight_input {weighting.reads!r}, which would drift while the backbone learns"
+        use = "backbone_phase(with_frozen_features(model)), or let both learn with joint_phase"
+        require(not (weighting.learned and drifts), "model", must, got, use)
+        # Also scorers whose choice has no gradient: DDP would wait for theirs.
         weighting.freeze()
     return _train_backbone(model)
 
@@ -139,24 +133,18 @@ def probing_phase(model: OrbitModule, submodules: Sequence[str]) -> list[nn.Para
         ValueError: If no submodule has such a name, or none has parameters.
     """
     weighting = _weighting_of(model)
-    if isinstance(submodules, str):
-        raise TypeError(
-            f"`submodules` must be a list of names, got {submodules!r}; use [{submodules!r}]"
-        )
-    submodules = require_strings("submodules", submodules, "a list of dotted names")
+    use = "a list of dotted names, such as ['head']"
+    submodules = require_strings("submodules", submodules, use)
     modules = [find_submodule(model.backbone, name, "submodules") for name in submodules]
-    probed = list(dict.fromkeys(p for module in modules for p in module.parameters()))
-    if not probed:
-        raise ValueError(
-            f"`submodules` must have parameters to learn, got {list(submodules)}; use the names of "
-            "layers with weights"
-        )
-    names = [name for name, p in model.backbone.named_parameters() if any(p is q for q in probed)]
+    probed = dict.fromkeys(p for module in modules for p in module.parameters())
+    use = "the names of layers with weights"
+    require(bool(probed), "submodules", "have parameters to learn", [*submodules], use)
+    names = [name for name, p in model.backbone.named_parameters() if p in probed]
     model.freeze_backbone(probed=names)
     if weighting is not None and weighting.learned:
         weighting.freeze()
     model.train()
-    return probed
+    return list(probed)
 
 
 def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tensor:
@@ -184,34 +172,21 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
         >>> float(upright_loss(torch.zeros(4, 2)).exp())
         4.0
     """
-    if elements is not None and not isinstance(elements, Tensor):
-        raise TypeError(
-            f"`elements` must be a tensor, got {described(elements)}; use int64 elements (B,)"
-        )
-    if not isinstance(scores, Tensor):
-        raise TypeError(
-            f"`scores` must be a tensor, got {described(scores)}; use those of a LambdaEquiTune, "
-            "model.explain(x).scores"
-        )
-    if scores.dim() != 2:
-        raise ValueError(f"scores has shape {tuple(scores.shape)}; use (|G|, B)")
+    use = "(|G|, B), model.explain(x).scores of a LambdaEquiTune"
+    scores = require_tensor("scores", scores, use)
+    require(scores.dim() == 2, "scores", "have two dimensions", tuple(scores.shape), use)
     order, batch = scores.shape
     if elements is None:
         elements = torch.zeros(batch, dtype=torch.int64, device=scores.device)
-    if elements.dtype != torch.int64:
-        raise TypeError(f"elements has dtype {elements.dtype}; use int64 elements")
-    if elements.shape != (batch,):
-        raise ValueError(
-            f"elements has shape {tuple(elements.shape)} for scores of shape "
-            f"{tuple(scores.shape)}; use one element per sample, ({batch},)"
-        )
-    if readable(elements):
-        outside = elements[(elements < 0) | (elements >= order)]
-        if len(outside):
-            raise ValueError(
-                f"elements holds {int(outside[0])}, but the scores are of {order} elements; use "
-                f"0 to {order - 1}"
-            )
+    require_tensor("elements", elements, "(B,), int64")
+    int64 = elements.dtype == torch.int64
+    require(int64, "elements", "be int64", elements.dtype, "elements.long()", TypeError)
+    got = f"shape {tuple(elements.shape)} for scores of shape {tuple(scores.shape)}"
+    use = f"one of shape ({batch},)"
+    require(elements.shape == (batch,), "elements", "have one element per sample", got, use)
+    if readable(elements) and len(outside := elements[(elements < 0) | (elements >= order)]):
+        held = f"`elements` holds {int(outside[0])}, but the scores are of {order} elements"
+        raise ValueError(f"{held}; use 0 to {order - 1}")
     return F.cross_entropy(scores.T, elements)
 
 
@@ -240,41 +215,30 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
     weighting = _require_learning(model)
     if not isinstance(model, LambdaEquiTune) or not isinstance(weighting, Learned):
         raise TypeError(f"`model` must be a LambdaEquiTune, got {described(model)}; use one")
-    if weighting.reads == "input":
-        raise ValueError("model reads weight_input 'input', which does not drift; use it as it is")
+    steady = "weight_input 'input', which does not drift"
+    require(weighting.reads != "input", "model", "read its backbone", steady, "it as it is")
     action = model.input_action
-    if not isinstance(action, Action) or action.fields is not None:
-        moved = "a structure" if isinstance(action, Action) else f"the arguments {list(action)}"
-        raise ValueError(
-            f"model moves {moved}, but a frozen extractor gets one tensor; put FrozenFeatures "
-            "into a weight_net of your own, or train both with joint_phase"
-        )
-    read = str(weighting.reads)
-    if read == "output" and model.submodule is not None:
-        read = model.submodule
-    chunk_size = getattr(model.runner, "chunk_size", None)
-    features = FrozenFeatures(model.backbone, read, chunk_size=chunk_size)
-    net = weighting.weight_net
-    reading = (
-        OnFeatures(features, net)
-        if isinstance(net, OrbitWeightNet)
-        else nn.Sequential(features, net)
-    )
+    moved = "a structure" if isinstance(action, Action) else f"the arguments {list(action)}"
+    must = "move one tensor, which is what a frozen extractor gets"
+    use = "FrozenFeatures in a weight_net of your own, or train both with joint_phase"
+    one = isinstance(action, Action) and action.fields is None
+    require(one, "model", must, moved, use)
+    cut, read = model.submodule, str(weighting.reads)
+    if read == "output" and cut is not None:
+        read = cut
+    size = getattr(model.runner, "chunk_size", None)
+    features, net = FrozenFeatures(model.backbone, read, chunk_size=size), weighting.weight_net
+    join: type[nn.Module] = OnFeatures if isinstance(net, OrbitWeightNet) else nn.Sequential
+    reading = join(features, net)
     reading.training = net.training
-    frozen = LambdaEquiTune(
-        model.backbone,
-        model.input_action,
-        model.output_action,
-        weight_net=reading,
-        chunk_size=chunk_size,
-        submodule=model.submodule,
-    )
+    parts = model.backbone, model.input_action, model.output_action
+    frozen = LambdaEquiTune(*parts, weight_net=reading, chunk_size=size, submodule=cut)
     # Nothing was asked to change: neither the mode nor what is frozen.
     frozen.training = model.training
     if model.frozen:
         frozen.freeze_backbone(model.learning)
     if weighting.frozen:
-        inner = "weight_net.weight_net" if isinstance(reading, OnFeatures) else "weight_net.1"
+        inner = next(name for name, m in frozen.weighting.named_modules() if m is net)
         frozen.weighting.freeze(
             [name.replace("weight_net", inner, 1) for name in weighting.learning]
         )
@@ -285,12 +249,10 @@ def _train_backbone(model: OrbitModule) -> list[nn.Parameter]:
     model.unfreeze_backbone()
     model.train()
     learned = [p for p in model.backbone.parameters() if p.requires_grad]
-    if not learned and any(True for _ in model.backbone.parameters()):
-        raise ValueError(
-            "`model` must have a backbone with parameters that learn, got one in which "
-            "requires_grad is False everywhere; if another wrapper froze it, use "
-            "unfreeze_backbone() of that wrapper first"
-        )
+    some = bool(learned) or not [*model.backbone.parameters()]
+    must, got = "have a backbone with parameters that learn", "one that is fixed everywhere"
+    use = "unfreeze_backbone() of the other one first if another wrapper froze it"
+    require(some, "model", must, got, use)
     return learned
 
 
@@ -301,19 +263,15 @@ def _free_weights(weighting: Weighting) -> list[nn.Parameter]:
 
 
 def _weighting_of(model: object) -> Weighting | None:
-    if not isinstance(model, OrbitModule):
-        raise TypeError(
-            f"`model` must be a wrapper, got {described(model)}; use one such as EquiTune"
-        )
+    wrapper = isinstance(model, OrbitModule)
+    require(wrapper, "model", "be a wrapper", described(model), "one such as EquiTune", TypeError)
     weighting: Weighting | None = getattr(model, "weighting", None)
     return weighting
 
 
 def _require_learning(model: object) -> Weighting:
-    weighting = getattr(model, "weighting", None)
-    if not isinstance(weighting, Weighting) or not weighting.learned:
-        raise TypeError(
-            f"`model` must have weights to learn, got {described(model)}; use a LambdaEquiTune or "
-            "another model with the weighting Learned"
-        )
-    return weighting
+    weighting: Any = getattr(model, "weighting", None)
+    learns = isinstance(weighting, Weighting) and weighting.learned
+    use = "a LambdaEquiTune or another model with the weighting Learned"
+    require(learns, "model", "have weights to learn", described(model), use, TypeError)
+    return cast(Weighting, weighting)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import (
+    require,
     require_counts,
     require_module,
     require_number,
@@ -64,14 +65,11 @@ class MlpWeightNet(nn.Module):
         super().__init__()
         require_counts(in_features=in_features, hidden_features=hidden_features)
         self.in_features = in_features
-        self.layers = nn.Sequential(
-            nn.Linear(in_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
-        )
+        self.layers = _two_layers(in_features, hidden_features)
 
     def forward(self, copies: Tensor) -> Tensor:
-        features = require_tensor("copies", copies, "(N, ...)", 2, floating=True).flatten(1)
-        _check_features("copies", features, self.in_features)
-        logits: Tensor = self.layers(features)
+        require_tensor("copies", copies, "(N, ...)", 2, floating=True)
+        logits: Tensor = self.layers(_features("copies", copies, 1, self.in_features))
         return logits
 
 
@@ -100,12 +98,8 @@ class ConvWeightNet(nn.Module):
         require_number("dropout", dropout, 0, 1)
         self.in_channels = in_channels
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, hidden_channels, 3, stride=2, padding=1),
-            nn.BatchNorm2d(hidden_channels),
-            nn.ReLU(),
-            nn.Conv2d(hidden_channels, hidden_channels, 3, stride=2, padding=1),
-            nn.BatchNorm2d(hidden_channels),
-            nn.ReLU(),
+            *_halved(in_channels, hidden_channels),
+            *_halved(hidden_channels, hidden_channels),
             nn.AdaptiveAvgPool2d(GRID),
             nn.Flatten(),
             nn.Dropout(dropout),
@@ -115,10 +109,9 @@ class ConvWeightNet(nn.Module):
     def forward(self, copies: Tensor) -> Tensor:
         require_tensor("copies", copies, f"(N, {self.in_channels}, H, W)", floating=True)
         if copies.dim() != 4 or copies.shape[1] != self.in_channels:
-            raise ValueError(
-                f"copies has shape {tuple(copies.shape)}; this weight network takes "
-                f"(N, {self.in_channels}, H, W): check in_channels and weight_input"
-            )
+            use = f"(N, {self.in_channels}, H, W): check in_channels and weight_input"
+            found = f"copies has shape {tuple(copies.shape)}"
+            raise ValueError(f"{found}; this weight network takes {use}")
         logits: Tensor = self.layers(copies)
         return logits
 
@@ -148,22 +141,17 @@ class AttentionWeightNet(OrbitWeightNet):
     def __init__(self, in_features: int, hidden_features: int = 64, heads: int = 4) -> None:
         super().__init__()
         require_counts(in_features=in_features, hidden_features=hidden_features, heads=heads)
-        if hidden_features % heads:
-            raise ValueError(
-                f"hidden_features is {hidden_features} and heads is {heads}; use a multiple"
-            )
+        whole, got = hidden_features % heads == 0, f"{hidden_features} and {heads}"
+        require(whole, "hidden_features", "be a multiple of `heads`", got, "64 and 4")
         self.in_features = in_features
         self.embed = nn.Linear(in_features, hidden_features)
         self.attention = nn.MultiheadAttention(hidden_features, heads)
         self.norm = nn.LayerNorm(hidden_features)
-        self.score = nn.Sequential(
-            nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Linear(hidden_features, 1)
-        )
+        self.score = _two_layers(hidden_features, hidden_features)
 
     def forward(self, stack: Tensor) -> Tensor:
-        features = require_tensor("stack", stack, "(|G|, B, ...)", 2, floating=True).flatten(2)
-        _check_features("stack", features, self.in_features)
-        tokens = self.embed(features)
+        require_tensor("stack", stack, "(|G|, B, ...)", 2, floating=True)
+        tokens = self.embed(_features("stack", stack, 2, self.in_features))
         seen, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         logits: Tensor = self.score(self.norm(tokens + seen)).squeeze(-1)
         return logits
@@ -238,10 +226,8 @@ class FrozenFeatures(nn.Module):
             return read_submodule(self._watch, lambda: self.extractor(copies))[1]
         features = self.extractor(copies)
         if not isinstance(features, Tensor):
-            raise TypeError(
-                f"the network returns a {type(features).__name__}; use the name of a submodule "
-                "that returns a tensor"
-            )
+            use = "use the name of a submodule that returns a tensor"
+            raise TypeError(f"the network returns a {type(features).__name__}; {use}")
         return features
 
 
@@ -263,11 +249,8 @@ class OnFeatures(OrbitWeightNet):
     def __init__(self, extractor: nn.Module, weight_net: OrbitWeightNet) -> None:
         super().__init__()
         require_module("extractor", extractor)
-        if not isinstance(weight_net, OrbitWeightNet):
-            raise TypeError(
-                f"weight_net is a {type(weight_net).__name__}, which sees single copies; use "
-                "LambdaEquiTune an nn.Sequential(extractor, weight_net)"
-            )
+        use = "nn.Sequential(extractor, weight_net) where it sees single copies"
+        require_type("weight_net", weight_net, OrbitWeightNet, use)
         self.extractor = extractor
         self.weight_net = weight_net
 
@@ -278,9 +261,21 @@ class OnFeatures(OrbitWeightNet):
         return logits
 
 
-def _check_features(name: str, features: Tensor, expected: int) -> None:
+def _features(name: str, copies: Tensor, start: int, expected: int) -> Tensor:
+    """The features of each copy, flattened; refuses another number of them."""
+    features = copies.flatten(start)
     if features.shape[-1] != expected:
-        raise ValueError(
-            f"the copies have {features.shape[-1]} features each in `{name}`, but in_features is "
-            f"{expected}; check in_features and weight_input"
-        )
+        found = f"the copies have {features.shape[-1]} features each in `{name}`"
+        use = "check in_features and weight_input"
+        raise ValueError(f"{found}, but in_features is {expected}; {use}")
+    return features
+
+
+def _two_layers(inputs: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+def _halved(inputs: int, outputs: int) -> list[nn.Module]:
+    """A convolution that halves the height and the width."""
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

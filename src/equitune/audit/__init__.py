@@ -7,8 +7,7 @@ from equitune.audit._choices import GROUPS, wrap
 from equitune.audit._images import find_images, read_batches
 from equitune.audit._measure import Audit, ModelAudit, audit
 from equitune.audit._models import Classifier, load_classifier
-from equitune.audit._report import render_report
-from equitune.audit._table import Table, elements_table, models_table
+from equitune.audit._report import Table, elements_table, models_table, render_report
 
 __all__ = [
     "GROUPS",

@@ -11,11 +11,13 @@ import torch
 
 import equitune
 from equitune.audit._choices import GROUPS, WRAPPERS
+from equitune.audit._local import OWN
+from equitune.audit._models import SPECS
 
 FOLDERS = ""
 """What ``--labels`` without a value means."""
 
-OWN = "package.module:callable or path/to/file.py:callable"
+Read = Callable[[str], float]
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -33,8 +35,7 @@ def command_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = audit.add_argument_group("the model").add_argument
-    add("--model", required=True, metavar="SPEC",
-        help=f"torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, {OWN}")  # fmt: skip
+    add("--model", required=True, metavar="SPEC", help=SPECS)
     add(
         "--weights", help="DEFAULT, torchvision's name of them, or a .safetensors, .pt or .pth file"
     )
@@ -71,9 +72,7 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(
-    kind: Callable[[str], float], fits: Callable[[float], object], use: str
-) -> Callable[[str], float]:
+def _number(kind: Read, fits: Callable[[float], object], use: str) -> Read:
     """A function that reads a number and refuses one that does not fit."""
 
     def read(text: str) -> float:
@@ -88,17 +87,13 @@ def _number(
     return read
 
 
-def _at_least(least: int) -> Callable[[str], float]:
+def _at_least(least: int) -> Read:
     return _number(int, lambda n: n >= least, f"a whole number of {least} or more")
 
 
-def _as_float32(number: float) -> torch.Tensor:
-    """A number as images have it: 1e39 is infinite, and 1e-50 is zero."""
-    return torch.tensor(number, dtype=torch.float32)
-
-
-_finite = _number(float, lambda x: _as_float32(x).isfinite(), "finite numbers")
-_positive = _number(_finite, lambda x: _as_float32(x) > 0, "three positive numbers")
+# In float32, as images are: 1e39 is infinite, and 1e-50 is zero.
+_finite = _number(float, lambda x: torch.tensor(x).isfinite(), "finite numbers")
+_positive = _number(_finite, lambda x: torch.tensor(x) > 0, "three positive numbers")
 _share = _number(float, lambda x: 0 <= x <= 1, "a share between 0 and 1")
 
 

@@ -9,9 +9,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from equitune._extras import require
+from equitune._checks import require
+from equitune._extras import require as installed
 
 State = Mapping[str, Tensor]
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts put a state dict into a larger checkpoint."""
@@ -25,41 +28,46 @@ AVERAGED = "n_averaged"
 
 def is_checkpoint(weights: str | None) -> TypeGuard[str]:
     """Whether ``--weights`` names a file."""
-    return weights is not None and Path(weights).suffix in READERS
+    return weights is not None and Path(weights).suffix in SUFFIXES
 
 
-def read_checkpoint(path: str) -> State:
+def read_checkpoint(path: str, argument: str = "weights") -> State:
     """The state dict in a file.
 
     Args:
         path: A ``.safetensors``, ``.pt`` or ``.pth`` file: a state dict, or a dict with one under
             one of :data:`NESTED`. Nothing in it is executed.
+        argument: What the file is for, for messages.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it does not hold a state dict.
+        ValueError: If it has another ending, or does not hold a state dict.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`weights` must be a file that exists, got {path!r}")
-    read, kind = READERS[Path(path).suffix]
+    use = "a .safetensors, .pt or .pth file"
+    require(is_checkpoint(path), argument, f"be {use}", repr(path), "one")
+    there = Path(path).is_file()
+    require(there, argument, "be a file that exists", repr(path), use, FileNotFoundError)
     try:
-        state = read(path)
+        state = _read(path)
     except (OSError, ImportError):
         raise
     except Exception as error:
         # KeyError, IndexError, struct.error, ...: it depends on the damage, and on the dtypes.
+        kind = "safetensors" if path.endswith(".safetensors") else "weights"
         raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
     if isinstance(state, Mapping):
         nested = [state[key] for key in NESTED if key in state]
         state = next((inner for inner in nested if isinstance(inner, Mapping)), state)
-    if not isinstance(state, Mapping) or not state or not _holds_tensors(state):
+    entries = state.items() if isinstance(state, Mapping) else ()
+    if not entries or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
         raise ValueError(
             f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)"
         )
-    return state
+    found: State = state
+    return found
 
 
-def load_checkpoint(model: nn.Module, path: str) -> None:
+def load_checkpoint(model: nn.Module, path: str, argument: str = "weights") -> None:
     """Loads a file into a model.
 
     The file may be that of a model in ``DataParallel``, ``DistributedDataParallel``,
@@ -69,13 +77,14 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
     Args:
         model: Gets the weights.
         path: As for :func:`read_checkpoint`.
+        argument: What the file is for, for messages.
 
     Raises:
         FileNotFoundError: As :func:`read_checkpoint`.
         ValueError: As :func:`read_checkpoint`, and if names or shapes differ; the message lists
             them.
     """
-    _load(model, read_checkpoint(path), path)
+    _load(model, read_checkpoint(path, argument), path)
 
 
 def build_fitting(build: Callable[..., nn.Module], path: str, classes: int | None) -> nn.Module:
@@ -151,25 +160,12 @@ def _counts_averages(name: str, state: State) -> bool:
     return counter and any(other.startswith(averaged) for other in state)
 
 
-def _holds_tensors(state: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-
-
 def _listed(keys: list[str], most: int = 20) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more if keys else "none"
 
 
-def _read_pickle(path: str) -> object:
+def _read(path: str) -> Any:
+    if path.endswith(".safetensors"):
+        return installed("safetensors.torch", "safetensors").load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: str) -> object:
-    return require("safetensors.torch", "safetensors").load_file(path)
-
-
-READERS: Mapping[str, tuple[Callable[[str], object], str]] = {
-    ".safetensors": (_read_safetensors, "safetensors"),
-    ".pt": (_read_pickle, "weights (use torch.save(model.state_dict(), path))"),
-    ".pth": (_read_pickle, "weights (use torch.save(model.state_dict(), path))"),
-}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from equitune._checks import require_strings
+from equitune._checks import require, require_strings
 from equitune.actions import Action, ImageAction
 from equitune.groups import FiniteGroup, c4, d4
 from equitune.losses import negative_log_max_probability
@@ -59,8 +59,7 @@ def wrap(
         ValueError: If a wrapper has another name.
     """
     use = f"names of {', '.join(WRAPPERS)}"
-    unknown = [name for name in require_strings("names", names, use) if name not in WRAPPERS]
-    if unknown:
-        raise ValueError(f"`names` must be {use}, got {unknown[0]!r}")
+    for name in require_strings("names", names, use):
+        require(name in WRAPPERS, "names", f"be {use}", repr(name), "one of these")
     made = [WRAPPERS[name](model, action, chunk_size=chunk_size) for name in names]
     return {type(wrapper).__name__: wrapper for wrapper in made}

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import equitune
+from equitune._checks import require
 from equitune.actions import ImageAction
 from equitune.audit._arguments import FOLDERS, command_parser
-from equitune.audit._checkpoints import is_checkpoint, load_checkpoint
+from equitune.audit._checkpoints import load_checkpoint
 from equitune.audit._choices import GROUPS, wrap
 from equitune.audit._files import check_writable, write_atomically
 from equitune.audit._images import check_images, find_images, read_batches, read_image, spread
@@ -24,8 +25,7 @@ from equitune.audit._local import call_for_module
 from equitune.audit._measure import Audit, audit, count_classes
 from equitune.audit._models import load_classifier
 from equitune.audit._progress import Progress, TerminatedError, terminating
-from equitune.audit._report import render_report
-from equitune.audit._table import elements_table, models_table
+from equitune.audit._report import elements_table, models_table, render_report
 from equitune.wrappers import LambdaEquiTune
 
 PASSED, FAILED, MISUSED, BROKEN = 0, 1, 2, 3
@@ -50,11 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminating():
             return _audit(arguments, progress)
     except KeyboardInterrupt as stop:
-        left = "no report was written"
-        if before is not None:
-            left = "the report of an earlier run is unchanged"
-        if _state(arguments.report) != before:
-            left = "the report is complete"
+        old = "the report of an earlier run is unchanged" if before else "no report was written"
+        left = old if _state(arguments.report) == before else "the report is complete"
         _complain(f"interrupted while {progress}; {left}")
         return TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -63,10 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         # Python's own exit code would be that of the gate; that of SystemExit is the model's.
         traceback.print_exc()
-        _complain(
-            f"error: {type(error).__name__} while {progress}; this says nothing about the model's "
-            "symmetry"
-        )
+        said = "this says nothing about the model's symmetry"
+        _complain(f"error: {type(error).__name__} while {progress}; {said}")
         return BROKEN
 
 
@@ -115,15 +110,11 @@ def _audit(asked: argparse.Namespace, progress: Progress) -> int:
     _say("\n".join(f"{name:<10}{value}" for name, value in facts.items()), "")
     passes = len(paths) * action.group.order * (1 + len(wrappers))
     with progress.stage("running the models on all copies", passes, "image") as advance:
-        batches = read_batches(paths, preprocessing, asked.batch_size)
+        names = [path.relative_to(asked.images).as_posix() for path in paths]
+        read = read_batches(paths, preprocessing, asked.batch_size)
+        batches = (batch.to(asked.device) for batch in read)
         figures = audit(
-            model,
-            (batch.to(asked.device) for batch in batches),
-            action,
-            wrappers=wrappers,
-            labels=indices,
-            names=[path.relative_to(asked.images).as_posix() for path in paths],
-            progress=advance,
+            model, batches, action, wrappers=wrappers, labels=indices, names=names, progress=advance
         )
 
     def picture(image: int) -> Tensor:
@@ -147,17 +138,14 @@ def _say(*lines: object) -> None:
 
 def _check_report(report: Path) -> None:
     """Refuses a report that could not be written, before any work is done."""
+    shown = repr(str(report))
     try:
-        if report.is_dir() or not Path(os.path.realpath(report)).parent.is_dir():
-            raise ValueError(
-                f"`report` must be a file in a folder that exists, got {str(report)!r}"
-            )
+        there = not report.is_dir() and Path(os.path.realpath(report)).parent.is_dir()
+        require(there, "report", "be a file in a folder that exists", shown, "another path")
         check_writable(report)
     except OSError as error:
-        raise ValueError(
-            f"`report` must be a file that can be written, got {str(report)!r} "
-            f"({error.strerror}); use another folder"
-        ) from error
+        got = f"{shown} ({error.strerror}); use another folder"
+        raise ValueError(f"`report` must be a file that can be written, got {got}") from error
 
 
 def _labels(asked: argparse.Namespace, paths: list[Path]) -> Labels | None:
@@ -173,11 +161,9 @@ def _gate(figures: Audit, allowed: float | None) -> int:
     found = figures.plain.largest_disagreement
     if allowed is None or found <= allowed:
         return PASSED
-    element = figures.elements[figures.plain.worst_element]
-    _complain(
-        f"the plain model's largest disagreement is {found:.4g}, at {element}; {allowed:.4g} is "
-        "allowed"
-    )
+    at = figures.elements[figures.plain.worst_element]
+    most = f"the plain model's largest disagreement is {found:.4g}, at {at}"
+    _complain(f"{most}; {allowed:.4g} is allowed")
     return FAILED
 
 
@@ -185,26 +171,18 @@ def _wrappers(
     asked: argparse.Namespace, model: nn.Module, action: ImageAction
 ) -> dict[str, nn.Module]:
     wrappers = wrap(model, action, asked.wrappers, chunk_size=asked.batch_size)
-    file = asked.weight_net_weights
     if asked.weight_net is None:
-        if file or asked.weight_input:
+        if asked.weight_net_weights or asked.weight_input:
             raise ValueError(
                 "weight-net is missing, but --weight-net-weights or --weight-input is set; use "
                 "--weight-net package.module:callable"
             )
         return wrappers
     weight_net = call_for_module(asked.weight_net, "weight-net")
-    if file is not None:
-        if not is_checkpoint(file):
-            raise ValueError(
-                f"weight-net-weights must be a .safetensors, .pt or .pth file, got {file!r}"
-            )
-        load_checkpoint(weight_net, file)
+    if asked.weight_net_weights is not None:
+        load_checkpoint(weight_net, asked.weight_net_weights, "weight-net-weights")
+    weight_net, reads = weight_net.to(asked.device), asked.weight_input or "input"
     wrappers["LambdaEquiTune"] = LambdaEquiTune(
-        model,
-        action,
-        weight_net=weight_net.to(asked.device),
-        weight_input=asked.weight_input or "input",
-        chunk_size=asked.batch_size,
+        model, action, weight_net=weight_net, weight_input=reads, chunk_size=asked.batch_size
     )
     return wrappers

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor
 
-from equitune._checks import require_counts, require_entries, require_type
-from equitune._extras import require
+from equitune._checks import require, require_counts, require_entries, require_type
+from equitune._extras import require as installed
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,9 +42,7 @@ class Preprocessing:
 
 
 def plain_preprocessing(
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    size: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Preprocessing:
     """The preprocessing for models that come without one.
 
@@ -59,7 +57,7 @@ def plain_preprocessing(
     def convert(image: Any) -> Tensor:
         if size is not None:
             # Bicubic, as its default is.
-            image = require("PIL.ImageOps", "pillow").fit(image, (size, size))
+            image = installed("PIL.ImageOps", "pillow").fit(image, (size, size))
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         x = pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255
         return (x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -76,12 +74,12 @@ def find_images(folder: Path) -> list[Path]:
             link leads nowhere, or what has the name of an image is not a file.
     """
     require_type("folder", folder, Path, "a pathlib.Path")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`images` must be a folder, got {str(folder)!r}")
+    got = repr(str(folder))
+    require(folder.is_dir(), "images", "be a folder", got, "one that exists", FileNotFoundError)
     found = sorted(walk_images(folder))
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise ValueError(f"`images` is {str(folder)!r}, which holds no images; use {kinds} files")
+        raise ValueError(f"`images` is {got}, which holds no images; use {kinds} files")
     return found
 
 
@@ -112,20 +110,16 @@ def _is_image(path: Path) -> bool:
     except OSError as error:
         _refuse(error)
     if named and not stat.S_ISREG(mode):
-        raise ValueError(
-            f"`images` must hold images as files, got {str(path)!r}, which has the name of an "
-            "image and is a pipe, a socket or a device; remove it"
-        )
+        what = "has the name of an image and is a pipe, a socket or a device; remove it"
+        raise ValueError(f"`images` must hold images as files, got {str(path)!r}, which {what}")
     return named
 
 
 def _refuse(error: OSError) -> NoReturn:
     path = Path(error.filename)
     kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
-    raise ValueError(
-        f"`images` must hold files and folders that can be read, got the {kind} {str(path)!r} "
-        f"({error.strerror}); mend or remove it"
-    ) from error
+    got = f"the {kind} {str(path)!r} ({error.strerror}); mend or remove it"
+    raise ValueError(f"`images` must hold files and folders that can be read, got {got}") from error
 
 
 def spread(paths: Sequence[Path], limit: int | None) -> list[Path]:
@@ -162,7 +156,7 @@ def check_images(
     Raises:
         ValueError: As :func:`read_image`.
     """
-    pil = require("PIL.Image", "pillow")
+    pil = installed("PIL.Image", "pillow")
     for path in paths:
         with _refusing(path), pil.open(path) as file:
             # Checksums, which decoding skips. It reads no pixels, which may end too early.
@@ -173,15 +167,13 @@ def check_images(
 
 def _open(path: Path) -> Any:
     """The upright image in RGB."""
-    pil, operations = (require(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
+    pil, operations = (installed(f"PIL.{name}", "pillow") for name in ("Image", "ImageOps"))
     with _refusing(path), pil.open(path) as file:
         upright = operations.exif_transpose(file)
         image = upright.convert("RGB")
     if upright.mode[0] in "IF":
-        raise ValueError(
-            f"{path} has more than 8 bits per pixel (mode {upright.mode}), and a conversion would "
-            "cut off the larger values; convert it to 8 bits"
-        )
+        cut = f"(mode {upright.mode}), and a conversion would cut off the larger values"
+        raise ValueError(f"{path} has more than 8 bits per pixel {cut}; convert it to 8 bits")
     return image
 
 
@@ -191,7 +183,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
     Truncated files are refused also where somebody has set pillow to fill them with grey.
     """
-    files = require("PIL.ImageFile", "pillow")
+    files = installed("PIL.ImageFile", "pillow")
     filling, files.LOAD_TRUNCATED_IMAGES = files.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
@@ -220,8 +212,7 @@ def read_batches(
         sizes = [" x ".join(map(str, image.shape[-2:])) for image in images]
         for path, size in zip(some, sizes, strict=True):
             if size != sizes[0]:
-                raise ValueError(
-                    f"images have different sizes: {some[0]} is {sizes[0]} and {path} is {size}; "
-                    "use --size to crop all to one, or --batch-size 1"
-                )
+                found = f"{some[0]} is {sizes[0]} and {path} is {size}"
+                use = "use --size to crop all to one, or --batch-size 1"
+                raise ValueError(f"images have different sizes: {found}; {use}")
         yield torch.stack(images)

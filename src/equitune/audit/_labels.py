@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor
 
+from equitune._checks import require
 from equitune.audit._images import walk_images
 
 
@@ -50,15 +51,10 @@ class Labels:
                 knows only some of them by name, or if they are numbers whose order as words is
                 another one.
         """
-        folders = self.folders
-        if folders is not None and not set(folders) & set(class_names or ()):
-            _require_as_many(folders, classes, class_names)
-            class_names = folders
-        elif folders is not None:
-            _require_known(folders, class_names or ())
-        places = [
-            _class_of(label, image, classes, class_names) for image, label in self.written.items()
-        ]
+        if self.folders is not None:
+            class_names = _classes_of(self.folders, classes, class_names)
+        labels = self.written.items()
+        places = [_class_of(label, image, classes, class_names) for image, label in labels]
         return torch.tensor(places), class_names
 
 
@@ -90,55 +86,48 @@ def class_folders(root: Path, paths: Sequence[Path]) -> list[str]:
     """
     loose = [str(path) for path in paths if len(path.relative_to(root).parts) < 2]
     if loose:
-        raise ValueError(
-            f"`labels` must have one folder per class, got {_first(loose)} directly in {root}; "
-            "move the images, or use a CSV file"
-        )
+        _refuse(f"it has {_first(loose)} directly in {root}", "move the images into folders")
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
     for folder in folders:
         for place, inner, _ in os.walk(root / folder):
             inner[:] = sorted(name for name in inner if name[0] != ".")
-            for linked in filter(Path.is_symlink, (Path(place, name) for name in inner)):
-                raise ValueError(
-                    f"`labels` must have one folder per class, but {str(linked)!r} inside of "
-                    f"{folder!r} is a link to {str(linked.resolve())!r}, whose images may belong "
-                    "to another class; copy the images, or use a CSV file"
-                )
+            for path in filter(Path.is_symlink, (Path(place, name) for name in inner)):
+                linked = f"{str(path)!r} inside of {folder!r} is a link to {str(path.resolve())!r}"
+                _refuse(f"{linked}, whose images may belong to another class", "copy the images")
     empty = [folder for folder in folders if next(walk_images(root / folder), None) is None]
     if empty:
-        raise ValueError(
-            f"`labels` must have one folder per class, but the folders {_first(empty)} hold no "
-            "images; remove them, or use a CSV file"
-        )
+        _refuse(f"the folders {_first(empty)} hold no images", "remove them")
     return folders
 
 
-def _require_as_many(
+def _refuse(found: str, mend: str) -> NoReturn:
+    use = f"{mend}, or use a CSV file with the columns image,label"
+    raise ValueError(f"`labels` must have one folder per class: {found}; {use}")
+
+
+def _classes_of(
     folders: tuple[str, ...], classes: int, class_names: tuple[str, ...] | None
-) -> None:
+) -> tuple[str, ...]:
+    """The names of the model's classes: its own if they are the folders', or else the folders."""
+    names = class_names or ()
+    known = [folder for folder in folders if folder in names]
+    unknown = [folder for folder in folders if folder not in names]
+    if known and unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.3)
+        others = f"there are folders for the model's classes {_first(known)}"
+        mend = f"rename the folder (near it: {near})"
+        _refuse(f"{others}, but {unknown[0]!r} is not one of them", mend)
+    if known:
+        return names
     if len(folders) != classes:
-        unknown = "" if class_names is None else ", and none of them is the name of one"
-        raise ValueError(
-            f"`labels` has {len(folders)} folders, but the model has {classes} classes{unknown}; "
-            "use a CSV file with the columns image,label"
-        )
+        none = ", and none of them is the name of one" if names else ""
+        found = f"it has {len(folders)} folders, but the model has {classes} classes{none}"
+        _refuse(found, "rename them")
     numbers = [int(name) for name in folders if name.isdecimal()]
     if len(numbers) == len(folders) and numbers != sorted(numbers):
-        raise ValueError(
-            f"`labels` has the folders {_first(folders)}, which sort as words in another order "
-            "than as numbers; use leading zeros, or a CSV file"
-        )
-
-
-def _require_known(folders: tuple[str, ...], class_names: tuple[str, ...]) -> None:
-    unknown = [folder for folder in folders if folder not in class_names]
-    if unknown:
-        known = _first(folder for folder in folders if folder in class_names)
-        near = difflib.get_close_matches(unknown[0], class_names, n=3, cutoff=0.3)
-        raise ValueError(
-            f"`labels` has folders for the model's classes {known}, but {unknown[0]!r} is not one "
-            f"of them; rename the folder (near it: {near}), or use a CSV file"
-        )
+        order = f"{_first(folders)} sort as words in another order than as numbers"
+        _refuse(order, "use leading zeros")
+    return folders
 
 
 def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
@@ -153,12 +142,12 @@ def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
         FileNotFoundError: If the file does not exist.
         ValueError: If a column is missing, or an image has no label or two.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"`labels` must be a file that exists, got {str(file)!r}")
+    must, use = "be a file that exists", "a CSV file"
+    require(file.is_file(), "labels", must, repr(str(file)), use, FileNotFoundError)
     # A byte-order mark is what spreadsheets put first.
     with file.open(newline="", encoding="utf-8-sig") as text:
         try:
-            rows = _read_rows(csv.DictReader(text), file)
+            rows = list(_read_rows(csv.DictReader(text), file))
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     given = dict(rows)
@@ -171,40 +160,30 @@ def labels_from_csv(file: Path, root: Path, paths: Sequence[Path]) -> Labels:
     return Labels({name: given[name].strip() for name in names})
 
 
-def _read_rows(reader: csv.DictReader[str], file: Path) -> list[tuple[str, str]]:
+def _read_rows(reader: csv.DictReader[str], file: Path) -> Iterator[tuple[str, str]]:
     columns = list(reader.fieldnames or ())
-    if any(columns.count(name) != 1 for name in ("image", "label")):
-        raise ValueError(
-            f"{file} has the columns {','.join(columns)}; it must have image,label, once each"
-        )
-    rows = []
+    if not columns.count("image") == columns.count("label") == 1:
+        found = ",".join(columns)
+        raise ValueError(f"{file} has the columns {found}; it must have image,label, once each")
     for row in reader:
-        cells: dict[str | None, object] = {**row}
-        if None in cells or None in cells.values():
-            raise ValueError(
-                f"{file} has more or fewer cells than columns in line {reader.line_num}; put names "
-                "with a comma in quotes"
-            )
-        rows.append((Path(row["image"]).as_posix(), row["label"]))
-    return rows
+        if None in row or None in row.values():
+            where = f"line {reader.line_num}; put names with a comma in quotes"
+            raise ValueError(f"{file} has more or fewer cells than columns in {where}")
+        yield Path(row["image"]).as_posix(), row["label"]
 
 
 def _class_of(label: str, image: str, classes: int, class_names: tuple[str, ...] | None) -> int:
     names = class_names or ()
     # ImageNet has two cranes, a bird and a machine.
     if names.count(label) > 1:
-        raise ValueError(
-            f"`labels` has the class {label!r}, a name that the model has for "
-            f"{names.count(label)} classes; use a CSV file with its index"
-        )
+        found = f"{label!r}, a name that the model has for {names.count(label)} classes"
+        raise ValueError(f"`labels` has the class {found}; use a CSV file with its index")
     if label in names:
         return names.index(label)
     if label.isdecimal() and int(label) < classes:
         return int(label)
-    known = "" if class_names is None else " or the name of a class"
-    raise ValueError(
-        f"the label of {image} is {label!r}; use an index from 0 to {classes - 1}{known}"
-    )
+    use = f"an index from 0 to {classes - 1}{' or the name of a class' if names else ''}"
+    raise ValueError(f"the label of {image} is {label!r}; use {use}")
 
 
 def _first(names: Iterable[str], most: int = 3) -> str:

@@ -7,10 +7,13 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from torch import nn
 
-from equitune._checks import described
+from equitune._checks import described, require
+
+OWN = "package.module:callable or path/to/file.py:callable"
 
 
 def call_for_module(spec: str, argument: str) -> nn.Module:
@@ -29,28 +32,22 @@ def call_for_module(spec: str, argument: str) -> nn.Module:
         TypeError: If it cannot be called, or does not return a ``torch.nn.Module``.
     """
     place, _, name = spec.rpartition(":")
-    is_file = place.endswith(".py")
-    if not place or not name:
-        raise ValueError(
-            f"`{argument}` must be package.module:callable or path/to/file.py:callable, got "
-            f"{spec!r}"
-        )
+    require(bool(place and name), argument, "name a callable", repr(spec), OWN)
     before = list(sys.path)
-    sys.path[:0] = [str(Path.cwd()), *([str(Path(place).resolve().parent)] if is_file else [])]
+    # The folder of a module's name is the current one.
+    sys.path[:0] = [str(Path.cwd()), str(Path(place).resolve().parent)]
     try:
-        namespace = (_import_file if is_file else _import_name)(place, argument)
+        namespace = (_import_file if place.endswith(".py") else _import_name)(place, argument)
         if not hasattr(namespace, name):
             raise ValueError(f"`{argument}` is {spec!r}, but {place} has no {name!r}")
         made = getattr(namespace, name)
         module = made() if callable(made) else made
     finally:
         sys.path[:] = before
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"`{argument}` must name a function or class that returns a torch.nn.Module, got "
-            f"{described(module)} from {spec!r}"
-        )
-    return module
+    must = "name a function or class that returns a torch.nn.Module"
+    got = f"{described(module)} from {spec!r}"
+    require(isinstance(module, nn.Module), argument, must, got, "such a one", TypeError)
+    return cast(nn.Module, module)
 
 
 def _import_name(name: str, argument: str) -> ModuleType:
@@ -67,11 +64,10 @@ def _import_name(name: str, argument: str) -> ModuleType:
 
 
 def _import_file(place: str, argument: str) -> ModuleType:
-    path = Path(place)
     # A name of its own, so that it does not replace an installed package.
-    name = f"equitune_audit_of_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    name = f"equitune_audit_of_{Path(place).stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    if spec is None or spec.loader is None or not Path(place).is_file():
         raise FileNotFoundError(f"`{argument}` names the file {place!r}, but there is none")
     namespace = importlib.util.module_from_spec(spec)
     # Dataclasses and pickle look modules up by name.

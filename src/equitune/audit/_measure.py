@@ -194,16 +194,12 @@ def audit(
         raise ValueError(f"`names` has {len(names)} entries for {seen} images; use one each")
     if labels is not None and labels.shape != (seen,):
         raise ValueError(f"`labels` has shape {tuple(labels.shape)} for {seen} images; use (N,)")
-    found = {
-        name: [torch.cat(parts, dim=1) for parts in zip(*batches, strict=True)]
-        for name, batches in passes.items()
-    }
-    return Audit(
-        action,
-        tuple(ModelAudit(name, *figures) for name, figures in found.items()),
-        tuple(names) if names is not None else tuple(map(str, range(seen))),
-        None if labels is None else labels.cpu(),
-    )
+    audited = []
+    for name, parts in passes.items():
+        predictions, changes = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        audited.append(ModelAudit(name, predictions, changes))
+    shown = tuple(names or map(str, range(seen)))
+    return Audit(action, tuple(audited), shown, None if labels is None else labels.cpu())
 
 
 def count_classes(model: nn.Module, batch: Tensor) -> int:
@@ -219,16 +215,13 @@ def count_classes(model: nn.Module, batch: Tensor) -> int:
 
 def _logits(model: nn.Module, batch: Tensor, name: str) -> Tensor:
     logits = model(batch)
+    returns = f"the model ({name}) must return"
     if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model ({name}) must return one tensor of logits (B, C), got "
-            f"{described(logits)}; wrap it in a module that selects them"
-        )
-    if logits.dim() != 2 or logits.shape[0] != batch.shape[0] or logits.shape[1] < 2:
-        raise ValueError(
-            f"the model ({name}) must return logits (B, C) of at least two classes, got shape "
-            f"{tuple(logits.shape)} for a batch of {len(batch)}"
-        )
+        got = f"{described(logits)}; wrap it in a module that selects them"
+        raise TypeError(f"{returns} one tensor of logits (B, C), got {got}")
+    if logits.dim() != 2 or len(logits) != len(batch) or logits.shape[1] < 2:
+        got = f"shape {tuple(logits.shape)} for a batch of {len(batch)}"
+        raise ValueError(f"{returns} logits (B, C) of at least two classes, got {got}")
     return logits
 
 
@@ -237,10 +230,8 @@ def _check_finite(logits: Tensor, seen: int, names: Sequence[str] | None, elemen
     if bad:
         image = seen + bad[0]
         name = names[image] if names is not None and image < len(names) else image
-        raise ValueError(
-            f"the model's logits are not finite for image {name} under {element}; check the "
-            "weights and the preprocessing"
-        )
+        where = f"image {name} under {element}; check the weights and the preprocessing"
+        raise ValueError(f"the model's logits are not finite for {where}")
 
 
 def _share(true: Tensor) -> float:

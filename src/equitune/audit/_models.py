@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import require_counts, require_type
-from equitune._extras import require
+from equitune._checks import require, require_counts, require_type
+from equitune._extras import require as installed
 from equitune.audit._checkpoints import build_fitting, is_checkpoint, load_checkpoint
 from equitune.audit._images import Preprocessing, plain_preprocessing
-from equitune.audit._local import call_for_module
+from equitune.audit._local import OWN, call_for_module
+
+SPECS = f"torchvision:NAME, timm:NAME, transformers:NAME_OR_FOLDER, {OWN}"
 
 
 @final
@@ -47,25 +48,24 @@ class Request:
         """The weights, if they are a file."""
         return self.weights if is_checkpoint(self.weights) else None
 
-    def require_named(self, *known: str | None) -> str | None:
-        """The name of weights; refuses an unknown one, and a number of classes."""
+    def named(self, *known: str | None) -> str | None:
+        """The name of the weights, ``DEFAULT`` for a file; refuses one that is not known."""
+        if self.file:
+            return "DEFAULT"
         self.refuse_classes()
-        if self.weights not in known:
-            names = ", ".join(name for name in known if name)
-            why = "" if None in known else "; random weights have nothing to audit"
-            raise ValueError(
-                f"`weights` must be {names} or a .safetensors, .pt or .pth file, got "
-                f"{self.weights!r}{why}"
-            )
+        must = f"be {', '.join(filter(None, known))} or a .safetensors, .pt or .pth file"
+        why = "" if None in known else ": random weights have nothing to audit"
+        require(self.weights in known, "weights", must, repr(self.weights), f"one of these{why}")
         return self.weights
 
     def refuse_classes(self) -> None:
         """Refuses a number of classes where the model is not built for one."""
-        if self.classes is not None:
-            raise ValueError(
-                f"`classes` must be left out, got {self.classes}: only models of torchvision and "
-                "timm with a file of weights are built for a number of classes"
-            )
+        must = "be left out: only models of torchvision and timm with a file are built for a number"
+        require(self.classes is None, "classes", must, self.classes, "such a model")
+
+    def module(self, build: Callable[..., nn.Module], **trained: Any) -> nn.Module:
+        """A model that is built for the file, or with the library's trained weights."""
+        return build_fitting(build, self.file, self.classes) if self.file else build(**trained)
 
     def normalisation(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         """What is asked for, or else the model's own."""
@@ -121,22 +121,14 @@ def load_classifier(
         require_type("weights", weights, str, "DEFAULT, the name of an entry or a file, or None")
     if size is not None:
         require_counts(size=size)
-    family, colon, name = spec.partition(":")
-    if not colon or not name:
-        raise ValueError(
-            f"`spec` must name a family and a model, got {spec!r}; use torchvision:NAME, "
-            "timm:NAME, transformers:NAME_OR_FOLDER, package.module:callable or "
-            "path/to/file.py:callable"
-        )
-    normalisation = _per_channel(mean, "mean"), _per_channel(std, "std")
-    if family not in FAMILIES:
-        found = _load_local(Request(spec, weights, classes, size, *normalisation))
-    else:
-        found = _load_library(family, Request(name, weights, classes, size, *normalisation))
+    family, _, name = spec.partition(":")
+    require(bool(name), "spec", "name a family and a model", repr(spec), SPECS)
+    own = family not in FAMILIES
+    normalisation = _per_channel("mean", mean), _per_channel("std", std)
+    request = Request(spec if own else name, weights, classes, size, *normalisation)
+    found = _load_own(request) if own else _load_library(family, request)
     found.module.eval()
-    return (
-        dataclasses.replace(found, weights=Path(weights).name) if is_checkpoint(weights) else found
-    )
+    return replace(found, weights=Path(request.file).name) if request.file else found
 
 
 def _load_library(family: str, request: Request) -> Classifier:
@@ -146,31 +138,24 @@ def _load_library(family: str, request: Request) -> Classifier:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                "`model` must be one that transformers itself has code for, because code that "
-                f"comes with weights is not run, got {request.name!r}; load it in a file of your "
-                "own, and use path/to/file.py:callable"
+                "`model` must be one that transformers has code for, because code that comes with "
+                f"weights is not run, got {request.name!r}; use path/to/file.py:callable to load it"
             ) from error
         if isinstance(error, ValueError | TypeError | OSError | ImportError):
             raise
-        raise ValueError(
-            f"{family} cannot load {request.name!r}: {type(error).__name__}: {error}"
-        ) from error
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{family} cannot load {request.name!r}: {said}") from error
 
 
 def _load_torchvision(request: Request) -> Classifier:
-    models = require("torchvision.models", "torchvision")
+    models = installed("torchvision.models", "torchvision")
     known = models.list_models(module=models)
     if request.name not in known:
         near = difflib.get_close_matches(request.name, known, n=4, cutoff=0.3)
         raise ValueError(f"torchvision has no classifier {request.name!r}; near it: {near}")
     entries = models.get_model_weights(request.name).__members__
-    build = functools.partial(models.get_model, request.name)
-    if request.file:
-        entry = entries["DEFAULT"]
-        module = build_fitting(build, request.file, request.classes)
-    else:
-        entry = entries[request.require_named(*entries)]
-        module = build(weights=entry)
+    entry = entries[request.named(*entries)]
+    module = request.module(functools.partial(models.get_model, request.name), weights=entry)
     preset = entry.transforms()
     normalisation = request.normalisation(preset.mean, preset.std)
     changed = {**normalisation}
@@ -183,13 +168,9 @@ def _load_torchvision(request: Request) -> Classifier:
 
 
 def _load_timm(request: Request) -> Classifier:
-    timm, data = require("timm", "timm"), require("timm.data", "timm")
-    build = functools.partial(timm.create_model, request.name)
-    if request.file:
-        module = build_fitting(build, request.file, request.classes)
-    else:
-        request.require_named("DEFAULT")
-        module = build(pretrained=True)
+    timm, data = installed("timm", "timm"), installed("timm.data", "timm")
+    request.named("DEFAULT")
+    module = request.module(functools.partial(timm.create_model, request.name), pretrained=True)
     config = data.resolve_model_data_config(module)
     changed = request.normalisation(config["mean"], config["std"])
     if request.size is not None:
@@ -199,30 +180,26 @@ def _load_timm(request: Request) -> Classifier:
 
 
 def _load_transformers(request: Request) -> Classifier:
-    transformers = require("transformers", "transformers")
+    transformers = installed("transformers", "transformers")
+    request.refuse_classes()
+    request.named("DEFAULT", None)
     kind = transformers.AutoModelForImageClassification
     # Without it, transformers asks on the terminal, and a pipe may answer.
     own: dict[str, Any] = {"trust_remote_code": False}
     if request.file:
-        request.refuse_classes()
-        inner = kind.from_config(
-            transformers.AutoConfig.from_pretrained(request.name, **own), **own
-        )
+        config = transformers.AutoConfig.from_pretrained(request.name, **own)
+        inner = kind.from_config(config, **own)
         load_checkpoint(inner, request.file)
     else:
-        request.require_named("DEFAULT", None)
         # Images are in float32, whatever the checkpoint was stored in.
         own_and_more = {**own, "output_loading_info": True, "dtype": torch.float32}
         inner, loading = kind.from_pretrained(request.name, **own_and_more)
-        if loading["missing_keys"]:
-            raise ValueError(
-                f"{request.name} has no weights for {', '.join(sorted(loading['missing_keys']))}; "
-                "use a trained classifier"
-            )
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        if missing:
+            raise ValueError(f"{request.name} has no weights for {missing}; use a trained model")
     processor = transformers.AutoImageProcessor.from_pretrained(request.name, **own)
-    normalisation = request.normalisation(
-        processor.image_mean or (0.0,) * 3, processor.image_std or (1.0,) * 3
-    )
+    mean, std = processor.image_mean or (0.0,) * 3, processor.image_std or (1.0,) * 3
+    normalisation = request.normalisation(mean, std)
     changed: dict[str, Any] = {}
     if request.mean or request.std:
         changed = {f"image_{name}": list(values) for name, values in normalisation.items()}
@@ -230,8 +207,7 @@ def _load_transformers(request: Request) -> Classifier:
     elif not getattr(processor, "do_normalize", True):
         normalisation = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     for name in ("size", "crop_size"):
-        sides = getattr(processor, name, None)
-        if request.size is not None and sides:
+        if request.size is not None and (sides := getattr(processor, name, None)):
             changed[name] = dict.fromkeys(dict(sides), request.size)
 
     def convert(image: Any) -> Tensor:
@@ -242,10 +218,9 @@ def _load_transformers(request: Request) -> Classifier:
     return Classifier(_Logits(inner), Preprocessing(convert, **normalisation), names, "DEFAULT")
 
 
-def _load_local(request: Request) -> Classifier:
+def _load_own(request: Request) -> Classifier:
     request.refuse_classes()
-    if not request.file:
-        request.require_named("DEFAULT", None)
+    request.named("DEFAULT", None)
     module = call_for_module(request.name, "model")
     if request.file:
         load_checkpoint(module, request.file)
@@ -274,18 +249,16 @@ class _Logits(nn.Module):
         return logits
 
 
-def _per_channel(values: Sequence[float] | None, argument: str) -> tuple[float, ...] | None:
+def _per_channel(name: str, values: Sequence[float] | None) -> tuple[float, ...] | None:
     if values is None:
         return None
-    kind, least = ("positive numbers", 0.0) if argument == "std" else ("numbers", -math.inf)
+    least, kind = {"mean": (-math.inf, "numbers"), "std": (0.0, "positive numbers")}[name]
     try:
         # As the images are: what float32 makes 0 or infinite is that for the model.
         given = torch.tensor([float(value) for value in values])
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{argument}` must be three {kind}, got {values!r}") from error
-    if given.shape != (3,) or not (given.isfinite() & (given > least)).all():
-        raise ValueError(
-            f"`{argument}` must be three {kind}, for red, green and blue, finite in float32, got "
-            f"{tuple(values)}"
-        )
+        raise TypeError(f"`{name}` must be three {kind}, got {values!r}") from error
+    fits = given.shape == (3,) and bool((given.isfinite() & (given > least)).all())
+    must = f"be three {kind}, for red, green and blue, finite in float32"
+    require(fits, name, must, tuple(values), "those that the model was trained with")
     return tuple(map(float, values))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, final
 
-from equitune._extras import require
+from equitune._extras import require as installed
 
 
 @final
@@ -50,7 +50,7 @@ class Progress:
         """
         self.doing, self.done, self.total = doing, 0, total
         # On terminals only: in a log, a bar takes many lines.
-        tqdm = require("tqdm", "tqdm").tqdm
+        tqdm = installed("tqdm", "tqdm").tqdm
         with tqdm(total=total, unit=unit, leave=False, disable=None) as bar:
 
             def advance(steps: int) -> None:

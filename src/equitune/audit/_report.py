@@ -1,22 +1,68 @@
-"""The report: one HTML file, with everything in it."""
+"""What an audit looks like: tables of text, and one HTML file with everything in it."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require_function, require_int, require_strings, require_type
-from equitune._extras import require
+from equitune._checks import require, require_function, require_int, require_strings, require_type
+from equitune._extras import require as installed
 from equitune.audit._measure import Audit
-from equitune.audit._table import elements_table, models_table
 
 LARGEST_SIDE = 112
 """Of a picture, in pixels: twelve images of d4 stay below some megabytes."""
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells; ``str`` aligns them, with tabulate.
+
+    Attributes:
+        head: One cell per column.
+        body: The rows.
+        words: The number of columns, from the left, that are words and not numbers.
+    """
+
+    head: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    words: int
+
+    def __str__(self) -> str:
+        align = ["left" if i < self.words else "right" for i in range(len(self.head))]
+        render = installed("tabulate", '"equitune[audit]"').tabulate
+        return str(render(self.body, self.head, "plain", colalign=align, disable_numparse=True))
+
+
+def elements_table(audit: Audit) -> Table:
+    """One row per model and element."""
+    require_type("audit", audit, Audit, "what equitune.audit.audit returns")
+    right = audit.labels
+    body = [
+        (model.name, element, f"{model.agreement(g):.2%}", f"{model.logit_change(g):.2g}")
+        + (() if right is None else (f"{model.accuracy(g, right):.2%}",))
+        for model in audit.models
+        for g, element in enumerate(audit.elements)
+    ]
+    head = ("model", "element", "agreement", "logit change", "accuracy")
+    return Table(head if right is not None else head[:-1], tuple(body), 2)
+
+
+def models_table(audit: Audit) -> Table:
+    """One row per model."""
+    require_type("audit", audit, Audit, "what equitune.audit.audit returns")
+    body = []
+    for model in audit.models:
+        element = audit.elements[model.worst_element] if model.changed else "-"
+        figures = (f"{model.changed:.2%}", f"{model.largest_disagreement:.2%}")
+        body.append((model.name, *figures, element))
+    return Table(("model", "changed", "largest disagreement", "at"), tuple(body), 1)
 
 
 def render_report(
@@ -50,11 +96,8 @@ def render_report(
     if class_names is not None:
         class_names = require_strings("class_names", class_names, "the names of all classes")
         highest = max(int(model.predictions.max()) for model in audit.models)
-        if len(class_names) <= highest:
-            raise ValueError(
-                f"`class_names` has {len(class_names)} names, but class {highest} is predicted; "
-                "use one name for each class"
-            )
+        got = f"{len(class_names)} for the class {highest}, which is predicted"
+        require(len(class_names) > highest, "class_names", "name all classes", got, "one name each")
     require_int("worst", worst, "the most images to show", least=0)
 
     def label_name(label: int) -> str:
@@ -69,15 +112,12 @@ def render_report(
             "predictions": {m.name: m.predictions[:, image].tolist() for m in audit.models},
         }
 
-    jinja2 = require("jinja2", '"equitune[audit]"')
+    jinja2 = installed("jinja2", '"equitune[audit]"')
     environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    source = resources.files("equitune.audit").joinpath("report.html.jinja").read_text("utf-8")
-    page: str = environment.from_string(source).render(
+        loader=jinja2.PackageLoader("equitune.audit", "."), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    page: str = environment.get_template("report.html.jinja").render(
         facts=facts or {},
         tables={"Models": models_table(audit), "Elements": elements_table(audit)},
         elements=audit.elements,
@@ -89,10 +129,8 @@ def render_report(
 
 
 def _png(x: Tensor) -> str:
-    pil = require("PIL.Image", "pillow")
     pixels = (x.expand(3, -1, -1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
-    height, width = pixels.shape[:2]
-    image = pil.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
+    image = installed("PIL.Image", "pillow").fromarray(pixels.numpy())
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")

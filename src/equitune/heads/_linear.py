@@ -7,14 +7,19 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from equitune._checks import require_counts, require_flag, require_tensor
+from equitune._checks import require_counts, require_flag
 from equitune.actions import Action, TrivialAction
+from equitune.actions._table import Table
 from equitune.groups import Embedding
 from equitune.groups._group import require_into
 from equitune.heads._points import Points, orbits_of
 from equitune.heads._ties import Ties
+
+FEW = 4
+"""Copies of the input pay where the dense weight has this many times as many rows, or more."""
 
 
 @final
@@ -74,35 +79,37 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         sources, targets = Points.of(in_action, "in_action"), Points.of(out_action, "out_action")
         if in_action.group != out_action.group:
-            raise ValueError(
-                "`in_action` and `out_action` must be actions of one group, got groups of order "
-                f"{in_action.group.order} and {out_action.group.order}"
-            )
+            orders = f"{in_action.group.order} and {out_action.group.order}"
+            must = "must be actions of one group"
+            raise ValueError(f"`in_action` and `out_action` {must}, got groups of order {orders}")
         require_counts(in_channels=in_channels, out_channels=out_channels)
         require_flag("bias", bias)
         self.in_action, self.out_action = in_action, out_action
         self.in_channels, self.out_channels = in_channels, out_channels
+        self.sources, self.targets = sources, targets
         # The pair (i, j) of an output and an input point is number i n + j.
         moves = zip(targets.permutations, sources.permutations, strict=True)
-        pairs = ((i[:, None] * sources.count + j).flatten() for i, j in moves)
-        self.weight_ties = Ties(orbits_of(pairs), out_channels, in_channels)
+        pairs = orbits_of((i[:, None] * sources.count + j).flatten() for i, j in moves)
+        self.weight_ties = Ties(pairs, out_channels, in_channels)
         self.bias_ties = Ties(orbits_of(targets.permutations), out_channels, 1)
-        self.in_shape, self.out_shape = sources.shape, targets.shape
+        # For few samples: the rows of one point of each orbit, and the copies of the input.
+        firsts, places = targets.transversal()
+        rows = pairs.view(targets.count, sources.count)[firsts].flatten()
+        self.row_ties = Ties(rows, out_channels, in_channels)
+        self._moves, self._places = Table(sources.permutations.flatten()), Table(places)
         self.weight = nn.Parameter(torch.empty(out_channels, self.weight_ties.count, in_channels))
-        self.bias: nn.Parameter | None = None
-        if bias:
-            self.bias = nn.Parameter(torch.empty(out_channels, self.bias_ties.count))
+        self.bias = nn.Parameter(torch.empty(out_channels, self.bias_ties.count)) if bias else None
         self.reset_parameters()
 
     @property
     def in_points(self) -> int:
         """The number n of input points."""
-        return self.weight_ties.points // self.out_points
+        return self.sources.count
 
     @property
     def out_points(self) -> int:
         """The number m of output points."""
-        return self.bias_ties.points
+        return self.targets.count
 
     def reset_parameters(self) -> None:
         """Draws the weights anew, uniform with variance 1 / (n in_channels)."""
@@ -115,9 +122,8 @@ class EquivariantLinear(nn.Module):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of the same map as one ``nn.Linear`` on flattened points.
 
-        Its output is (B, out_channels, m), flattened: the channels come first. Each call of the
-        layer makes them anew, so that they are never stale; keep them yourself to run a trained
-        layer on many small batches.
+        Its output is (B, out_channels, m), flattened: the channels come first. It is made anew from
+        the parameters as they are, so that it is never stale.
 
         Returns:
             The weight, (out_channels m, n in_channels), and the bias, (out_channels m,), if any.
@@ -129,13 +135,26 @@ class EquivariantLinear(nn.Module):
         return weight, self.bias_ties.spread(self.bias.unsqueeze(-1)).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = "".join(f", {size}" for size in (*self.in_shape, self.in_channels))
-        require_tensor("x", x, f"(B{shape})", floating=True)
-        if x.shape[1:] != (*self.in_shape, self.in_channels):
-            raise ValueError(f"`x` must be of shape (B{shape}), got {tuple(x.shape)}")
-        y = F.linear(x.flatten(1), *self.dense())
-        channels: Tensor = y.unflatten(1, (self.out_channels, *self.out_shape))
-        return channels.movedim(1, -1)
+        x = self.sources.flatten(x, self.in_channels)
+        copies, rows = self.in_action.group.order * x.shape[0], self.out_channels * self.out_points
+        # While a graph is made, the size of a batch may be a symbol.
+        if FEW * copies <= rows and not is_compiling():
+            y = self._of_copies(x)
+        else:
+            y = F.linear(x.flatten(1), *self.dense()).unflatten(1, (self.out_channels, -1)).mT
+        return y.unflatten(1, self.targets.shape) if self.targets.shape else y.squeeze(1)
+
+    def _of_copies(self, x: Tensor) -> Tensor:
+        """The layer without its dense weight: f(x) at the point gi is f(g^-1 x) at i.
+
+        So the weight of one point i of each orbit is enough, on all copies of the input.
+        """
+        copies = x.index_select(1, self._moves.on(x.device)).unflatten(1, (-1, self.in_points))
+        rows = self.row_ties.spread(self.weight).unflatten(1, (-1, self.in_points)).transpose(0, 1)
+        bias = None if self.bias is None else self.bias.T.flatten()
+        y = F.linear(copies.flatten(2), rows.flatten(2).flatten(0, 1), bias)
+        places = self._places.on(x.device)
+        return y.reshape(x.shape[0], -1, self.out_channels).index_select(1, places)
 
     def restrict(self, embedding: Embedding) -> EquivariantLinear:
         """The same map as a layer that has to respect a subgroup only, with more parameters.
@@ -144,13 +163,9 @@ class EquivariantLinear(nn.Module):
             embedding: That of the subgroup, such as ``group.subgroup([1])``.
         """
         require_into(self.in_action.group, embedding)
-        layer = EquivariantLinear(
-            self.in_action.restrict(embedding),
-            self.out_action.restrict(embedding),
-            self.in_channels,
-            self.out_channels,
-            self.bias is not None,
-        )
+        actions = self.in_action.restrict(embedding), self.out_action.restrict(embedding)
+        channels = self.in_channels, self.out_channels
+        layer = EquivariantLinear(*actions, *channels, bias=self.bias is not None)
         layer.to(self.weight).train(self.training)
         with torch.no_grad():
             layer.weight[:, layer.weight_ties.orbits] = self.weight_ties.spread(self.weight)

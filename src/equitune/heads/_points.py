@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equitune._checks import described
+from equitune._checks import described, require, require_tensor
 from equitune.actions import Action
 
 
@@ -32,18 +32,13 @@ class Points:
     def of(cls, action: Action, name: str) -> Points:
         """The points that an action permutes; refuses one that does something else."""
         sizes = action.extent if isinstance(action, Action) and action.permutes else {0: None}
-        if None in sizes.values():
-            raise TypeError(
-                f"`{name}` must permute points, got {described(action)}; use PermutationAction, "
-                "RegularAction, TrivialAction, or RegularFeatureAction of one of these"
-            )
+        use = "PermutationAction, RegularAction, TrivialAction, or RegularFeatureAction of one"
+        permutes = None not in sizes.values()
+        require(permutes, name, "permute points", described(action), use, TypeError)
         # (B, *shape, channels): every dimension but the first and the last.
         places = {dim % (len(sizes) + 2): size for dim, size in sizes.items()}
-        if sorted(places) != [*range(1, len(sizes) + 1)]:
-            raise ValueError(
-                f"`{name}` must act on the points of (B, points, channels), got dims {[*sizes]}; "
-                "use dim=1"
-            )
+        inner, got = sorted(places) == [*range(1, len(sizes) + 1)], f"dims {[*sizes]}"
+        require(inner, name, "act on the points of (B, points, channels)", got, "dim=1")
         shape = tuple(size or 0 for _, size in sorted(places.items()))
         numbers = torch.arange(math.prod(shape), device="cpu").view(1, *shape, 1)
         return cls(shape, action.orbit(numbers).flatten(1).argsort(dim=1))
@@ -52,6 +47,27 @@ class Points:
     def count(self) -> int:
         """The number n of points."""
         return int(self.permutations.shape[1])
+
+    def transversal(self) -> tuple[Tensor, Tensor]:
+        """The smallest point of each orbit, (k,), and how all points are reached from these.
+
+        For each point, (n,), that is the number g k + i of an element that takes the i-th there.
+        """
+        firsts = self.permutations.amin(0).unique(sorted=True)
+        reached = self.permutations[:, firsts].flatten()
+        places = torch.empty_like(self.permutations[0])
+        # Of several elements that take it there, any will do.
+        places[reached] = torch.arange(len(reached), device="cpu")
+        return firsts, places
+
+    def flatten(self, x: Tensor, channels: int | None = None) -> Tensor:
+        """Features as (B, n, channels); refuses those of another shape."""
+        shape = f"(B, {''.join(f'{size}, ' for size in self.shape)}{channels or 'channels'})"
+        require_tensor("x", x, shape, floating=True)
+        fits = x.dim() == len(self.shape) + 2 and x.shape[1:-1] == self.shape
+        fits = fits and channels in (None, x.shape[-1])
+        require(fits, "x", f"be of shape {shape}", tuple(x.shape), "one of that shape")
+        return x.reshape(x.shape[0], self.count, x.shape[-1])
 
 
 def orbits_of(permutations: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ from typing import final
 
 from torch import Tensor, nn
 
-from equitune._checks import require_tensor
 from equitune.actions import Action
 from equitune.actions._table import Table
 from equitune.functional import widened
@@ -31,19 +30,13 @@ class GroupPool(nn.Module, ABC):
 
     def __init__(self, action: Action) -> None:
         super().__init__()
-        points = Points.of(action, "action")
-        orbits = orbits_of(points.permutations)
-        self.action = action
-        self.shape = points.shape
+        self.action, self.points = action, Points.of(action, "action")
+        orbits = orbits_of(self.points.permutations)
         self.count = int(orbits.max()) + 1
         self._orbits = Table(orbits)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = f"(B, {''.join(f'{n}, ' for n in self.shape)}channels)"
-        require_tensor("x", x, shape, floating=True)
-        if x.dim() != 2 + len(self.shape) or x.shape[1:-1] != self.shape:
-            raise ValueError(f"`x` must be of shape {shape}, got {tuple(x.shape)}")
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = self.points.flatten(x)
         places = self._orbits.on(x.device).view(1, -1, 1).expand_as(x)
         # Sums of half precision overflow early.
         wide = widened(x)

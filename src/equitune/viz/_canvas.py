@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from equitune._checks import require_numbers, require_tensor, require_type
-from equitune._extras import require
+from equitune._checks import require, require_numbers, require_tensor, require_type
+from equitune._extras import require as installed
 from equitune.actions import Action
 from equitune.wrappers import Symmetrized
 
@@ -40,7 +40,7 @@ class Orbit(NamedTuple):
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that size in inches, which pyplot does not know of."""
-    figures = require("matplotlib.figure", '"equitune[viz]"')
+    figures = installed("matplotlib.figure", '"equitune[viz]"')
     figure: Figure = figures.Figure(figsize=(width, height), layout="constrained")
     return figure
 
@@ -67,16 +67,12 @@ def orbit_of(
     wrapper: Symmetrized = require_type("model", model, Symmetrized, use)
     action = wrapper.input_action
     if not isinstance(action, Action):
-        raise ValueError(
-            f"`model` must have one input action, on an image, got actions on {list(action)}; "
-            f"use {use}"
-        )
-    require_tensor("image", image, "(1, H, W) or (3, H, W)")
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"`image` must be one image, (1, H, W) or (3, H, W), got shape {tuple(image.shape)}; "
-            "use image[0] for the first of a batch"
-        )
+        got = f"actions on {list(action)}"
+        raise ValueError(f"`model` must have one input action, on an image, got {got}; use {use}")
+    shape = "(1, H, W) or (3, H, W)"
+    require_tensor("image", image, shape)
+    one, got = image.dim() == 3 and len(image) in (1, 3), f"shape {tuple(image.shape)}"
+    require(one, "image", f"be one image, {shape}", got, "image[0] for the first of a batch")
     # The action on what is shown, and not what is shown of a copy: a group that exchanges colours
     # mixes up their normalisation.
     picture = _without_normalisation(image, mean, std)
@@ -94,30 +90,24 @@ def _without_normalisation(
         shift, scale = _per_channel("mean", mean, picture), _per_channel("std", std, picture)
         picture, undone = picture * scale + shift, " after undoing mean and std"
     low, high = float(picture.min()), float(picture.max())
-    # Written so that NaN is refused too.
-    if not (low >= -SLACK and high <= 1 + SLACK):
-        raise ValueError(
-            f"`image` must have values in [0, 1], got {low:.3g} to {high:.3g}{undone}; use the "
-            "mean and std that it was normalised with, or an image in [0, 1] or of uint8"
-        )
+    # NaN is refused too.
+    fits, got = low >= -SLACK and high <= 1 + SLACK, f"{low:.3g} to {high:.3g}{undone}"
+    use = "the mean and std that it was normalised with, or an image in [0, 1] or of uint8"
+    require(fits, "image", "have values in [0, 1]", got, use)
     return picture.clamp(0, 1)
 
 
 def _per_channel(name: str, values: Sequence[float], picture: Tensor) -> Tensor:
     numbers = require_numbers(name, values, "one number per channel")
-    if numbers.shape != picture.shape[:1]:
-        raise ValueError(
-            f"`{name}` must have one number per channel, got {tuple(numbers.shape)} for an image "
-            f"with {len(picture)} channels"
-        )
+    got = f"{tuple(numbers.shape)} for an image with {len(picture)} channels"
+    fits, use = numbers.shape == picture.shape[:1], "that of the training data"
+    require(fits, name, "have one number per channel", got, use)
     return numbers.to(picture).view(-1, 1, 1)
 
 
 def _copies(action: Action, image: Tensor) -> list[Tensor]:
     copies = [action.transform(image.unsqueeze(0), g) for g in action.group.elements]
     if any(copy.shape[:2] != (1, len(image)) or copy.dim() != 4 for copy in copies):
-        raise ValueError(
-            f"`model` must have an input action on images, got {action!r}, which does not map an "
-            f"image of shape {tuple(image.shape)} to one; use an ImageAction"
-        )
+        got = f"{action!r}, which does not map an image of shape {tuple(image.shape)} to one"
+        raise ValueError(f"`model` must have an input action on images, got {got}; use ImageAction")
     return copies

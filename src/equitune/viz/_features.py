@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import described, require_int, require_type
+from equitune._checks import described, require, require_int, require_type
 from equitune._modes import evaluating
 from equitune._submodules import find_submodule
 from equitune.actions import Action
@@ -118,25 +118,19 @@ def _activation(backbone: nn.Module, name: str, x: Tensor) -> Any:
     target = find_submodule(backbone, name, "submodule", "None for the output, or ")
     with target.register_forward_hook(keep):
         backbone(x)
+    got = f"{name!r} ran {len(seen)} times"
     if len(seen) != 1:
-        raise ValueError(
-            f"`submodule` must run once in one pass, but {name!r} ran {len(seen)} times"
-        )
+        raise ValueError(f"`submodule` must run once in one pass, but {got}")
     return seen[0]
 
 
 def _checked(y: object, channel: int, what: str) -> Tensor:
     """Refuses outputs that are not maps, or are maps without that channel."""
     if not isinstance(y, Tensor) or y.dim() != 4:
-        raise ValueError(
-            f"{what} must return maps of shape (B, C, H, W), got {described(y)}; use "
-            "submodule='...', the name of one that does"
-        )
-    if channel >= y.shape[1]:
-        raise ValueError(
-            f"`channel` must be one of {y.shape[1]} channels, got {channel}; use 0 to "
-            f"{y.shape[1] - 1}"
-        )
+        got = f"{described(y)}; use submodule='...', the name of one that does"
+        raise ValueError(f"{what} must return maps of shape (B, C, H, W), got {got}")
+    count = y.shape[1]
+    require(channel < count, "channel", f"be one of {count} channels", channel, f"0 to {count - 1}")
     return y
 
 
@@ -147,9 +141,8 @@ def _errors(maps: list[Tensor], action: Action, channel: int, what: str) -> list
     for g, y in enumerate(maps):
         expected = action.transform(maps[0], g)
         if expected.shape != y.shape:
-            raise ValueError(
-                f"{what} must return maps that turn with the image, got {tuple(y.shape)} in place "
-                f"of {tuple(expected.shape)}; use another submodule, or the right output_action"
-            )
+            got = f"{tuple(y.shape)} in place of {tuple(expected.shape)}"
+            use = "use another submodule, or the right output_action"
+            raise ValueError(f"{what} must return maps that turn with the image, got {got}; {use}")
         errors.append(float((expected - y)[:, channel].abs().max() / largest))
     return errors

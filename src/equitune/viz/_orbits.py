@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from equitune._checks import described, require_module, require_strings
+from equitune._checks import described, require, require_module, require_strings
 from equitune._modes import evaluating
 from equitune.viz._canvas import new_figure, orbit_of, show
 
@@ -99,15 +99,12 @@ def draw_orbit(
 def _answer(scores: object, classes: Sequence[str] | None, name: str) -> str:
     """The class with the largest score, and its probability."""
     if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.is_floating_point():
-        raise ValueError(
-            f"`{name}` must return class scores, floating-point of shape (B, classes), got "
-            f"{described(scores)}; use draw_feature_maps for dense outputs"
-        )
-    if classes is not None and len(classes) != scores.shape[1]:
-        raise ValueError(
-            f"`classes` must have one name per score, got {len(classes)} for the "
-            f"{scores.shape[1]} scores of `{name}`"
-        )
+        got = f"{described(scores)}; use draw_feature_maps for dense outputs"
+        must = "class scores, floating-point of shape (B, classes)"
+        raise ValueError(f"`{name}` must return {must}, got {got}")
+    count = scores.shape[1]
+    names = [f"class {k}" for k in range(count)] if classes is None else classes
+    got = f"{len(names)} for the {count} scores of `{name}`"
+    require(len(names) == count, "classes", "have one name per score", got, "all names")
     probability, best = scores[0].to(torch.float64).softmax(0).max(0)
-    label = f"class {int(best)}" if classes is None else classes[int(best)]
-    return f"{label} {float(probability):.0%}"
+    return f"{names[int(best)]} {float(probability):.0%}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from equitune._checks import require_counts, require_strings, require_tensor
+from equitune._checks import require, require_counts, require_strings, require_tensor
 from equitune.viz._canvas import new_figure
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def draw_weights(weights: Tensor, *, names: Sequence[str] | None = None, bins: i
     order, batch_size = weights.shape
     numbers = tuple(map(str, range(order)))
     labels = numbers if names is None else require_strings("names", names, "one per element")
-    if len(labels) != order:
-        raise ValueError(f"`names` must have one name per element, got {len(labels)} for {order}")
+    got = f"{len(labels)} for {order}"
+    require(len(labels) == order, "names", "have one name per element", got, "model.group.names")
     columns = min(order, IN_A_ROW)
     rows = math.ceil(order / columns)
     figure = new_figure(max(2.1 * columns, 4), 1.8 * rows + 0.3)
@@ -79,13 +79,12 @@ def draw_weights(weights: Tensor, *, names: Sequence[str] | None = None, bins: i
 def _check_weights(weights: Tensor) -> None:
     shape = "(|G|, B), one weight per element and sample, as model.explain(x).weights returns them"
     require_tensor("weights", weights, shape, floating=True)
-    if weights.dim() != 2 or not weights.numel():
-        raise ValueError(f"`weights` must be {shape}, got shape {tuple(weights.shape)}")
-    sums = weights.detach().double().sum(0)
-    # In bfloat16 the sum of many weights is off by this much. Written so that NaN is refused.
-    if not (float((sums - 1).abs().max()) <= 0.02 and float(weights.min()) >= 0):
-        raise ValueError(
-            f"`weights` must be 0 or more and have the sum 1 over the group, got sums from "
-            f"{float(sums.min()):.3g} to {float(sums.max()):.3g} and a smallest entry of "
-            f"{float(weights.min()):.3g}; use weights, not scores, and not transposed"
-        )
+    got = f"shape {tuple(weights.shape)}"
+    require(weights.dim() == 2 and weights.numel() > 0, "weights", f"be {shape}", got, "these")
+    sums, least = weights.detach().double().sum(0), float(weights.min())
+    # In bfloat16 the sum of many weights is off by this much. NaN is refused too.
+    fits = float((sums - 1).abs().max()) <= 0.02 and least >= 0
+    must = "be 0 or more and have the sum 1 over the group"
+    spans = f"sums from {float(sums.min()):.3g} to {float(sums.max()):.3g}"
+    got = f"{spans} and a smallest entry of {least:.3g}"
+    require(fits, "weights", must, got, "weights, not scores, and not transposed")
