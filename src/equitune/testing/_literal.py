@@ -34,6 +34,10 @@ def assert_matches_formula(
     sample sum to 1 and depend on that sample alone, and that the runner hands on the copy of each
     element once.
 
+    Models of kits are wrappers: each prefix of a text is a sample of a language model, and the
+    tokens of a sequence-to-sequence model are decoded as its runner says, copy by copy, up to the
+    end of each sequence.
+
     Args:
         fn: A wrapper, or a function that claims to compute the formula.
         x: A batch of shape (B, ...), or a structure of batches.
@@ -76,24 +80,24 @@ def assert_matches_formula(
     after = TrivialAction(formula.group)
     action = formula.output_action if formula.submodule is None else after
     tolerance = Tolerance(rtol, atol, slack=10.0)
+
+    def compared(batch: Any) -> Any:
+        return formula.runner.compared(formula, fn(batch))
+
     with torch.no_grad():
-        returned = fn(copied(formula.input_action, x))
-        orbits = formula.orbits(x)
-        expected = output_tensors_of(action, formula.output(orbits))
-        found = tensors_of(action, returned, "fn(x)")
+        found = tensors_of(action, compared(copied(formula.input_action, x)), "fn(x)")
+        expected = output_tensors_of(action, formula(x))
         gap = Gap.between(found, expected, tolerance)
         faults: list[str] = []
         mixes = False
         if gap.mismatch is not None or not bool(gap.passes.all()):
-            mixed = Interactions.of(fn, x, (formula.input_action, action), found, tolerance)
+            mixed = Interactions.of(compared, x, (formula.input_action, action), found, tolerance)
             faults.append(f"fn is not {formula}: {_difference(gap, mixed)}")
             mixes = not mixed.within
         if own:
             faults += faults_of_weighting(fn, x)
         if own and not mixes:
-            columns = zip(*[orbit.leaves for orbit in orbits], strict=True)
-            copies = [[torch.cat(leaf) for leaf in zip(*c, strict=True)] for c in columns]
-            faults += fault_of_runner(fn, x, copies, tolerance)
+            faults += fault_of_runner(fn, x, formula, tolerance)
     if faults:
         raise AssertionError("; ".join(faults))
     inputs = tensors_of(formula.input_action, x)
@@ -134,5 +138,6 @@ def formula_of(wrapper: object) -> Formula:
     if isinstance(wrapper, RegularFeatures):
         return RegularFeaturesFormula(*parts)
     return Formula(
-        *parts, weighting=wrapper.weighting, space=wrapper.space, submodule=wrapper.submodule
-    )
+        *parts, weighting=wrapper.weighting, space=wrapper.space, submodule=wrapper.submodule,
+        runner=wrapper.runner,
+    )  # fmt: skip
