@@ -22,14 +22,7 @@ from equitune.runners import Loop, Runner
 from equitune.spaces import Logits, Probabilities, Space, Values
 from equitune.testing._batches import copied
 from equitune.testing._rules import NAMES, RULES, equal_weights
-from equitune.weightings import (
-    Best,
-    Canonical,
-    Copies,
-    Learned,
-    Uniform,
-    Weighting,
-)
+from equitune.weightings import Best, Canonical, Copies, Learned, Uniform, Weighting
 
 
 class Formula:
@@ -66,14 +59,13 @@ class Formula:
     ) -> None:
         self.backbone = require_module("backbone", backbone)
         self.input_action: Action = require_type("input_action", input_action, Action, "an action")
-        out = TrivialAction(input_action.group) if output_action is None else output_action
+        out = output_action or TrivialAction(input_action.group)
         self.output_action: Action = require_type("output_action", out, Action, "an action")
-        own = Uniform() if weighting is None else weighting
-        self.weighting: Weighting = require_type("weighting", own, Weighting, "Uniform()")
-        own_space = Values() if space is None else space
-        self.space: Space = require_type("space", own_space, Space, "Values()")
-        own_runner = Loop() if runner is None else runner
-        self.runner: Runner = require_type("runner", own_runner, Runner, "that of a wrapper")
+        self.weighting: Weighting = require_type(
+            "weighting", weighting or Uniform(), Weighting, "Uniform()"
+        )
+        self.space: Space = require_type("space", space or Values(), Space, "Values()")
+        self.runner: Runner = require_type("runner", runner or Loop(), Runner, "that of a wrapper")
         self.submodule: str | None = submodule
         if submodule is not None:
             require_type("submodule", submodule, str, "the name of a submodule")

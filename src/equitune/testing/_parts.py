@@ -187,6 +187,5 @@ class OneSample(Copies):
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: Tolerance) -> bool:
-    pairs = zip(one, other, strict=True)
-    gap = Gap.between([a.to(b.dtype) for a, b in pairs], other, tolerance)
-    return gap.mismatch is None and bool(gap.passes.all())
+    found = [a.to(b.dtype) for a, b in zip(one, other, strict=True)]
+    return Gap.between(found, other, tolerance).within
