@@ -15,6 +15,8 @@ from equitune.testing._interactions import INFLUENCE
 from equitune.testing._matches import Matches, explained, find_border
 from equitune.testing._trial import Trial
 
+LEFT_AND_RIGHT = "left and right action are mixed up"
+
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
 
@@ -173,18 +175,12 @@ def _other_elements(matches: Matches, group: FiniteGroup) -> Iterable[str]:
     # In many groups every element is conjugate to its inverse, and the two look the same.
     inverted = all(_acts_as_conjugate(matches, g, group.inverse(g)) for g in wrong)
     other_side = all(_acts_as_conjugate(matches, g, g) for g in wrong)
-    if inverted and not other_side:
-        yield "the output is not inverted: fn(gx) is k fn(x) with k conjugate to g^-1"
-    elif other_side and not inverted:
-        yield (
-            "left and right action are mixed up: fn(gx) is k fn(x) with k conjugate to g, but not "
-            "g itself"
-        )
-    elif inverted:
-        yield (
-            "the output is not inverted, or left and right action are mixed up: fn(gx) is k fn(x) "
-            "with k conjugate to g and to g^-1"
-        )
+    mistakes = {"the output is not inverted": inverted, LEFT_AND_RIGHT: other_side}
+    found = ", or ".join(mistake for mistake, looks in mistakes.items() if looks)
+    conjugate = "g and to g^-1" if inverted and other_side else "g^-1" if inverted else "g"
+    if found:
+        itself = "" if inverted else ", but not g itself"
+        yield f"{found}: fn(gx) is k fn(x) with k conjugate to {conjugate}{itself}"
 
 
 def _acts_as_conjugate(matches: Matches, g: int, target: int) -> bool:
@@ -210,9 +206,8 @@ def _other_hand(trial: Trial) -> Iterable[str]:
     other = trial.output_action.other_side()
     if other is not None and _moves_by(trial, other):
         yield (
-            "left and right action are mixed up: the output moves by the other regular action; "
-            "RegularAction sends entry h to gh, RegularFeatureAction, for stacks of g^-1 M(gx), "
-            "sends it to hg^-1"
+            f"{LEFT_AND_RIGHT}: the output moves by the other regular action; RegularAction sends "
+            "entry h to gh, RegularFeatureAction, for stacks of g^-1 M(gx), sends it to hg^-1"
         )
 
 
@@ -238,10 +233,12 @@ def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
 def _largest_subgroup(group: FiniteGroup, allowed: set[int]) -> list[int]:
     """The largest subgroup within a set of elements, grown element by element."""
     found = [frozenset([0])]
+    seen = set(found)
     for members in found:
         for g in allowed - members:
             grown = frozenset(generated(group.cayley_table, [*members, g]))
-            if grown not in found and grown <= allowed:
+            if grown not in seen and grown <= allowed:
+                seen.add(grown)
                 found.append(grown)
     return max(map(sorted, found), key=len)
 
