@@ -59,13 +59,14 @@ class Formula:
     ) -> None:
         self.backbone = require_module("backbone", backbone)
         self.input_action: Action = require_type("input_action", input_action, Action, "an action")
-        out = output_action or TrivialAction(input_action.group)
+        out = TrivialAction(input_action.group) if output_action is None else output_action
         self.output_action: Action = require_type("output_action", out, Action, "an action")
-        self.weighting: Weighting = require_type(
-            "weighting", weighting or Uniform(), Weighting, "Uniform()"
-        )
-        self.space: Space = require_type("space", space or Values(), Space, "Values()")
-        self.runner: Runner = require_type("runner", runner or Loop(), Runner, "that of a wrapper")
+        own = Uniform() if weighting is None else weighting
+        self.weighting: Weighting = require_type("weighting", own, Weighting, "Uniform()")
+        own_space = Values() if space is None else space
+        self.space: Space = require_type("space", own_space, Space, "Values()")
+        defined = Loop() if runner is None else runner
+        self.runner: Runner = require_type("runner", defined, Runner, "that of a wrapper")
         self.submodule: str | None = submodule
         if submodule is not None:
             require_type("submodule", submodule, str, "the name of a submodule")
@@ -122,11 +123,8 @@ class Formula:
             return output
         # What the backbone returns where its submodule returns something else.
         cut = self.backbone.get_submodule(self.submodule)
-        handle = cut.register_forward_hook(lambda *_: output)
-        try:
+        with cut.register_forward_hook(lambda *_: output):
             return self.function(copied(self.input_action, orbit.inputs[0]))
-        finally:
-            handle.remove()
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         """The weight of each copy, from gx and M(gx) for each g, one sample each."""
@@ -183,13 +181,10 @@ class Formula:
     def _read(self, name: str, x: Any) -> Any:
         """What a submodule returns when the backbone gets x."""
         read: list[Any] = []
-        handle = self.backbone.get_submodule(name).register_forward_hook(
+        with self.backbone.get_submodule(name).register_forward_hook(
             lambda m, args, out: read.append(out.clone() if isinstance(out, Tensor) else out)
-        )
-        try:
+        ):
             self.function(copied(self.input_action, x))
-        finally:
-            handle.remove()
         return read[0]
 
 

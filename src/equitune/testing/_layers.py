@@ -82,15 +82,12 @@ class Layers:
             hasattr(m, "_orig_mod") or isinstance(m, torch.jit.ScriptModule)
             for m in self._named.values()
         )
-        handles = [] if compiled else [
-            module.register_forward_pre_hook(functools.partial(self._note, name))
-            for name, module in self._named.items() if isinstance(module, WINDOWS)
-        ]  # fmt: skip
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self._named.items():
+                if isinstance(module, WINDOWS) and not compiled:
+                    note = functools.partial(self._note, name)
+                    hooks.enter_context(module.register_forward_pre_hook(note))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor):
@@ -112,20 +109,13 @@ def running_batch_norms() -> Iterator[list[str]]:
         # What runs inside compiled code calls no hook.
         compiled = hasattr(module, "_orig_mod")
         parts = module.modules() if compiled else (module,)
-        names.extend(
-            f"a {type(m).__name__} of {m.num_features} channels"
-            for m in parts
-            if _takes_batch_statistics(m)
-        )
+        norms = filter(_takes_batch_statistics, parts)
+        names.extend(f"a {type(m).__name__} of {m.num_features} channels" for m in norms)
 
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        with warnings.catch_warnings():
-            # A compiled module may call the hook twice, which does no harm.
-            warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
-            yield names
-    finally:
-        handle.remove()
+    with nn.modules.module.register_module_forward_pre_hook(note), warnings.catch_warnings():
+        # A compiled module may call the hook twice, which does no harm.
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
+        yield names
 
 
 def _takes_batch_statistics(module: nn.Module) -> bool:
