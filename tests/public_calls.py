@@ -536,11 +536,15 @@ FORMULAS = {
     )
     for formula, more in {
         testing.EquiTuneFormula: dict,
-        testing.RegularFeaturesFormula: lambda: {"weighting": None, "space": None},
+        testing.RegularFeaturesFormula: lambda: {"weighting": None, "space": None, "runner": None},
         testing.EquiZeroFormula: lambda: {"proxy_loss": losses.entropy, "tie_tolerance": 0.1},
         testing.LambdaEquiTuneFormula: lambda: {"weight_net": scorer(), "weight_input": "input"},
         testing.CanonicalizeFormula: lambda: {"weight_net": scorer(), "tie_tolerance": 0.1},
-        testing.Formula: lambda: {"weighting": Uniform(), "space": spaces.Logits()},
+        testing.Formula: lambda: {
+            "weighting": Uniform(),
+            "space": spaces.Logits(),
+            "runner": Loop(),
+        },
     }.items()
 }
 FAMILIES = {

@@ -88,7 +88,9 @@ def backbone_phase(model: OrbitModule) -> list[nn.Parameter]:
     """
     weighting = _weighting_of(model)
     if weighting is not None:
-        drifts = weighting.reads not in (None, "input") and any(True for _ in weighting.parameters())
+        drifts = weighting.reads not in (None, "input") and any(
+            True for _ in weighting.parameters()
+        )
         must = "have fixed weights that stay what they are"
         got = f"weight_input {weighting.reads!r}, which would drift while the backbone learns"
         use = "backbone_phase(with_frozen_features(model)), or let both learn with joint_phase"

@@ -74,6 +74,23 @@ class Runner(ABC):
             elements: The elements of the group to run.
         """
 
+    def literal(self, formula: Any, x: Any) -> Any:
+        """What :meth:`run` has to give for one sample: the definition that tests hold it to.
+
+        It is the formula itself. A runner of a kit makes an output of several sums, such as one for
+        each token, and says which.
+
+        Args:
+            formula: An ``equitune.testing.Formula``, whose ``mean(x)`` is the weighted mean of the
+                copies of a sample x, each run by itself.
+            x: A batch of one sample.
+        """
+        return formula.mean(x)
+
+    def compared(self, formula: Any, output: Any) -> Any:
+        """What of an output of the model the definition is about, as :meth:`literal` returns it."""
+        return output
+
     def bind(self, model: Any) -> Any:
         """A function of one tensor that does what :meth:`run` does, and faster; None for none.
 

@@ -10,7 +10,9 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from equitune.actions import TreeAction
 from equitune.functional import widened
 from equitune.runners import Call, Mix, Runner
 from equitune.runners._orbit import parts_of
@@ -239,9 +241,31 @@ class Flat(Encoded):
         return scores.flatten(0, 1), state
 
 
+class Decoding(Runner):
+    """A runner of copies of an encoder-decoder, each of which is decoded by itself."""
+
+    def literal(self, formula: Any, x: Any) -> Decoded:
+        """The mean at each step of copies that are fed their own tokens."""
+        decoder = formula.backbone
+        alone = formula.on(
+            function=lambda source: decoder(source, length=decoder.max_length).scores,
+            output_action=formula.output_action.actions["scores"],
+            shown=decoder.read,
+        )
+        return self.compared(formula, decoder.read(alone.mean(x)))
+
+    def compared(self, formula: Any, output: Decoded) -> Decoded:
+        """Up to the ends of sequences of the greatest length: what follows means nothing."""
+        decoder = formula.backbone
+        more = decoder.max_length - output.tokens.shape[1]
+        scores = output.scores.masked_fill(~output.mask[..., None], 0)
+        return Decoded(pad(output.tokens, (0, more), value=decoder.pad),
+                       pad(scores, (0, 0, 0, more)), pad(output.mask, (0, more)))  # fmt: skip
+
+
 @final
 @dataclass(frozen=True)
-class Lockstep(Runner):
+class Lockstep(Decoding):
     """All copies decode one sequence together.
 
     Each step mixes the copies, takes the next token from the mean, and feeds it to each copy in its
@@ -255,10 +279,27 @@ class Lockstep(Runner):
         encoded = Encoded(call, mix, elements)
         return encoded.decode(encoded.state)
 
+    def literal(self, formula: Any, x: Any) -> Decoded:
+        """The mean of copies that are fed the tokens which it gave before, one by one."""
+        decoder, actions = formula.backbone, formula.output_action.actions
+        forced = formula.on(
+            function=lambda pair: decoder(*pair).scores,
+            input_action=TreeAction([formula.input_action, actions["tokens"]]),
+            output_action=actions["scores"],
+        )
+        # The scores of a token do not depend on what stands in its place.
+        targets = last = torch.full((1, 1), decoder.pad, device=x.device)
+        while True:
+            scores = forced.mean((x, targets))
+            tokens = scores.argmax(-1)
+            if tokens.shape[1] == decoder.max_length or bool((tokens == decoder.eos).any()):
+                return self.compared(formula, decoder.read(scores))
+            targets = torch.cat([tokens, last], dim=1)
+
 
 @final
 @dataclass(frozen=True)
-class Independent(Runner):
+class Independent(Decoding):
     """Each copy is fed its own tokens, and the copies are mixed step by step.
 
     The papers' experiments decode this way. After the first step at which the copies differ, it
@@ -277,7 +318,7 @@ class Independent(Runner):
 
 @final
 @dataclass(frozen=True)
-class Alone(Runner):
+class Alone(Decoding):
     """Each copy is decoded by itself, and whole sequences are mixed, once.
 
     A weighting that reads ``"output"`` sees a :class:`Decoded` of stacks (K, B, ...). Use it for

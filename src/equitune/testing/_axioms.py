@@ -55,29 +55,26 @@ def assert_group(group: Group) -> None:
         got, use = f"{described(group)} without it", "FiniteGroup(cayley_table), or one of your own"
         require(hasattr(group, name), "group", f"have {name!r}", got, use, TypeError)
     elements, e = range(group.order), group.identity
-    _require(e in elements, f"the identity {e} is not among the elements 0 to {group.order - 1}")
+    if e not in elements:
+        raise AssertionError(f"the identity {e} is not among the elements 0 to {group.order - 1}")
     table = [[group.compose(g, h) for h in elements] for g in elements]
     for g, h in itertools.product(elements, repeat=2):
-        _require(
-            table[g][h] in elements, f"closure fails: the product of {g} and {h} is {table[g][h]}"
-        )
+        if table[g][h] not in elements:
+            raise AssertionError(f"closure fails: the product of {g} and {h} is {table[g][h]}")
     for g in elements:
-        _require(
-            table[e][g] == g and table[g][e] == g,
-            f"{e} is not neutral: {e}*{g} is {table[e][g]} and {g}*{e} is {table[g][e]}",
-        )
-        h = group.inverse(g)
-        _require(h in elements, f"the inverse of {g} is {h}, which is not an element")
-        _require(
-            table[g][h] == e and table[h][g] == e,
-            f"the inverse of {g} is not {h}: {g}*{h} is {table[g][h]} and {h}*{g} is {table[h][g]}",
-        )
+        products, h = f"{e}*{g} is {table[e][g]} and {g}*{e} is {table[g][e]}", group.inverse(g)
+        if not table[e][g] == table[g][e] == g:
+            raise AssertionError(f"{e} is not neutral: {products}")
+        if h not in elements:
+            raise AssertionError(f"the inverse of {g} is {h}, which is not an element")
+        products = f"{g}*{h} is {table[g][h]} and {h}*{g} is {table[h][g]}"
+        if not table[g][h] == table[h][g] == e:
+            raise AssertionError(f"the inverse of {g} is not {h}: {products}")
     for x, y, z in itertools.product(elements, repeat=3):
         left, right = table[table[x][y]][z], table[x][table[y][z]]
-        _require(
-            left == right,
-            f"associativity fails: ({x}*{y})*{z} is {left}, but {x}*({y}*{z}) is {right}",
-        )
+        products = f"({x}*{y})*{z} is {left}, but {x}*({y}*{z}) is {right}"
+        if left != right:
+            raise AssertionError(f"associativity fails: {products}")
 
 
 def assert_action(action: Action, x: Any) -> None:
@@ -111,25 +108,18 @@ def assert_action(action: Action, x: Any) -> None:
     group = action.group
     copies = [action.transform(x, g) for g in group.elements]
     _assert_same(action, copies[0], x, "the identity, element 0, moves x")
-    for h in group.elements:
-        for g in group.elements:
-            _assert_same(
-                action,
-                action.transform(copies[h], g),
-                copies[group.compose(g, h)],
-                f"element {g} after element {h} is not their product {group.compose(g, h)}",
-            )
+    for h, g in itertools.product(group.elements, repeat=2):
+        product = group.compose(g, h)
+        broken = f"element {g} after element {h} is not their product {product}"
+        _assert_same(action, action.transform(copies[h], g), copies[product], broken)
     each = one_element_each(action, x)
     moved = action.transform(x, each)
-    for (leaf_action, part), *parts in zip(
-        action.flatten(moved), *(action.flatten(copy) for copy in copies), strict=True
-    ):
+    for (leaf_action, part), *parts in zip(*map(action.flatten, [moved, *copies]), strict=True):
         same = torch.equal if leaf_action.exact else close
         for i, g in enumerate(each.tolist()):
-            _require(
-                same(part[i], parts[g][1][i]),
-                f"sample {i} with its own element {g} moves unlike a batch with element {g}",
-            )
+            if not same(part[i], parts[g][1][i]):
+                what = f"sample {i} with its own element {g} moves unlike a batch with element {g}"
+                raise AssertionError(what)
     for elements in action.shape_classes(x):
         stack = action.orbit(x, elements)
         back = action.inverse_orbit(stack, elements)
@@ -148,28 +138,22 @@ def _assert_promises(action: Action, x: Tensor) -> None:
     has_signs = x.dtype.is_signed or x.is_complex()
     for g in action.group.elements:
         moved = action.transform(x, g)
-        if action.keeps_shape:
-            _require(moved.shape == x.shape, f"keeps_shape is True, but {g} changes the shape")
-        if action.trivial:
-            _require(torch.equal(moved, x), f"trivial is True, but element {g} moves x")
+        if action.keeps_shape and moved.shape != x.shape:
+            raise AssertionError(f"keeps_shape is True, but {g} changes the shape")
+        if action.trivial and not torch.equal(moved, x):
+            raise AssertionError(f"trivial is True, but element {g} moves x")
         if action.linear and has_signs:
             total, part = action.transform(x + 2 * other, g), action.transform(other, g)
-            _require(
-                close(total, moved + 2 * part),
-                f"linear is True, but element {g} moves a sum unlike its terms",
-            )
-        if action.exact and action.linear:
-            sizes, expected = (_sizes(y) for y in (moved, x))
-            _require(
-                torch.equal(sizes, expected),
-                f"exact is True, but element {g} does more than move and negate entries",
-            )
-        if action.permutes:
-            _require(
-                _only_permutes(action, x, g),
-                f"permutes is True, but element {g} does something else than a permutation along "
-                f"the dims of extent, {[*action.extent]}",
-            )
+            if not close(total, moved + 2 * part):
+                raise AssertionError(
+                    f"linear is True, but element {g} moves a sum unlike its terms"
+                )
+        if action.exact and action.linear and not torch.equal(_sizes(moved), _sizes(x)):
+            does = "does more than move and negate entries"
+            raise AssertionError(f"exact is True, but element {g} {does}")
+        if action.permutes and not _only_permutes(action, x, g):
+            does = f"something else than a permutation along the dims of extent, {[*action.extent]}"
+            raise AssertionError(f"permutes is True, but element {g} does {does}")
 
 
 def _sizes(x: Tensor) -> Tensor:
@@ -214,13 +198,8 @@ def _assert_same(action: Action, found: Any, expected: Any, message: str) -> Non
     pairs = zip(action.flatten(found), action.flatten(expected), strict=True)
     for (leaf_action, one), (_, other) in pairs:
         same = torch.equal if leaf_action.exact else close
-        _require(
-            one.dtype == other.dtype and one.device == other.device,
-            f"the action changes {other.dtype} on {other.device} to {one.dtype} on {one.device}",
-        )
-        _require(one.shape == other.shape and same(one, other), message)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
+        if one.dtype != other.dtype or one.device != other.device:
+            changed = f"{other.dtype} on {other.device} to {one.dtype} on {one.device}"
+            raise AssertionError(f"the action changes {changed}")
+        if one.shape != other.shape or not same(one, other):
+            raise AssertionError(message)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require_number
+from equitune.functional import can_be_averaged
 
 RELATIVE_TOLERANCES = {
     torch.float64: 1e-12,
@@ -83,6 +84,16 @@ class Gap:
         return self.absolute <= self.allowed
 
     @property
+    def within(self) -> bool:
+        """Whether all samples pass; False if the outputs cannot be compared."""
+        return bool(self.passes.all())
+
+    @property
+    def nan(self) -> int | None:
+        """The first sample at which there is NaN; None if there is none."""
+        return next(iter(self.absolute.isnan().nonzero().flatten().tolist()), None)
+
+    @property
     def excess(self) -> Tensor:
         """(B,) float64, how many times the allowed difference; infinite for NaN."""
         return _excess(self.absolute, self.allowed)
@@ -114,19 +125,15 @@ class Gap:
                 f"fn(gx) holds {len(found)} tensors, but g fn(x) holds {len(expected)}"
             )
         for one, other in zip(found, expected, strict=True):
-            if one.shape != other.shape or one.dtype != other.dtype:
-                return cls.without_comparison(
-                    f"fn(gx) has shape {tuple(one.shape)} and dtype {one.dtype}, but g fn(x) has "
-                    f"shape {tuple(other.shape)} and dtype {other.dtype}"
-                )
+            kinds = [f"shape {tuple(y.shape)} and dtype {y.dtype}" for y in (one, other)]
+            if kinds[0] != kinds[1]:
+                return cls.without_comparison("fn(gx) has {}, but g fn(x) has {}".format(*kinds))
         pairs = zip(found, expected, strict=True)
         gaps = [cls._of_tensors(one, other, k, to, inputs) for k, (one, other) in enumerate(pairs)]
-        stacks = [
-            torch.stack([getattr(gap, name) for gap in gaps])
-            for name in ("absolute", "scale", "allowed", "tensor")
-        ]
-        worst = _excess(stacks[0], stacks[2]).argmax(dim=0, keepdim=True)
-        absolute, scale, allowed, tensor = (stack.gather(0, worst)[0] for stack in stacks)
+        worst = torch.stack([gap.excess for gap in gaps]).argmax(dim=0, keepdim=True)
+        columns = zip(*[(g.absolute, g.scale, g.allowed, g.tensor) for g in gaps], strict=True)
+        parts = (torch.stack(column).gather(0, worst)[0] for column in columns)
+        absolute, scale, allowed, tensor = parts
         return cls(absolute, scale, allowed, tensor)
 
     @classmethod
@@ -148,9 +155,8 @@ class Gap:
         if size.shape[1] == 0:
             errors, scale, allowed = (torch.zeros(len(size), 1, dtype=torch.float64) for _ in "123")
         worst = _excess(errors, allowed).argmax(dim=1, keepdim=True)
-        absolute, largest, most = (
-            part.gather(1, worst)[:, 0].cpu() for part in (errors, scale, allowed)
-        )
+        parts = (part.gather(1, worst)[:, 0].cpu() for part in (errors, scale, allowed))
+        absolute, largest, most = parts
         return cls(absolute, largest, most, torch.full((len(size),), number, device="cpu"))
 
 
@@ -174,8 +180,7 @@ def is_constant(outputs: Iterable[Sequence[Tensor]], tolerance: Tolerance) -> bo
     limits = (Tolerance(slack=ROUNDING), Tolerance(tolerance.rtol))
     first, *others = [[dense(leaf) for leaf in leaves] for leaves in outputs]
     others.append([leaf.roll(1, 0) for leaf in first])
-    gaps = [Gap.between(leaves, first, limit) for leaves in others for limit in limits]
-    return all(gap.mismatch is None and bool(gap.passes.all()) for gap in gaps)
+    return all(Gap.between(leaves, first, limit).within for leaves in others for limit in limits)
 
 
 def magnitudes(y: Tensor) -> Tensor:
@@ -188,7 +193,7 @@ def _differences(one: Tensor, other: Tensor) -> Tensor:
     """The absolute differences in float64; 0 for equal infinities, NaN for NaN."""
     wide = torch.complex128 if one.is_complex() else torch.float64
     gaps = (one.to(wide) - other.to(wide)).abs()
-    if not (one.is_floating_point() or one.is_complex()):
+    if not can_be_averaged(one):
         # Large integers can differ by less than float64 tells.
         gaps = gaps.clamp(min=1.0)
         return torch.where(one.to(torch.int64) == other.to(torch.int64), 0.0, gaps)
@@ -221,8 +226,7 @@ def _rounding(size: Tensor, dtype: torch.dtype, inputs: Tensor | None) -> Tensor
     that are not results, such as the -1e9 of a mask.
     """
     largest = torch.where(_is_written(size, dtype), 0.0, size).amax(dim=1, keepdim=True)
-    if inputs is not None:
-        largest = torch.maximum(largest, inputs.to(size)[:, None])
+    largest = largest if inputs is None else torch.maximum(largest, inputs.to(size)[:, None])
     return ROUNDING * RELATIVE_TOLERANCES.get(dtype, 0.0) * largest
 
 
@@ -244,19 +248,13 @@ def _excess(absolute: Tensor, allowed: Tensor) -> Tensor:
 
 def close(one: Tensor, other: Tensor) -> bool:
     """Whether two results of one action are equal, up to the rounding of a matrix product."""
-    if torch.equal(one, other):
-        return True
-    if not (one.is_floating_point() or one.is_complex()):
-        return False
+    if torch.equal(one, other) or not can_be_averaged(one):
+        return torch.equal(one, other)
     tolerance = 100 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
 
 
 def find_nan(tensors: Iterable[Tensor]) -> int | None:
     """The first sample that holds NaN; None if none does."""
-    for y in tensors:
-        if y.is_floating_point() or y.is_complex():
-            samples = y.isnan().reshape(len(y), -1).any(dim=1).nonzero()
-            if len(samples):
-                return int(samples[0])
-    return None
+    nan = [y.isnan().reshape(len(y), -1).any(dim=1).nonzero() for y in tensors]
+    return next((int(samples[0]) for samples in nan if len(samples)), None)

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from equitune.actions import Action
 from equitune.groups import FiniteGroup
 from equitune.groups._axioms import generated
 from equitune.testing._batches import tensors_of
-from equitune.testing._borders import find_border
 from equitune.testing._comparison import Gap, magnitudes
-from equitune.testing._matches import Matches, explained
+from equitune.testing._interactions import INFLUENCE
+from equitune.testing._matches import Matches, explained, find_border
 from equitune.testing._trial import Trial
+
+LEFT_AND_RIGHT = "left and right action are mixed up"
 
 LARGEST_TABLE = 64
 """The order of the largest group whose elements are all tried for each other."""
 
-Search = Callable[[Trial, Matches], Iterable[str]]
-
 
 def find_causes(trial: Trial) -> tuple[str, ...]:
     """The causes that fit what was measured, the likeliest first; none if none fits."""
-    if trial.draws or not bool(trial.repeat_gap.passes.all()):
+    if trial.draws or not trial.repeat_gap.within:
         return tuple(_randomness(trial))
     mixing = () if trial.interactions.within else tuple(_influences(trial))
-    if trial.within or any(gap.mismatch is not None for gap in trial.all_gaps):
+    if trial.within or trial.mismatch is not None:
         return mixing
     whole = [*_rounding(trial)] or [*_mixing(trial)]
     if whole:
         return tuple(whole)
     matches = Matches(trial)
-    of_all: tuple[Search, ...] = (_symmetric_samples, _movement, _other_hand)
-    of_a_part: tuple[Search, ...] = (_subgroup, find_border)
-    whole = [cause for search in of_all for cause in search(trial, matches)]
-    parts = [cause for search in of_a_part for cause in search(trial, matches)]
+    whole = [*_symmetric_samples(trial), *_movement(trial, matches), *_other_hand(trial)]
+    parts = [*_subgroup(trial, matches), *find_border(trial, matches)]
     rest = () if whole else [*_after_the_submodule(trial)] or _layers(trial)
     return (*mixing, *whole, *parts, *rest)
 
@@ -75,19 +72,18 @@ def _randomness(trial: Trial) -> Iterable[str]:
 
 def _mixing(trial: Trial) -> Iterable[str]:
     """Right for whole batches, wrong where each sample has its own element."""
-    if all(bool(gap.passes.all()) for gap in trial.gaps) and not bool(trial.mixed_gap.passes.all()):
-        norms = trial.layers.training_batch_norms()
-        if norms:
-            yield (
-                f"BatchNorm is in train mode in {_listed(norms)}, so that its statistics mix the "
-                "samples of a batch; call .eval(), or send all copies through in one batch"
-            )
-        else:
-            yield (
-                "the samples of a batch influence each other: one element is chosen for the whole "
-                "batch, or a statistic is taken over it"
-            )
-            yield from _layouts(trial)
+    if trial.mixed_gap.within or not all(gap.within for gap in trial.gaps):
+        return
+    norms = trial.layers.training_batch_norms()
+    if norms:
+        yield (
+            f"BatchNorm is in train mode in {_listed(norms)}, so that its statistics mix the "
+            "samples of a batch; call .eval(), or send all copies through in one batch"
+        )
+    else:
+        over_it = "one element is chosen for the whole batch, or a statistic is taken over it"
+        yield f"{INFLUENCE}: {over_it}"
+        yield from _layouts(trial)
 
 
 def _influences(trial: Trial) -> Iterable[str]:
@@ -98,8 +94,7 @@ def _influences(trial: Trial) -> Iterable[str]:
         "order (|G|, B) is flattened"
     )
     # The failure says it where nothing else is wrong.
-    among_others = f"the samples of a batch influence each other: {cause} ({trial.interactions})"
-    yield cause if trial.within else among_others
+    yield cause if trial.within else f"{INFLUENCE}: {cause} ({trial.interactions})"
     yield from _layouts(trial)
 
 
@@ -134,7 +129,7 @@ def _after_the_submodule(trial: Trial) -> Iterable[str]:
         )
 
 
-def _symmetric_samples(trial: Trial, matches: Matches) -> Iterable[str]:
+def _symmetric_samples(trial: Trial) -> Iterable[str]:
     stabilised = trial.fixed[1:].any(dim=0)
     failing = torch.stack([~gap.passes for gap in trial.gaps]).any(dim=0)
     if bool(failing.any()) and bool(stabilised[failing].all()) and not bool(stabilised.all()):
@@ -149,12 +144,11 @@ def _symmetric_samples(trial: Trial, matches: Matches) -> Iterable[str]:
 
 def _movement(trial: Trial, matches: Matches) -> Iterable[str]:
     """The output moves, but by another element than it should."""
-    group, names = trial.group, trial.group.names
+    group = trial.group
     if trial.is_invariance:
-        if _moves_like_input(trial):
+        if _moves_by(trial, trial.input_action):
             yield "the output moves as the input does; use output_action=input_action"
-        return
-    if matches.all_by(lambda g: 0):
+    elif matches.all_by(lambda g: 0):
         yield (
             "the output does not move at all: fn(gx) is fn(x); the inverse action on the outputs "
             "is missing, or the output is invariant and output_action should be None"
@@ -165,11 +159,11 @@ def _movement(trial: Trial, matches: Matches) -> Iterable[str]:
             "inverse of what its input was moved by"
         )
     elif group.order <= LARGEST_TABLE:
-        yield from _other_elements(matches, group, names)
+        yield from _other_elements(matches, group)
 
 
-def _other_elements(matches: Matches, group: FiniteGroup, names: tuple[str, ...]) -> Iterable[str]:
-    wrong = matches.wrong
+def _other_elements(matches: Matches, group: FiniteGroup) -> Iterable[str]:
+    wrong, names = matches.wrong, group.names
     acts_as = {g: matches.others(g) for g in wrong}
     if all(acts_as.values()):
         if len(wrong) == 2 and wrong[0] in acts_as[wrong[1]] and wrong[1] in acts_as[wrong[0]]:
@@ -181,18 +175,12 @@ def _other_elements(matches: Matches, group: FiniteGroup, names: tuple[str, ...]
     # In many groups every element is conjugate to its inverse, and the two look the same.
     inverted = all(_acts_as_conjugate(matches, g, group.inverse(g)) for g in wrong)
     other_side = all(_acts_as_conjugate(matches, g, g) for g in wrong)
-    if inverted and not other_side:
-        yield "the output is not inverted: fn(gx) is k fn(x) with k conjugate to g^-1"
-    elif other_side and not inverted:
-        yield (
-            "left and right action are mixed up: fn(gx) is k fn(x) with k conjugate to g, but not "
-            "g itself"
-        )
-    elif inverted:
-        yield (
-            "the output is not inverted, or left and right action are mixed up: fn(gx) is k fn(x) "
-            "with k conjugate to g and to g^-1"
-        )
+    mistakes = {"the output is not inverted": inverted, LEFT_AND_RIGHT: other_side}
+    found = ", or ".join(mistake for mistake, looks in mistakes.items() if looks)
+    conjugate = "g and to g^-1" if inverted and other_side else "g^-1" if inverted else "g"
+    if found:
+        itself = "" if inverted else ", but not g itself"
+        yield f"{found}: fn(gx) is k fn(x) with k conjugate to {conjugate}{itself}"
 
 
 def _acts_as_conjugate(matches: Matches, g: int, target: int) -> bool:
@@ -202,34 +190,25 @@ def _acts_as_conjugate(matches: Matches, g: int, target: int) -> bool:
     return bool(torch.stack([matches[g, h] for h in conjugates]).any(dim=0).all())
 
 
-def _moves_like_input(trial: Trial) -> bool:
-    action, reference = trial.input_action, trial.reference
+def _moves_by(trial: Trial, action: Action) -> bool:
+    """Whether every fn(gx) is fn(x), moved by another action."""
     try:
-        moved = [tensors_of(action, action.transform(reference, g)) for g in trial.group.elements]
+        moves = [tensors_of(action, action.transform(trial.reference, g))
+                 for g in trial.group.elements]  # fmt: skip
     except (TypeError, ValueError):
-        # The input action does not fit the output.
+        # The action does not fit the output.
         return False
-    return _all_explained(trial, moved)
+    pairs = zip(trial.outputs, moves, strict=True)
+    return all(bool(explained(Gap.between(*pair, trial.tolerance)).all()) for pair in pairs)
 
 
-def _other_hand(trial: Trial, matches: Matches) -> Iterable[str]:
+def _other_hand(trial: Trial) -> Iterable[str]:
     other = trial.output_action.other_side()
-    if other is not None and _all_explained(
-        trial, [[other.transform(trial.reference, g)] for g in trial.group.elements]
-    ):
+    if other is not None and _moves_by(trial, other):
         yield (
-            "left and right action are mixed up: the output moves by the other regular action; "
-            "RegularAction sends entry h to gh, RegularFeatureAction, for stacks of g^-1 M(gx), "
-            "sends it to hg^-1"
+            f"{LEFT_AND_RIGHT}: the output moves by the other regular action; RegularAction sends "
+            "entry h to gh, RegularFeatureAction, for stacks of g^-1 M(gx), sends it to hg^-1"
         )
-
-
-def _all_explained(trial: Trial, moved: list[list[Tensor]]) -> bool:
-    gaps = [
-        Gap.between(found, leaves, trial.tolerance)
-        for found, leaves in zip(trial.outputs, moved, strict=True)
-    ]
-    return all(gap.mismatch is None and bool(explained(gap).all()) for gap in gaps)
 
 
 def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
@@ -237,54 +216,42 @@ def _subgroup(trial: Trial, matches: Matches) -> Iterable[str]:
     right = set(matches.right)
     found = _largest_subgroup(group, right)
     # Elements that do not change x show nothing.
-    if len(found) < group.order and any(not bool(trial.fixed[g].all()) for g in found):
-        embedding = group.subgroup(found)
-        generators = [names[embedding.elements[k]] for k in embedding.subgroup.generators]
-        members = _listed((names[g] for g in embedding.elements), most=12)
-        yield f"only a subgroup is respected, {{{members}}}, generated by {_listed(generators)}"
-        if right == _central_involutions(group) and not trial.is_invariance:
-            yield (
-                "these are the elements that commute with all others and are their own inverses: "
-                "as where outputs are averaged after g instead of g^-1"
-            )
-
-
-def _central_involutions(group: FiniteGroup) -> set[int]:
-    table = group.cayley_table
-    return {
-        z for z in group.elements
-        if table[z][z] == 0 and all(table[z][g] == table[g][z] for g in group.elements)
-    }  # fmt: skip
+    if len(found) == group.order or bool(trial.fixed[found].all()):
+        return
+    embedding, table = group.subgroup(found), group.cayley_table
+    generators = [names[embedding.elements[k]] for k in embedding.subgroup.generators]
+    members = _listed((names[g] for g in embedding.elements), most=12)
+    yield f"only a subgroup is respected, {{{members}}}, generated by {_listed(generators)}"
+    centre = {z for z in group.elements if all(table[z][g] == table[g][z] for g in group.elements)}
+    if right == {z for z in centre if table[z][z] == 0} and not trial.is_invariance:
+        yield (
+            "these are the elements that commute with all others and are their own inverses: as "
+            "where outputs are averaged after g instead of g^-1"
+        )
 
 
 def _largest_subgroup(group: FiniteGroup, allowed: set[int]) -> list[int]:
     """The largest subgroup within a set of elements, grown element by element."""
-    queue = [frozenset([0])]
-    seen = set(queue)
-    largest = queue[0]
-    for members in queue:
-        largest = members if len(members) > len(largest) else largest
+    found = [frozenset([0])]
+    seen = set(found)
+    for members in found:
         for g in allowed - members:
             grown = frozenset(generated(group.cayley_table, [*members, g]))
             if grown not in seen and grown <= allowed:
                 seen.add(grown)
-                queue.append(grown)
-    return sorted(largest)
+                found.append(grown)
+    return max(map(sorted, found), key=len)
 
 
 def _layers(trial: Trial) -> Iterable[str]:
-    leaves = trial.input_action.flatten(trial.x)
-    lopsided = [f"{name} ({why})" for name, why in trial.layers.lopsided().items()]
-    if lopsided and not all(_is_placeless(action) for action, _ in leaves):
+    lopsided = [f"{name} ({why})" for name, why in trial.layers.lopsided.items()]
+    actions = [action for action, _ in trial.input_action.flatten(trial.x)]
+    # Others move neither pixels nor coordinates in images.
+    if lopsided and any(a.image_dims or not (a.linear or a.exact) for a in actions):
         yield (
             "padding or stride of an unfit size may be a part of it; these layers do not lie "
             f"symmetrically on their input: {_listed(lopsided)}"
         )
-
-
-def _is_placeless(action: Action) -> bool:
-    """Whether an action neither moves pixels nor coordinates in images."""
-    return action.image_dims is None and (action.linear or action.exact)
 
 
 def _listed(names: Iterable[str], most: int = 5) -> str:

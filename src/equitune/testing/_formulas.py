@@ -6,27 +6,23 @@ weights of the methods of the papers are written out here too, apart from the li
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any, cast, final
+from typing import Any, Self, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from equitune._checks import require_module, require_type
 from equitune.actions import Action, TrivialAction
+from equitune.actions._tree import mapped
 from equitune.functional import can_be_averaged, widened
 from equitune.groups import FiniteGroup
+from equitune.runners import Loop, Runner
 from equitune.spaces import Logits, Probabilities, Space, Values
 from equitune.testing._batches import copied
 from equitune.testing._rules import NAMES, RULES, equal_weights
-from equitune.weightings import (
-    Best,
-    Canonical,
-    Copies,
-    Learned,
-    Uniform,
-    Weighting,
-)
+from equitune.weightings import Best, Canonical, Copies, Learned, Uniform, Weighting
 
 
 class Formula:
@@ -43,6 +39,8 @@ class Formula:
         space: The space in which copies are averaged; None means the values themselves.
         submodule: The dotted name of a submodule; M is then the module up to its output, and the
             rest of the module follows on the combination.
+        runner: Whose definition is followed, :meth:`equitune.runners.Runner.literal`; None for the
+            formula itself. Those of kits say how a text or a decoded sequence is made of such sums.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -57,6 +55,7 @@ class Formula:
         weighting: Weighting | None = None,
         space: Space | None = None,
         submodule: str | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self.backbone = require_module("backbone", backbone)
         self.input_action: Action = require_type("input_action", input_action, Action, "an action")
@@ -66,9 +65,14 @@ class Formula:
         self.weighting: Weighting = require_type("weighting", own, Weighting, "Uniform()")
         own_space = Values() if space is None else space
         self.space: Space = require_type("space", own_space, Space, "Values()")
+        defined = Loop() if runner is None else runner
+        self.runner: Runner = require_type("runner", defined, Runner, "that of a wrapper")
         self.submodule: str | None = submodule
         if submodule is not None:
             require_type("submodule", submodule, str, "the name of a submodule")
+        self.function: Callable[[Any], Any] = backbone
+        self.rows: Callable[[Tensor], Tensor] = lambda activation: activation
+        self.shown: Callable[[Any], Any] | None = None
 
     @property
     def group(self) -> FiniteGroup:
@@ -77,7 +81,12 @@ class Formula:
 
     def __call__(self, x: Any) -> Any:
         """What the formula gives for a batch (B, ...)."""
-        return self.output(self.orbits(x))
+        outputs = [self.runner.literal(self, sample) for sample in self.samples(x)]
+        if self.submodule is not None:
+            return torch.cat(outputs)
+        each = [self.output_action.flatten(output) for output in outputs]
+        columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*each, strict=True)]
+        return self.output_action.unflatten(outputs[0], columns)
 
     def __str__(self) -> str:
         if type(self) is not Formula:
@@ -85,18 +94,37 @@ class Formula:
         kind = type(self.weighting)
         return NAMES.get(kind, f"Formula(..., weighting={kind.__name__})")
 
-    def orbits(self, x: Any) -> list[Orbit]:
-        """The copies of each sample of a batch."""
-        return [Orbit(self, sample) for sample in _samples(self.input_action, x)]
+    def samples(self, x: Any) -> list[Any]:
+        """The samples of a batch, as batches of one."""
+        leaves = [leaf for _, leaf in self.input_action.flatten(x)]
+        rows = [[leaf[i : i + 1] for leaf in leaves] for i in range(len(leaves[0]))]
+        return [self.input_action.unflatten(x, row) for row in rows]
 
-    def output(self, orbits: Sequence[Orbit]) -> Any:
-        """What the formula makes of the copies of the samples."""
-        samples = [self._mean(orbit) for orbit in orbits]
-        if self.submodule is not None:
-            return torch.cat(samples)
-        leaves = [self.output_action.flatten(sample) for sample in samples]
-        columns = [torch.cat([leaf for _, leaf in column]) for column in zip(*leaves, strict=True)]
-        return self.output_action.unflatten(samples[0], columns)
+    def on(self, **parts: Any) -> Self:
+        """The formula of another function in place of M, for the definition of a runner.
+
+        Args:
+            **parts: ``function``, what runs the backbone; ``input_action`` and ``output_action``,
+                how the group acts on its argument and on what it returns; ``rows``, what is taken
+                of an activation that a weighting reads; ``shown``, what a loss is shown of an
+                output.
+        """
+        other = copy.copy(self)
+        vars(other).update(parts)
+        return other
+
+    def mean(self, x: Any) -> Any:
+        """The weighted mean of the copies of one sample."""
+        orbit = Orbit(self, x)
+        weights = self.weigh(orbit.inputs, orbit.raw)
+        combined = [self.combine([*column], weights) for column in zip(*orbit.leaves, strict=True)]
+        output = self.output_action.unflatten(orbit.raw[0], combined)
+        if self.submodule is None:
+            return output
+        # What the backbone returns where its submodule returns something else.
+        cut = self.backbone.get_submodule(self.submodule)
+        with cut.register_forward_hook(lambda *_: output):
+            return self.function(copied(self.input_action, orbit.inputs[0]))
 
     def weigh(self, inputs: list[Any], outputs: list[Any]) -> list[float]:
         """The weight of each copy, from gx and M(gx) for each g, one sample each."""
@@ -135,33 +163,29 @@ class Formula:
             return self.input_action.flatten(x)[0][1]
         if what == "output":
             return self.output_action.flatten(y)[0][1]
-        return cast(Tensor, read_submodule(self.backbone, what, copied(self.input_action, x)))
+        return self.rows(self._read(what, x))
 
     def stack_of_one(self, output: Any) -> Any:
         """The raw output of one copy of one sample as weightings see it, (1, 1, ...)."""
+        if self.shown is not None:
+            return mapped(self.shown(output), lambda leaf: leaf[None])
         leaves = [widened(leaf[None]) for _, leaf in self.output_action.flatten(output)]
         return self.output_action.unflatten(output, leaves)
 
     def run(self, x: Any) -> Any:
         """M(x), which may work in place on what it gets."""
-        given = copied(self.input_action, x)
-        if self.submodule is None:
-            return self.backbone(given)
-        return read_submodule(self.backbone, self.submodule, given)
+        if self.submodule is not None:
+            return self._read(self.submodule, x)
+        return self.function(copied(self.input_action, x))
 
-    def _mean(self, orbit: Orbit) -> Any:
-        weights = self.weigh(orbit.inputs, orbit.raw)
-        combined = [self.combine([*column], weights) for column in zip(*orbit.leaves, strict=True)]
-        output = self.output_action.unflatten(orbit.raw[0], combined)
-        if self.submodule is None:
-            return output
-        # What the backbone returns where its submodule returns something else.
-        cut = self.backbone.get_submodule(self.submodule)
-        handle = cut.register_forward_hook(lambda *_: output)
-        try:
-            return self.backbone(copied(self.input_action, orbit.inputs[0]))
-        finally:
-            handle.remove()
+    def _read(self, name: str, x: Any) -> Any:
+        """What a submodule returns when the backbone gets x."""
+        read: list[Any] = []
+        with self.backbone.get_submodule(name).register_forward_hook(
+            lambda m, args, out: read.append(out.clone() if isinstance(out, Tensor) else out)
+        ):
+            self.function(copied(self.input_action, x))
+        return read[0]
 
 
 @final
@@ -311,25 +335,12 @@ class CanonicalizeFormula(Formula):
         super().__init__(backbone, input_action, output_action, weighting=own, submodule=submodule)
 
 
-def read_submodule(backbone: nn.Module, name: str, x: Any) -> Any:
-    """What a submodule returns when the backbone gets x."""
-    read: list[Any] = []
-    handle = backbone.get_submodule(name).register_forward_hook(
-        lambda m, args, out: read.append(out.clone() if isinstance(out, Tensor) else out)
-    )
-    try:
-        backbone(x)
-    finally:
-        handle.remove()
-    return read[0]
-
-
 def _sum(copies: list[Tensor], weights: list[float]) -> Tensor:
     total = torch.zeros_like(copies[0])
-    for weight, copy in zip(weights, copies, strict=True):
+    for weight, one in zip(weights, copies, strict=True):
         # An infinite entry of a copy without weight does not count.
         if weight:
-            total = total + weight * copy
+            total = total + weight * one
     return total
 
 
@@ -337,10 +348,3 @@ def _listed(weights: Tensor | None, copies: list[Tensor]) -> list[float]:
     if weights is None:
         return [1 / len(copies)] * len(copies)
     return cast(list[float], weights.flatten().tolist())
-
-
-def _samples(action: Action, x: Any) -> list[Any]:
-    """The samples of a batch, as batches of one."""
-    leaves = [leaf for _, leaf in action.flatten(x)]
-    places = range(len(leaves[0]))
-    return [action.unflatten(x, [leaf[i : i + 1] for leaf in leaves]) for i in places]

@@ -14,6 +14,9 @@ from equitune.testing._batches import copied, one_element_each, tensors_of
 from equitune.testing._comparison import Gap, Tolerance, dense
 from equitune.testing._layers import Layers, running_batch_norms
 
+INFLUENCE = "the samples of a batch influence each other"
+UNSEEN = "whether fn mixes them cannot be seen"
+
 
 @final
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Interactions:
     @property
     def within(self) -> bool:
         """Whether no sample was seen to depend on others."""
-        return all(bool(gap.passes.all()) for gap in self.gaps)
+        return all(gap.within for gap in self.gaps)
 
     @property
     def worst(self) -> Gap:
@@ -81,11 +84,13 @@ class Interactions:
         copies = tensors_of(input_action, input_action.transform(x, elements))
         gaps, notes = [], []
         for rows in _neighbourhoods(len(own[0])):
-            others = [_replaced(leaf, copy, rows) for leaf, copy in zip(own, copies, strict=True)]
+            stays, pairs = (
+                rows == torch.arange(len(rows), device="cpu"),
+                zip(own, copies, strict=True),
+            )
+            others = [_where(stays, leaf, copy[rows.to(copy.device)]) for leaf, copy in pairs]
             if all(map(torch.equal, others, own)):
-                notes.append(
-                    "samples of x are alike and symmetric: whether fn mixes them cannot be seen"
-                )
+                notes.append(f"samples of x are alike and symmetric: {UNSEEN}")
                 continue
             try:
                 with running_batch_norms() as norms:
@@ -99,12 +104,9 @@ class Interactions:
                 raise
             if norms:
                 return cls((), (_note_of_batch_norm(norms[0]),))
-            gap = _gap_of_kept(output_action, found, expected, rows, tolerance)
+            gap = _gap_of_kept(output_action, found, expected, stays, tolerance)
             if gap is None:
-                notes.append(
-                    "the shapes of the output depend on the samples: whether fn mixes them cannot "
-                    "be seen"
-                )
+                notes.append(f"the shapes of the output depend on the samples: {UNSEEN}")
             else:
                 gaps.append(gap)
         return cls(tuple(gaps), tuple(dict.fromkeys(notes)))
@@ -137,30 +139,22 @@ def _neighbourhoods(count: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _replaced(leaf: Tensor, copies: Tensor, rows: Tensor) -> Tensor:
-    """Samples in their places where ``rows`` leaves them there, copies of others elsewhere."""
-    own = torch.arange(len(rows), device="cpu")
-    places = torch.where(rows == own, own, len(rows) + rows)
-    # Not every dtype that can be indexed has torch.where.
-    return torch.cat([leaf, copies])[places.to(leaf.device)]
+def _where(here: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Rows of one tensor, those of another elsewhere; not every dtype has ``torch.where``."""
+    places = torch.arange(len(here), device="cpu") + len(here) * ~here
+    return torch.cat([one, other])[places.to(one.device)]
 
 
 def _gap_of_kept(
-    action: Action, found: Any, expected: Sequence[Tensor], rows: Tensor, tolerance: Tolerance
+    action: Action, found: Any, expected: Sequence[Tensor], stays: Tensor, tolerance: Tolerance
 ) -> Gap | None:
     """The gap at the samples that were left in their places; None if nothing can be compared."""
     try:
         leaves = tensors_of(action, found)
     except (TypeError, ValueError):
         return None
-    gap = Gap.between(leaves, expected, tolerance)
-    if gap.mismatch is not None:
+    if Gap.between(leaves, expected, tolerance).mismatch is not None:
         return None
-    own = torch.arange(len(rows), device="cpu")
-    places = torch.where(rows == own, own, len(rows) + own)
-    theirs = [dense(leaf) for leaf in expected]
-    kept = [
-        torch.cat([dense(leaf), other])[places.to(leaf.device)]
-        for leaf, other in zip(leaves, theirs, strict=True)
-    ]
-    return Gap.between(kept, theirs, tolerance)
+    pairs = zip(map(dense, leaves), map(dense, expected), strict=True)
+    kept = [_where(stays, leaf, other) for leaf, other in pairs]
+    return Gap.between(kept, [dense(leaf) for leaf in expected], tolerance)

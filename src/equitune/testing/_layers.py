@@ -31,11 +31,15 @@ class Layers:
 
     Args:
         named: The modules by their dotted names.
+
+    Attributes:
+        lopsided: Of what was watched, the layers whose windows do not lie symmetrically on what
+            they read, and how they lie.
     """
 
     def __init__(self, named: dict[str, nn.Module]) -> None:
         self._named = named
-        self._lopsided: dict[str, str] = {}
+        self.lopsided: dict[str, str] = {}
 
     @classmethod
     def of(cls, fn: Callable[..., Any]) -> Layers:
@@ -65,18 +69,11 @@ class Layers:
 
     def active_dropouts(self) -> list[str]:
         """The names of dropout layers that are active."""
-        return [
-            name for name, m in self._named.items()
-            if isinstance(m, DROPOUTS) and m.training and m.p > 0
-        ]  # fmt: skip
+        return [n for n, m in self._named.items() if isinstance(m, DROPOUTS) and m.training and m.p]
 
     def training(self) -> bool:
         """Whether any module is in train mode."""
         return any(m.training for m in self._named.values())
-
-    def lopsided(self) -> dict[str, str]:
-        """What was watched: layers whose windows do not lie symmetrically on what they read."""
-        return dict(self._lopsided)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -85,15 +82,12 @@ class Layers:
             hasattr(m, "_orig_mod") or isinstance(m, torch.jit.ScriptModule)
             for m in self._named.values()
         )
-        handles = [] if compiled else [
-            module.register_forward_pre_hook(functools.partial(self._note, name))
-            for name, module in self._named.items() if isinstance(module, WINDOWS)
-        ]  # fmt: skip
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self._named.items():
+                if isinstance(module, WINDOWS) and not compiled:
+                    note = functools.partial(self._note, name)
+                    hooks.enter_context(module.register_forward_pre_hook(note))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor):
@@ -101,7 +95,7 @@ class Layers:
         for axis, size in enumerate(args[0].shape[2:]):
             found = _lopsidedness(module, axis, size)
             if found:
-                self._lopsided[name] = found
+                self.lopsided[name] = found
 
 
 @contextlib.contextmanager
@@ -115,20 +109,13 @@ def running_batch_norms() -> Iterator[list[str]]:
         # What runs inside compiled code calls no hook.
         compiled = hasattr(module, "_orig_mod")
         parts = module.modules() if compiled else (module,)
-        names.extend(
-            f"a {type(m).__name__} of {m.num_features} channels"
-            for m in parts
-            if _takes_batch_statistics(m)
-        )
+        norms = filter(_takes_batch_statistics, parts)
+        names.extend(f"a {type(m).__name__} of {m.num_features} channels" for m in norms)
 
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        with warnings.catch_warnings():
-            # A compiled module may call the hook twice, which does no harm.
-            warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
-            yield names
-    finally:
-        handle.remove()
+    with nn.modules.module.register_module_forward_pre_hook(note), warnings.catch_warnings():
+        # A compiled module may call the hook twice, which does no harm.
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)`", UserWarning)
+        yield names
 
 
 def _takes_batch_statistics(module: nn.Module) -> bool:
@@ -173,14 +160,11 @@ def _modules_of(name: str, fn: object, depth: int = 0) -> list[tuple[str, nn.Mod
         inner = [] if (fn.__module__ or "").startswith("torch.") else _variables(fn)
     elif inspect.ismethod(fn):
         owner = fn.__self__
-        inner = [("", owner)] if isinstance(owner, nn.Module) else _attributes(owner)
+        holds = getattr(owner, "__dict__", {}).items()
+        inner = [("", owner)] if isinstance(owner, nn.Module) else holds
     elif callable(fn) and not isinstance(fn, type):
-        inner = _attributes(fn)
+        inner = getattr(fn, "__dict__", {}).items()
     return [found for part, value in inner for found in _modules_of(part or name, value, depth + 1)]
-
-
-def _attributes(owner: object) -> list[tuple[str, object]]:
-    return list(getattr(owner, "__dict__", {}).items())
 
 
 def _numbered(values: Iterable[object]) -> list[tuple[str, object]]:

@@ -14,7 +14,7 @@ from equitune.actions import Action, TrivialAction
 from equitune.testing._batches import copied, output_tensors_of, tensors_of
 from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant
 from equitune.testing._formulas import Formula, RegularFeaturesFormula
-from equitune.testing._interactions import Interactions
+from equitune.testing._interactions import INFLUENCE, Interactions
 from equitune.testing._parts import fault_of_runner, faults_of_weighting
 from equitune.wrappers import RegularFeatures, Symmetrized
 
@@ -33,6 +33,10 @@ def assert_matches_formula(
     weights that are not normalised. Of a wrapper it checks the parts too: that the weights of each
     sample sum to 1 and depend on that sample alone, and that the runner hands on the copy of each
     element once.
+
+    Models of kits are wrappers: each prefix of a text is a sample of a language model, and the
+    tokens of a sequence-to-sequence model are decoded as its runner says, copy by copy, up to the
+    end of each sequence.
 
     Args:
         fn: A wrapper, or a function that claims to compute the formula.
@@ -65,35 +69,33 @@ def assert_matches_formula(
     formula = formula_of(fn) if formula is None else formula
     use = "one such as EquiTuneFormula(backbone, input_action), or None for that of a wrapper"
     require_type("formula", formula, Formula, use)
-    parts = {"fn": fn, **vars(formula), **dict(formula.weighting.named_children())}
-    del parts["weighting"]
-    for name, module in parts.items():
-        trains = isinstance(module, nn.Module) and any(m.training for m in module.modules())
-        called = "fn" if name == "fn" else f"formula.{name}"
+    held = vars(formula) | dict(formula.weighting.named_children())
+    parts = {"fn": fn} | {f"formula.{k}": part for k, part in held.items() if k != "weighting"}
+    for name, part in parts.items():
+        trains = isinstance(part, nn.Module) and any(m.training for m in part.modules())
         use = ".eval(), because batch statistics and dropout mix or change samples"
-        require(not trains, called, "be in eval mode", "modules in train mode", use)
+        require(not trains, name, "be in eval mode", "modules in train mode", use)
     # What follows a submodule has an action of its own, or none: one tensor.
     after = TrivialAction(formula.group)
     action = formula.output_action if formula.submodule is None else after
     tolerance = Tolerance(rtol, atol, slack=10.0)
+
+    def compared(batch: Any) -> Any:
+        return formula.runner.compared(formula, fn(batch))
+
     with torch.no_grad():
-        returned = fn(copied(formula.input_action, x))
-        orbits = formula.orbits(x)
-        expected = output_tensors_of(action, formula.output(orbits))
-        found = tensors_of(action, returned, "fn(x)")
+        found = tensors_of(action, compared(copied(formula.input_action, x)), "fn(x)")
+        expected = output_tensors_of(action, formula(x))
         gap = Gap.between(found, expected, tolerance)
         faults: list[str] = []
-        mixes = False
-        if gap.mismatch is not None or not bool(gap.passes.all()):
-            mixed = Interactions.of(fn, x, (formula.input_action, action), found, tolerance)
+        mixed = Interactions((), ())
+        if not gap.within:
+            mixed = Interactions.of(compared, x, (formula.input_action, action), found, tolerance)
             faults.append(f"fn is not {formula}: {_difference(gap, mixed)}")
-            mixes = not mixed.within
         if own:
             faults += faults_of_weighting(fn, x)
-        if own and not mixes:
-            columns = zip(*[orbit.leaves for orbit in orbits], strict=True)
-            copies = [[torch.cat(leaf) for leaf in zip(*c, strict=True)] for c in columns]
-            faults += fault_of_runner(fn, x, copies, tolerance)
+        if own and mixed.within:
+            faults += fault_of_runner(fn, x, formula, tolerance)
     if faults:
         raise AssertionError("; ".join(faults))
     inputs = tensors_of(formula.input_action, x)
@@ -112,27 +114,22 @@ def _difference(gap: Gap, mixed: Interactions) -> str:
         f"{float(gap.allowed[i]):.3g} is allowed"
     )
     found = found.replace("g fn(x)", "the formula").replace("fn(gx)", "fn(x)")
-    return (
-        found if mixed.within else f"{found}; the samples of a batch influence each other: {mixed}"
-    )
+    return found if mixed.within else f"{found}; {INFLUENCE}: {mixed}"
 
 
-def formula_of(wrapper: object) -> Formula:
-    """The formula of a wrapper of one argument, with any weighting and space."""
-    if not isinstance(wrapper, RegularFeatures | Symmetrized):
-        raise TypeError(
-            f"`fn` must be a wrapper where formula is None, got {described(wrapper)}; use the "
-            "formula, such as EquiTuneFormula(backbone, input_action)"
-        )
-    if not isinstance(wrapper.input_action, Action):
-        raise TypeError(
-            f"`fn` must be a wrapper of one argument, got input actions for "
-            f"{list(wrapper.input_action)}; use a module of one argument, or of one structure with "
-            "a TreeAction"
-        )
+def formula_of(wrapper: Any) -> Formula:
+    """The formula of a wrapper of one argument, with any weighting, runner and space."""
+    known, must = isinstance(wrapper, RegularFeatures | Symmetrized), "be a wrapper"
+    use = "the formula, such as EquiTuneFormula(backbone, input_action)"
+    require(known, "fn", f"{must} where formula is None", described(wrapper), use, TypeError)
     parts = (wrapper.backbone, wrapper.input_action, wrapper.output_action)
+    if not isinstance(wrapper.input_action, Action):
+        got = f"input actions for {list(wrapper.input_action)}"
+        use = "a module of one argument, or of one structure with a TreeAction"
+        require(False, "fn", f"{must} of one argument", got, use, TypeError)
     if isinstance(wrapper, RegularFeatures):
         return RegularFeaturesFormula(*parts)
     return Formula(
-        *parts, weighting=wrapper.weighting, space=wrapper.space, submodule=wrapper.submodule
-    )
+        *parts, weighting=wrapper.weighting, space=wrapper.space, submodule=wrapper.submodule,
+        runner=wrapper.runner,
+    )  # fmt: skip

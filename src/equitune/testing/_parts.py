@@ -10,9 +10,11 @@ from torch import Tensor
 
 from equitune.actions import Action
 from equitune.actions._tree import mapped
+from equitune.runners import Runner
 from equitune.spaces import Space, Values
 from equitune.testing._batches import copied
 from equitune.testing._comparison import RELATIVE_TOLERANCES, Gap, Tolerance
+from equitune.testing._formulas import Formula, Orbit
 from equitune.testing._layers import Layers
 from equitune.weightings import Copies, Weighting
 from equitune.wrappers import Symmetrized
@@ -37,17 +39,20 @@ def faults_of_weighting(fn: object, x: Any) -> tuple[str, ...]:
     return tuple(mix.faults)
 
 
-def fault_of_runner(
-    fn: Any, x: Any, literal: Sequence[Sequence[Tensor]], tolerance: Tolerance
-) -> tuple[str, ...]:
-    """What is wrong with the copies that a runner hands on.
+def fault_of_runner(fn: Any, x: Any, formula: Formula, tolerance: Tolerance) -> tuple[str, ...]:
+    """What is wrong with the copies that a runner hands on; nothing if they are of several means.
 
     Args:
         fn: The wrapper.
         x: A batch, or a structure of batches.
-        literal: For each element g the tensors of g^-1 M(gx).
+        formula: The formula of the wrapper.
         tolerance: How far copies of other batches may be off.
     """
+    if type(fn.runner).literal is not Runner.literal:
+        return ()
+    # For each element g the tensors of g^-1 M(gx).
+    columns = zip(*[Orbit(formula, sample).leaves for sample in formula.samples(x)], strict=True)
+    literal = [[torch.cat(leaf) for leaf in zip(*column, strict=True)] for column in columns]
     mix = TakenCopies(len(literal[0][0]))
     fn.run(mix, copied(fn.input_action, x), (), {})
     same = [[_same(slot, copy, tolerance) for copy in literal] for slot in mix.slots]
@@ -182,6 +187,5 @@ class OneSample(Copies):
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor], tolerance: Tolerance) -> bool:
-    pairs = zip(one, other, strict=True)
-    gap = Gap.between([a.to(b.dtype) for a, b in pairs], other, tolerance)
-    return gap.mismatch is None and bool(gap.passes.all())
+    found = [a.to(b.dtype) for a, b in zip(one, other, strict=True)]
+    return Gap.between(found, other, tolerance).within

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from equitune.testing._comparison import Gap
 from equitune.testing._diagnosis import find_causes
+from equitune.testing._interactions import INFLUENCE
 from equitune.testing._trial import Trial
 
 SHOWN_ROWS = 24
@@ -51,20 +52,13 @@ class ElementErrors:
     @classmethod
     def of(cls, gap: Gap, names: Sequence[str], g: int | Tensor) -> ElementErrors:
         """The row of one element, or of one element per sample."""
-        sample = gap.worst
+        sample, mixed = gap.worst, isinstance(g, Tensor)
         element = int(g[sample]) if isinstance(g, Tensor) else g
-        absolute, scale = float(gap.absolute[sample]), float(gap.scale[sample])
+        numbers = (gap.absolute, gap.scale, gap.allowed)
+        absolute, scale, allowed = (float(column[sample]) for column in numbers)
         relative = absolute / scale if scale else absolute * math.inf if absolute else 0.0
-        return cls(
-            element,
-            names[element],
-            isinstance(g, Tensor),
-            sample,
-            absolute,
-            relative,
-            float(gap.allowed[sample]),
-            bool(gap.passes.all()),
-        )
+        name, passed = names[element], gap.within
+        return cls(element, name, mixed, sample, absolute, relative, allowed, passed)
 
     @property
     def excess(self) -> float:
@@ -109,12 +103,12 @@ class EquivarianceReport:
             symmetry: What a function that passes is called in the message.
         """
         names = trial.group.names
-        gaps: list[tuple[Gap, int | Tensor]] = [(gap, g) for g, gap in enumerate(trial.gaps)]
-        gaps.append((trial.mixed_gap, trial.each))
-        errors = tuple(ElementErrors.of(gap, names, g) for gap, g in gaps)
+        elements = (*trial.group.elements, trial.each)
+        pairs = zip(trial.all_gaps, elements, strict=True)
+        errors = tuple(ElementErrors.of(gap, names, g) for gap, g in pairs)
         failure, notes = _failure(trial, errors, symmetry), _notes(trial)
         causes: tuple[str, ...] = ()
-        if failure and not _holds_nan(trial):
+        if failure and _nan_place(trial) is None:
             try:
                 causes = find_causes(trial)
             except Exception as error:
@@ -138,11 +132,10 @@ class EquivarianceReport:
 
     def message(self) -> str:
         """All of it, for people: the failure, its causes, the table and the notes."""
-        lines = [self.failure or "no difference above what is allowed"]
-        if self.causes:
-            lines += ["", "It looks like:", *(f"  - {cause}" for cause in self.causes)]
-        lines += ["", str(self)]
-        return "\n".join(lines)
+        failure = self.failure or "no difference above what is allowed"
+        causes = [f"  - {cause}" for cause in self.causes]
+        looks = ["", "It looks like:", *causes] if causes else []
+        return "\n".join([failure, *looks, "", str(self)])
 
     def __str__(self) -> str:
         shown = self.errors
@@ -163,13 +156,15 @@ class EquivarianceReport:
 
 
 def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> str | None:
-    if _holds_nan(trial):
+    place = _nan_place(trial)
+    if place is not None:
         return (
-            f"fn returns nan {_nan_place(trial)}, so that nothing can be said about symmetry; look "
-            "for a division by 0, a log of 0 or a softmax of -inf alone"
+            f"fn returns nan {place}, so that nothing can be said about symmetry; look for a "
+            "division by 0, a log of 0 or a softmax of -inf alone"
         )
-    mode = " although it is in eval mode" if _in_eval_mode(trial) else ""
-    if not bool(trial.repeat_gap.passes.all()):
+    evaluates = trial.layers.are_known and not trial.layers.training()
+    mode = " although it is in eval mode" if evaluates else ""
+    if not trial.repeat_gap.within:
         again = ElementErrors.of(trial.repeat_gap, trial.group.names, 0)
         return (
             f"fn is random{mode}: a second call with the same x differs by {again.absolute:.3g} "
@@ -183,14 +178,12 @@ def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> st
             f"fn is random{mode}: it draws from torch's global generator, so that its differences "
             "look like those of a missing symmetry; let it draw nothing"
         )
-    for gap in trial.all_gaps:
-        if gap.mismatch is not None:
-            return f"not {symmetry}: {gap.mismatch}; check output_action"
+    if trial.mismatch is not None:
+        return f"not {symmetry}: {trial.mismatch}; check output_action"
     if trial.within:
         return (
-            f"the samples of a batch influence each other: {trial.interactions}; what fn returns "
-            "for a sample must not depend on the others (for a wrapper these are the copies of "
-            "all samples)"
+            f"{INFLUENCE}: {trial.interactions}; what fn returns for a sample must not depend on "
+            "the others (for a wrapper these are the copies of all samples)"
         )
     row = max(errors, key=lambda row: row.excess)
     gap = trial.mixed_gap if row.mixed else trial.gaps[row.element]
@@ -199,31 +192,20 @@ def _failure(trial: Trial, errors: Sequence[ElementErrors], symmetry: str) -> st
     return f"not {symmetry}: fn(gx) differs from g fn(x) {row}{where}"
 
 
-def _holds_nan(trial: Trial) -> bool:
-    return any(bool(gap.absolute.isnan().any()) for gap in (*trial.all_gaps, trial.repeat_gap))
-
-
-def _nan_place(trial: Trial) -> str:
+def _nan_place(trial: Trial) -> str | None:
+    """Where the outputs hold NaN; None if none does."""
     for g, gap in enumerate(trial.gaps):
-        if bool(gap.absolute.isnan().any()):
+        if gap.nan is not None:
             name = f"gx with element {g} ({trial.group.names[g]})" if g else "x itself"
-            return f"at sample {int(gap.absolute.isnan().nonzero()[0])} for {name}"
-    if bool(trial.mixed_gap.absolute.isnan().any()):
-        sample = int(trial.mixed_gap.absolute.isnan().nonzero()[0])
+            return f"at sample {gap.nan} for {name}"
+    if trial.mixed_gap.nan is not None:
+        sample = trial.mixed_gap.nan
         return f"at sample {sample} in a batch in which each sample has its own element"
-    return "for one call with x, and not for another"
-
-
-def _in_eval_mode(trial: Trial) -> bool:
-    return trial.layers.are_known and not trial.layers.training()
+    return None if trial.repeat_gap.nan is None else "for one call with x, and not for another"
 
 
 def _notes(trial: Trial) -> tuple[str, ...]:
-    notes = []
-    unseen = trial.unseen()
-    if unseen:
-        names = ", ".join(trial.group.names[g] for g in unseen)
-        notes.append(f"x is symmetric: {names} change no sample of it; random samples see more")
-    if trial.is_constant:
-        notes.append(CONSTANT)
-    return (*notes, *trial.interactions.notes)
+    unseen, constant = trial.unseen(), (CONSTANT,) if trial.is_constant else ()
+    seen_by = f"{unseen} change no sample of it; random samples see more"
+    still = (f"x is symmetric: {seen_by}",) if unseen else ()
+    return (*still, *constant, *trial.interactions.notes)

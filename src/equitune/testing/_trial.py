@@ -15,6 +15,7 @@ from torch import Tensor
 from equitune._checks import described, naming, require, require_type
 from equitune.actions import Action, Drop, TreeAction, TrivialAction
 from equitune.actions._tree import children, holds_tensor
+from equitune.functional import can_be_averaged
 from equitune.groups import FiniteGroup
 from equitune.testing._batches import (
     check_batch,
@@ -80,7 +81,12 @@ class Trial:
     @property
     def within(self) -> bool:
         """Whether every difference of fn(gx) from g fn(x) is within what is allowed."""
-        return all(bool(gap.passes.all()) for gap in self.all_gaps)
+        return all(gap.within for gap in self.all_gaps)
+
+    @property
+    def mismatch(self) -> str | None:
+        """What cannot be compared at all, such as outputs of two shapes; None if all can."""
+        return next((gap.mismatch for gap in self.all_gaps if gap.mismatch is not None), None)
 
     @property
     def is_constant(self) -> bool:
@@ -98,29 +104,32 @@ class Trial:
     def fixed(self) -> Tensor:
         """(|G|, B) bool: whether gx and x are the same at a sample."""
         leaves = tensors_of(self.input_action, self.x)
-        rows = []
-        for g in self.group.elements:
-            moved = tensors_of(self.input_action, self.input_action.transform(self.x, g))
-            pairs = [[*zip(*pair, strict=True)] for pair in zip(leaves, moved, strict=True)]
-            rows.append([all(torch.equal(*pair) for pair in sample)
-                         for sample in zip(*pairs, strict=True)])  # fmt: skip
-        return torch.tensor(rows, device="cpu")
+        moved = [
+            tensors_of(self.input_action, self.input_action.transform(self.x, g))
+            for g in self.group.elements
+        ]
+        samples = range(len(leaves[0]))
+        same = [
+            [all(torch.equal(y[i], x[i]) for x, y in zip(leaves, copy, strict=True))
+             for i in samples] for copy in moved
+        ]  # fmt: skip
+        return torch.tensor(same, device="cpu")
 
     def doubts(self) -> list[str]:
         """What the output holds that its action cannot be meant for, such as boxes in pixels."""
         leaves = self.output_action.flatten(self.reference)
         return [doubt for action, leaf in leaves for doubt in action.doubts(leaf)]
 
-    def unseen(self) -> list[int]:
-        """The elements that change no sample of x, though they change other inputs."""
+    def unseen(self) -> str:
+        """The names of the elements that change no sample of x, though they change others."""
         still = [g for g in self.group.elements if g and bool(self.fixed[g].all())]
         leaves = tensors_of(self.input_action, self.x)
-        if not still or not all(leaf.is_floating_point() for leaf in leaves):
-            return still
-        generator = torch.Generator("cpu").manual_seed(0)
-        random = [torch.rand(y.shape, generator=generator, device="cpu").to(y) for y in leaves]
-        other = dataclasses.replace(self, x=self.input_action.unflatten(self.x, random))
-        return [g for g in still if not bool(other.fixed[g].all())]
+        if still and all(leaf.is_floating_point() for leaf in leaves):
+            generator = torch.Generator("cpu").manual_seed(0)
+            random = [torch.rand(y.shape, generator=generator, device="cpu").to(y) for y in leaves]
+            other = dataclasses.replace(self, x=self.input_action.unflatten(self.x, random))
+            still = [g for g in still if not bool(other.fixed[g].all())]
+        return ", ".join(self.group.names[g] for g in still)
 
 
 def run_trial(
@@ -146,25 +155,23 @@ def run_trial(
         reference = copied(act, returned)
         each = one_element_each(input_action, x)
 
+        own, sizes = tensors_of(act, reference), _sizes(tensors_of(input_action, x))
+
         def run(g: int | Tensor) -> tuple[list[Tensor], Gap]:
             found = fn(copied(input_action, input_action.transform(x, g)))
             try:
                 leaves = [leaf.detach().clone() for leaf in tensors_of(act, found, "fn(gx)")]
             except (TypeError, ValueError) as error:
                 return [], Gap.without_comparison(f"fn(gx) is not like fn(x): {error}")
-            return leaves, Gap.between(leaves, tensors_of(act, moved(g)), tolerance, sizes)
-
-        def moved(g: int | Tensor) -> Any:
             # Outputs may be on another device than inputs.
-            device = tensors_of(act, reference)[0].device
-            return act.transform(reference, g if isinstance(g, int) else g.to(device))
+            moved = act.transform(reference, g if isinstance(g, int) else g.to(own[0].device))
+            return leaves, Gap.between(leaves, tensors_of(act, moved), tolerance, sizes)
 
-        own, sizes = tensors_of(act, reference), _sizes(tensors_of(input_action, x))
         runs = [(own, Gap.between(own, own, tolerance)), *(run(g) for g in group.elements[1:])]
         outputs, gaps = zip(*runs, strict=True)
         _, mixed_gap = run(each)
         # The second fn(x) comes last, so that it can look for the causes of what was found.
-        right = all(bool(gap.passes.all()) for gap in (*gaps, mixed_gap))
+        right = all(gap.within for gap in (*gaps, mixed_gap))
         with contextlib.nullcontext() if right else layers.watched():
             _, repeat_gap = run(0)
         interactions = Interactions.of(fn, x, (input_action, act), own, tolerance)
@@ -197,12 +204,9 @@ def invariance_of(output: Any, group: FiniteGroup) -> Action:
 
 def _sizes(leaves: list[Tensor]) -> Tensor:
     """(B,) float64, the largest number that is computed with at each sample."""
-    sizes = torch.zeros(len(leaves[0]), dtype=torch.float64, device="cpu")
-    for leaf in leaves:
-        if leaf.is_floating_point() or leaf.is_complex():
-            largest = magnitudes(leaf).reshape(len(leaf), -1).amax(dim=1)
-            sizes = torch.maximum(sizes, largest.cpu())
-    return sizes
+    none = torch.zeros(len(leaves[0]), dtype=torch.float64, device="cpu")
+    numbers = [magnitudes(y).reshape(len(y), -1) for y in leaves if can_be_averaged(y)]
+    return torch.stack([none, *[sizes.amax(dim=1).cpu() for sizes in numbers]]).amax(dim=0)
 
 
 def check_arguments(fn: object, x: Any, input_action: Any, output_action: Any) -> None:

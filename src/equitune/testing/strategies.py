@@ -21,14 +21,7 @@ from torch import Tensor, nn
 from equitune._checks import require, require_flag, require_int, require_ints, require_type
 from equitune.actions import Action, ImageAction, PermutationAction, TokenAction
 from equitune.actions._arguments import require_group
-from equitune.groups import (
-    FiniteGroup,
-    cyclic,
-    dihedral,
-    generate_permutations,
-    symmetric,
-    trivial,
-)
+from equitune.groups import FiniteGroup, cyclic, dihedral, generate_permutations, symmetric, trivial
 from equitune.groups._axioms import generated
 from equitune.testing._models import Architecture, model_family
 
@@ -136,9 +129,8 @@ def elements(group: FiniteGroup) -> st.SearchStrategy[int]:
 def element_batches(group: FiniteGroup, size: int) -> st.SearchStrategy[Tensor]:
     """An element for each of ``size`` samples, (size,) int64."""
     size = require_int("size", size, "the number of samples", least=0)
-    return st.lists(elements(group), min_size=size, max_size=size).map(
-        lambda drawn: torch.tensor(drawn, dtype=torch.int64)
-    )
+    drawn = st.lists(elements(group), min_size=size, max_size=size)
+    return drawn.map(lambda each: torch.tensor(each, dtype=torch.int64))
 
 
 @st.composite
@@ -257,24 +249,20 @@ def token_batches(
     Raises:
         ValueError: If a number is below 1, so that nothing could move.
     """
-    if not isinstance(vocab, int):
-        require_type("vocab", vocab, TokenAction, "the number of ids, or an action on them")
+    use, several = "the number of ids, or an action on them", "a number of tokens, or a strategy"
+    action = None if isinstance(vocab, int) else require_type("vocab", vocab, TokenAction, use)
     if not isinstance(length, int):
-        require_type("length", length, st.SearchStrategy, "a number of tokens, or a strategy")
+        require_type("length", length, st.SearchStrategy, several)
     require_int("max_batch", max_batch, "the largest number of samples", least=1)
-    size = vocab if isinstance(vocab, int) else vocab.vocabulary_size
+    known = vocab if action is None else action.vocabulary_size
+    size = require_int("vocab", known, "1 id or more", least=1)
+    rows: Sequence[object] = () if action is None else action.permutations
+    moving = [g for g, row in enumerate(rows) if row != rows[0]]
     steps = length if isinstance(length, int) else draw(length)
-    moving: list[int] = []
-    if not isinstance(vocab, int):
-        identity = vocab.permutations[0]
-        moving = [g for g, row in enumerate(vocab.permutations) if row != identity]
-    require_int("vocab", size, "1 id or more", least=1)
     require_int("length", steps, "the number of tokens", least=1 if moving else 0)
     shape = (draw(st.integers(1, max_batch)), steps)
     ids = npst.arrays(np.int64, shape, elements=st.integers(0, size - 1)).map(torch.from_numpy)
-    if isinstance(vocab, int):
-        return draw(ids)
-    return draw(ids.filter(lambda x: _all_change(vocab, moving, x)))
+    return draw(ids if action is None else ids.filter(lambda x: _all_change(action, moving, x)))
 
 
 @st.composite
@@ -305,13 +293,8 @@ def permutation_actions(
         for g in group.elements:
             rows[g] += [start + point for point in kind[g]]
     numbers = _shuffled(draw(SEEDS), len(rows[0]))
-    renumbered = []
-    for row in rows:
-        moved = [0] * len(row)
-        for i, j in enumerate(row):
-            moved[numbers[i]] = numbers[j]
-        renumbered.append(moved)
-    return PermutationAction(group, renumbered, dim)
+    places = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return PermutationAction(group, [[numbers[row[i]] for i in places] for row in rows], dim)
 
 
 @lru_cache(maxsize=256)
@@ -325,11 +308,9 @@ def _coset_actions(group: FiniteGroup) -> tuple[tuple[tuple[int, ...], ...], ...
     for members in subgroups:
         cosets = group.left_cosets(group.subgroup(members))
         place = {g: i for i, coset in enumerate(cosets) for g in coset}
-        actions.append(
-            tuple(
-                tuple(place[group.compose(g, coset[0])] for coset in cosets) for g in group.elements
-            )
-        )
+        firsts = [coset[0] for coset in cosets]
+        rows = (tuple(place[table[g][first]] for first in firsts) for g in group.elements)
+        actions.append(tuple(rows))
     # By the rows as well, so that the order does not depend on that of a set.
     return tuple(sorted(actions, key=lambda rows: (len(rows[0]), rows)))
 

@@ -156,6 +156,25 @@ class Prefixes(Runner):
                 ran.append((part, rows))
         return mix(PrefixCopies(self, ran, chosen))
 
+    def literal(self, formula: Any, x: Tensor) -> Tensor:
+        """The logarithm of p(v | X) = sum_g w_g(X) p_M(gv | gX) for each prefix X of a text."""
+
+        def last(positions: Tensor) -> Tensor:
+            return positions[:, -1]
+
+        scores = formula.on(function=lambda ids: last(formula.backbone(ids).logits), rows=last)
+        general, found = self.general.on(x.device), []
+        for length in range(1, x.shape[1] + 1):
+            mean = scores.mean(x[:, :length]).log_softmax(-1)
+            plain = scores.run(x[:, :length]).log_softmax(-1)
+            found.append(mean.index_copy(-1, general, plain[:, general]).log_softmax(-1))
+        return torch.stack(found, dim=1)
+
+    def compared(self, formula: Any, output: Any) -> Tensor:
+        """Log-probabilities: the scale of logits is not that of the definition."""
+        scores: Tensor = output.logits.log_softmax(-1)
+        return scores
+
     def _pass(self, call: Call, tokens: Tensor, options: dict[str, Any], wanted: int) -> Ran:
         """What the model gives for the last ``wanted`` columns of some rows."""
         wanted = max(wanted, 1)
