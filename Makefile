@@ -77,7 +77,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/pictures.py
 
 clean:
-	rm -rf .venv .venv-* docs/_build docs/gallery docs/notebooks/*.ipynb dist build
+	rm -rf .venv .venv-* docs/_build docs/api/generated docs/gallery docs/notebooks/*.ipynb dist build
 
 # Named one by one: make would remove what it makes by an implicit rule.
 VENVS := .venv .venv-newest .venv-oldest .venv-lock

@@ -37,6 +37,7 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a drawing of a {}.",
     "a picture with a {} in it.",
 )
+"""Seven prompts, with ``{}`` in the place of the name of a class."""
 
 PHOTO_TEMPLATES: tuple[str, ...] = (
     *DEFAULT_TEMPLATES,
@@ -59,6 +60,7 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
     "here is a {}.",
     "this is what a {} looks like.",
 )  # fmt: skip
+"""Prompts in the form that is usual for CLIP: many kinds of photographs and pictures."""
 
 
 def embed_classes(
