@@ -51,6 +51,7 @@ types: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python tools/check_links.py docs/_build/html
 
 benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/cifar10_zero_shot.py

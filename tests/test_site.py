@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import check_links
 import equitune
 import public_names
 
@@ -79,6 +80,24 @@ def test_search_takes_names_apart(name, parts):
     assert search_words.parts(name) == parts
     words = search_words.SearchNames({}).split(f"the {name} of")
     assert words == ["the", name, "of", *parts]
+
+
+def test_links_from_source_code_name_the_place_on_the_page():
+    wrong = '"../api/generated/equitune.weightings.Copies.html#equitune.Copies.own"'
+    right = '"../api/generated/equitune.weightings.Copies.html#equitune.weightings.Copies.own"'
+    assert linked_names.mended(wrong) == linked_names.mended(right) == right
+    other = '"../api/generated/equitune.losses.entropy.html#equitune.losses.entropy"'
+    assert linked_names.mended(other) == other
+
+
+def test_broken_links_are_noticed(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"></a><a href="b.html#there"></a><a href="b.html#gone"></a>'
+        '<a href="c.html"></a><a href="sub/"></a><img src="p.png"><a href="https://x.org/y"></a>'
+    )
+    (tmp_path / "b.html").write_text('<h1 id="there"></h1>')
+    (tmp_path / "p.png").touch()
+    assert check_links.broken(tmp_path) == ["a.html: b.html#gone", "a.html: c.html", "a.html: sub/"]
 
 
 def test_the_version_of_the_site_is_that_of_the_package():

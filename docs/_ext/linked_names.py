@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import re
 from typing import Any
 
 from docutils import nodes
@@ -20,6 +21,11 @@ QUIET = (
     nodes.caption,
     addnodes.pending_xref,
     addnodes.desc_signature,
+)
+
+BACK = re.compile(
+    r"(?P<page>generated/(?P<package>(?:\w+\.)+)(?P<name>\w+)\.html#)"
+    r"(?:\w+\.)*?(?P<place>(?P=name)\b)"
 )
 
 
@@ -96,7 +102,24 @@ def fill_constants(
         lines[:] = [*public_names.comment(name).splitlines(), ""]
 
 
+def mended(source: str) -> str:
+    """A page of source code, whose links to the API name the place that the object has there.
+
+    `viewcode` takes all objects of one file for those of one package.
+    """
+    return BACK.sub(r"\g<page>\g<package>\g<place>", source)
+
+
+def mend_back_links(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Mends the pages that `viewcode` writes."""
+    if page.startswith("_modules/") and "body" in context:
+        context["body"] = mended(context["body"])
+
+
 def setup(app: Sphinx) -> None:
     app.add_transform(LinkNames)
     app.connect("missing-reference", follow_other_names)
+    app.connect("html-page-context", mend_back_links)
     app.connect("autodoc-process-docstring", fill_constants)
