@@ -57,7 +57,10 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 
 # Pages of the API, one for each name; `audit` would replace `Audit` where case makes no difference.
-autosummary_context = {"own_members": public_names.own_members}
+autosummary_context = {
+    "own_members": public_names.own_members,
+    "guides": public_names.guides,
+}
 autosummary_filename_map = {"equitune.audit.audit": "equitune.audit.audit_function"}
 
 napoleon_google_docstring = True

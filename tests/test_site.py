@@ -50,6 +50,14 @@ def test_members_are_those_that_the_package_documents():
     assert public_names.own_members("equitune.Explanation") == []
 
 
+def test_pages_name_the_guides_that_use_them():
+    assert "/guides/text" in public_names.guides("equitune.text.EquiLM")
+    assert "/guides/testing" in public_names.guides("equitune.testing.strategies.images")
+    assert public_names.guides("equitune.losses.nothing") == []
+    # What is only a word in a sentence is no use of `audit`.
+    assert "/start/choosing" not in public_names.guides("equitune.audit.audit")
+
+
 def test_constants_have_a_docstring_below_them():
     constants = [name for name in public_names.pages() if not callable(public_names.load(name))]
     assert "equitune.vision.DEFAULT_TEMPLATES" in constants

@@ -23,6 +23,7 @@ QUIET = (
     addnodes.desc_signature,
 )
 
+CALL = re.compile(r"\(.*\)$")
 BACK = re.compile(
     r"(?P<page>generated/(?P<package>(?:\w+\.)+)(?P<name>\w+)\.html#)"
     r"(?:\w+\.)*?(?P<place>(?P=name)\b)"
@@ -53,8 +54,7 @@ class LinkNames(SphinxTransform):
     def apply(self, **kwargs: Any) -> None:
         linked = set()
         for literal in list(self.document.findall(nodes.literal)):
-            text = literal.astext()
-            name = targets().get(text.removesuffix("()"))
+            name = targets().get(CALL.sub("", literal.astext()))
             section = self._section(literal)
             if name is None or section is None or (section, name) in linked:
                 continue

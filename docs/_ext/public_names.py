@@ -8,10 +8,15 @@ import importlib
 import inspect
 import itertools
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
 import equitune
+
+DOCS = Path(__file__).resolve().parents[1]
+WRITTEN = ("start/*.md", "guides/**/*.md", "guarantees.md")
+"""The pages that users read first."""
 
 
 def modules() -> list[str]:
@@ -73,6 +78,17 @@ def comment(name: str) -> str:
                 ) if target == constant:
                     return inspect.cleandoc(text)
     return ""
+
+
+def guides(name: str) -> list[str]:
+    """The pages that use a name, in their text or in their code."""
+    word = name.rpartition(".")[2]
+    # Some names are words too, and count where they are called or imported only.
+    is_word = word.isalpha() and word == word.lower()
+    use = re.compile(rf"\b{word}\(|import .*\b{word}\b" if is_word else rf"\b{word}\b")
+    written = [path for part in WRITTEN for path in sorted(DOCS.glob(part))]
+    found = [path for path in written if use.search(path.read_text())]
+    return [f"/{path.relative_to(DOCS).with_suffix('').as_posix()}" for path in found]
 
 
 def own_members(name: str) -> list[str]:
