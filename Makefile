@@ -51,6 +51,7 @@ types: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python tools/check_links.py docs/_build/html
 
 # Links that lead out of the site; it needs a network.
 links: .venv/.dev
@@ -81,7 +82,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/pictures.py
 
 clean:
-	rm -rf .venv .venv-* docs/_build docs/gallery docs/notebooks/*.ipynb dist build
+	rm -rf .venv .venv-* docs/_build docs/api/generated docs/gallery docs/notebooks/*.ipynb dist build
 
 # Named one by one: make would remove what it makes by an implicit rule.
 VENVS := .venv .venv-newest .venv-oldest .venv-lock

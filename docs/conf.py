@@ -12,6 +12,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import inventories  # noqa: E402
+import public_names  # noqa: E402
 from search_words import SearchNames  # noqa: E402
 
 project = "equitune"
@@ -21,6 +22,7 @@ release = equitune.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -28,11 +30,14 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
+    "linked_names",
 ]
-exclude_patterns = ["_build", "_ext", "gallery/*.ipynb"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_ext", "_templates", "gallery/*.ipynb"]
 
 # Every reference has to lead somewhere; those to other libraries lead out of this site.
 nitpicky = True
+suppress_warnings = ["config.cache"]  # of functions among the options
 nitpick_ignore_regex = [
     (
         r"py:.*",
@@ -42,7 +47,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"Tensor|Module|Parameter|Size|Figure|Any|Callable|Sequence|Mapping|Iterable"),
     # Annotations that abbreviate, and what is behind a public class.
     (r"py:class", r"equitune\..*\b_\w+\..*|Actions|AnchorShapes|BoxFormat|Gradient|Method"),
-    (r"py:class", r"Permutations|Scaled|Scorer"),
+    (r"py:class", r"Permutations|Scaled|Scorer|abc\..*"),
 ]
 intersphinx_mapping = inventories.reachable()
 
@@ -50,6 +55,13 @@ html_theme = "furo"
 html_title = "equitune"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+
+# Pages of the API, one for each name; `audit` would replace `Audit` where case makes no difference.
+autosummary_context = {
+    "own_members": public_names.own_members,
+    "guides": public_names.guides,
+}
+autosummary_filename_map = {"equitune.audit.audit": "equitune.audit.audit_function"}
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -79,6 +91,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("equitune",),
+    "reference_url": {"equitune": None},
     "abort_on_example_error": True,
     "min_reported_time": 60,
     "download_all_examples": False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 import tempfile
 import warnings
@@ -21,6 +22,7 @@ import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
+import equitune
 from equitune import (
     Best,
     Canonical,
@@ -70,8 +72,6 @@ from equitune import (
 from equitune.runners import Batches, Loop
 from equitune.spaces import Probabilities
 from equitune.testing import strategies
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -887,11 +887,11 @@ def annotations(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def public_names() -> dict[str, Any]:
-    """What can be called of the modules that the API pages list."""
-    pages = (ROOT / "docs" / "api" / "index.rst").read_text()
-    modules = re.findall(r"automodule:: equitune\.([\w.]+)", pages)
+    """What can be called of the modules that users import from."""
+    modules = [m.name for m in pkgutil.walk_packages(equitune.__path__, "equitune.")]
     found = {}
-    for module in modules:
-        loaded = importlib.import_module(f"equitune.{module}")
-        found.update({f"{module}.{name}": getattr(loaded, name) for name in loaded.__all__})
+    for module in (name for name in modules if "._" not in name):
+        loaded = importlib.import_module(module)
+        short = module.removeprefix("equitune.")
+        found.update({f"{short}.{name}": getattr(loaded, name) for name in loaded.__all__})
     return {name: value for name, value in found.items() if callable(value)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import offline
 import render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +20,6 @@ PAGES = [
     ),
 ]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# The hub is out of reach of the tests: the same code, with random weights.
-OFFLINE = ('weights="DEFAULT"', "weights=None")
 
 
 def name_of(page):
@@ -30,9 +29,9 @@ def name_of(page):
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name_of)
 def test_code_blocks_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {}
+    namespace = {"offline": offline}
     for block in BLOCK.findall(page.read_text()):
-        exec(compile(block.replace(*OFFLINE), str(page), "exec"), namespace)
+        exec(compile(offline.without_hub(block), str(page), "exec"), namespace)
 
 
 def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):

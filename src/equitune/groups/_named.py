@@ -50,8 +50,9 @@ def c4() -> FiniteGroup:
 
 
 def d4() -> FiniteGroup:
-    """The symmetries of the square, ``dihedral(4)``: ``r^0 .. r^3``, then ``s r^0 .. s r^3``.
+    """The symmetries of the square, ``dihedral(4)``: four rotations, then four reflections.
 
+    The elements are ``r^0``, ..., ``r^3``, ``s r^0``, ..., ``s r^3``.
     ``r`` is the rotation by 90 degrees counter-clockwise, as in ``torch.rot90``; ``s`` is the
     horizontal flip (left and right change places), done after the rotation.
     """

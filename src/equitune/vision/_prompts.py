@@ -26,6 +26,7 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a small {}.", "a photo of a large {}.", "a drawing of a {}.",
     "a picture with a {} in it.",
 )  # fmt: skip
+"""Seven prompts, with ``{}`` in the place of the name of a class."""
 
 PHOTO_TEMPLATES: tuple[str, ...] = (
     *DEFAULT_TEMPLATES,
@@ -45,6 +46,7 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
     "a toy {}.", "a statue of a {}.", "a {} in a film.", "here is a {}.",
     "this is what a {} looks like.",
 )  # fmt: skip
+"""Prompts in the form that is usual for CLIP: many kinds of photographs and pictures."""
 
 
 def embed_classes(
