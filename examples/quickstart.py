@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -24,11 +26,6 @@ from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import negative_log_max_probability
 from equitune.weight_nets import ConvWeightNet
 from experiment import IMAGE_DIMS, Measured, measure, relative_times, train_weight_net
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib import style
-from matplotlib.axes import Axes
 
 SEED = 0
 TURNS = (0, 90, 180, 270)
@@ -133,9 +130,8 @@ def draw(models: dict[str, nn.Module], shown: Shown, path: Path) -> None:
     wrappers = {name: model for name, model in models.items() if name != "plain"}
     columns, count = 4 + len(wrappers), len(shown.labels)
     with style.context("equitune.viz.style"):
-        figure, axes = plt.subplots(
-            count, columns, figsize=(1.45 * columns, 1.75 * count + 0.2), squeeze=False
-        )
+        figure = Figure(figsize=(1.45 * columns, 1.5 * count + 0.2))
+        axes = figure.subplots(count, columns, squeeze=False)
         for axis, turn in zip(axes[0], TURNS, strict=False):
             axis.set_title(f"turned by {turn}°")
         for axis, name in zip(axes[0, 4:], wrappers, strict=True):
@@ -164,7 +160,6 @@ def draw(models: dict[str, nn.Module], shown: Shown, path: Path) -> None:
                 axis.set_ylabel("weight")
                 say(axis, "says ", int(explanation.output.argmax()), label, shown.names)
         figure.savefig(path)
-    plt.close(figure)
 
 
 def say(axis: Axes, start: str, answer: int, label: int, names: list[str]) -> None:
