@@ -74,7 +74,7 @@ for name, answers in said.items():
 plt.style.use("equitune.viz.style")
 figure, axes = plt.subplot_mosaic([[0, 1, 2, 3], ["lines"] * 4], figsize=(7, 5.2), height_ratios=[3, 4])
 right = (said["plain"][0] == labels) & (said["EquiZero"][0] == labels)
-shown = int((right & (said["plain"] != labels).any(0)).int().argmax())
+shown = int((right * (said["plain"] != labels).sum(0)).argmax())
 low, high = images[shown].min(), images[shown].max()
 for g in range(4):
     turned = action.transform(images[shown : shown + 1], g)[0]
