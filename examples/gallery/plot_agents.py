@@ -2,17 +2,17 @@
 An agent that sees mirror images alike
 ======================================
 
-A pole that falls to the left is the mirror image of one that falls to the right. An agent that was
-trained for a short while has learned one side better than the other. ``symmetrize`` gives it the
-symmetry, without further training.
+A pole that falls to the left is the mirror image of one that falls to the right. An agent that
+was trained for a short while has learned one side better than the other. ``symmetrize`` gives it
+the symmetry, without further training.
 """
 
 # %%
 # A trained agent
 # ---------------
 #
-# A few seconds of PPO on CartPole, with Stable-Baselines3. Yours would be
-# ``PPO.load("cartpole", env=...)``.
+# A few seconds of PPO on CartPole, with Stable-Baselines3. Yours would be ``PPO.load("cartpole",
+# env=...)``.
 
 import gymnasium
 import matplotlib.pyplot as plt
@@ -42,8 +42,8 @@ agent.learn(3072)
 # Is it a symmetry of the environment?
 # ------------------------------------
 #
-# The mirror negates all four observations and exchanges left and right. ``check_symmetry`` steps the
-# environment from mirrored states and compares.
+# The mirror negates all four observations and exchanges left and right. ``check_symmetry`` steps
+# the environment from mirrored states and compares.
 
 mirror = cartpole_mirror()
 print(check_symmetry(gymnasium.make("CartPole-v1"), mirror))
@@ -52,8 +52,9 @@ print(check_symmetry(gymnasium.make("CartPole-v1"), mirror))
 # The symmetric agent
 # -------------------
 #
-# It has its own weights and its own optimizer, and could be trained further like the agent itself. One
-# agent shows little: the page of results has five seeds, and the gain is not the same for each.
+# It has its own weights and its own optimizer, and could be trained further like the agent
+# itself. One agent shows little: the page of results has five seeds, and the gain is not the same
+# for each.
 
 symmetric = symmetrize(agent, mirror, EquiTune)
 agents = {"plain": agent, "EquiTune": symmetric}
@@ -69,10 +70,10 @@ for name, model in agents.items():
 # What it does
 # ------------
 #
-# The probability to push to the right, for each angle and angular velocity of the pole, with the cart
-# in the middle. A half turn of the picture exchanges mirrored states: for a symmetric agent it
-# exchanges the colours and changes nothing else. The black line is where the agent is undecided; the
-# symmetric agent's passes through the middle.
+# The probability to push to the right, for each angle and angular velocity of the pole, with the
+# cart in the middle. A half turn of the picture exchanges mirrored states: for a symmetric agent
+# it exchanges the colours and changes nothing else. The black line is where the agent is
+# undecided; the symmetric agent's passes through the middle.
 
 angles, speeds = np.meshgrid(np.linspace(-0.2, 0.2, 81), np.linspace(-1.5, 1.5, 81))
 states = np.zeros((angles.size, 4), dtype=np.float32)

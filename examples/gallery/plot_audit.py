@@ -2,17 +2,18 @@
 An audit of a classifier
 ========================
 
-How much do the predictions of a classifier change when its images are turned and mirrored? ``audit``
-measures it for the model and for wrappers around it. On the command line, ``equitune audit`` does the
-same on a folder of images, writes a report, and fails a build where a limit is exceeded.
+How much do the predictions of a classifier change when its images are turned and mirrored?
+``audit`` measures it for the model and for wrappers around it. On the command line, ``equitune
+audit`` does the same on a folder of images, writes a report, and fails a build where a limit is
+exceeded.
 """
 
 # %%
 # A classifier
 # ------------
 #
-# With ``EQUITUNE_DATA`` set, a ResNet-20 that was trained on CIFAR-10 with horizontal flips. Without
-# it, a small network that learns scikit-learn's digits first.
+# With ``EQUITUNE_DATA`` set, a ResNet-20 that was trained on CIFAR-10 with horizontal flips.
+# Without it, a small network that learns scikit-learn's digits first.
 
 import sys
 
@@ -40,8 +41,8 @@ else:
 # The audit
 # ---------
 #
-# ``d4()`` has the four rotations, and the four rotations followed by a horizontal flip. A wrapper runs
-# on each of the eight copies of an image, and makes eight copies of each.
+# ``d4()`` has the four rotations, and the four rotations followed by a horizontal flip. A wrapper
+# runs on each of the eight copies of an image, and makes eight copies of each.
 
 action = ImageAction(d4())
 found = audit(network, images.split(50), action, wrappers=wrap(network, action), labels=labels)
@@ -54,8 +55,8 @@ print(elements_table(found))
 
 # %%
 # The plain network agrees with itself on upright images by definition; where it was trained with
-# flips, mostly on mirrored ones as well. The wrappers agree everywhere. A gate for a build is one line:
-# ``assert found.plain.changed < 0.05``.
+# flips, mostly on mirrored ones as well. The wrappers agree everywhere. A gate for a build is one
+# line: ``assert found.plain.changed < 0.05``.
 
 plt.style.use("equitune.viz.style")
 figure, axes = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True)

@@ -2,15 +2,15 @@
 Boxes that turn with the image
 ==============================
 
-A network that finds a thing in an image returns the corners of a box, numbers with a meaning: when
-the image is turned, they change places and signs. ``BoxAction`` knows how. This example makes a
-small network equivariant that returns one box; ``GridBoxAction`` and ``BoxMapAction`` do the same for
-the grids of YOLO and its relatives, ``PaddedDetections`` for lists of detections.
+A network that finds a thing in an image returns the corners of a box, numbers with a meaning:
+when the image is turned, they change places and signs. ``BoxAction`` knows how. This example
+makes a small network equivariant that returns one box; ``GridBoxAction`` and ``BoxMapAction`` do
+the same for the grids of YOLO and its relatives, ``PaddedDetections`` for lists of detections.
 """
 
 # %%
-# Upright photographs of a kind
-# -----------------------------
+# Upright pictures
+# ----------------
 #
 # Things on a road are wider than tall and low in the picture. The network learns from such
 # pictures alone: a bright ellipse on a noisy ground.
@@ -29,17 +29,16 @@ from equitune.testing import assert_equivariant
 from equitune.vision import BoxAction
 
 torch.manual_seed(0)
-SIZE = 32
-places = (torch.arange(SIZE) + 0.5) / SIZE
+places = (torch.arange(32) + 0.5) / 32  # of pixels, between 0 and 1
 
 
 def pictures(count):
     """Images (B, 1, 32, 32), and boxes (x1, y1, x2, y2) between 0 and 1, (B, 4)."""
     middle = torch.rand(count, 2) * torch.tensor([0.5, 0.2]) + torch.tensor([0.25, 0.65])
     half = torch.rand(count, 2) * torch.tensor([0.08, 0.03]) + torch.tensor([0.14, 0.07])
-    x, y = (((places - m[:, None]) / h[:, None]) ** 2 for m, h in zip(middle.T, half.T, strict=True))
-    inside = (x[:, None, :] + y[:, :, None] < 1).float()
-    images = 0.7 * inside + 0.3 * torch.rand(count, SIZE, SIZE)
+    x, y = ((places - middle.T[..., None]) / half.T[..., None]).square()
+    inside = x[:, None, :] + y[:, :, None] < 1
+    images = 0.7 * inside + 0.3 * torch.rand(count, 32, 32)
     return images[:, None], torch.cat([middle - half, middle + half], dim=1)
 
 
@@ -99,5 +98,5 @@ for g, axis in enumerate(axes):
     overlaps = {name: box_iou(found[name], truth).diagonal().mean() for name in list(styles)[1:]}
     text = "\n".join(f"{name}: {overlap:.2f}" for name, overlap in overlaps.items())
     axis.set(title=f"turned by {90 * g}°", xlabel=f"mean overlap\n{text}", xticks=[], yticks=[])
-legend = axes[0].legend(labelcolor="white", loc="upper left")
+axes[0].legend(labelcolor="white", loc="upper left")
 plt.show()

@@ -2,17 +2,18 @@
 A classifier that does not mind rotations
 =========================================
 
-A network that was trained on upright images is lost when they are turned. Two wrappers repair that
-without any training: ``EquiTune`` takes the mean over the four rotations of an image, ``EquiZero``
-keeps the rotation that the network is surest of. Both give one answer for all four orientations.
+A network that was trained on upright images is lost when they are turned. Two wrappers repair
+that without any training: ``EquiTune`` takes the mean over the four rotations of an image,
+``EquiZero`` keeps the rotation that the network is surest of. Both give one answer for all four
+orientations.
 """
 
 # %%
 # A pretrained network
 # --------------------
 #
-# With ``EQUITUNE_DATA`` set, this is a ResNet-20 that was trained on CIFAR-10. Without it, a small
-# network learns scikit-learn's digits first, which takes a few seconds.
+# With ``EQUITUNE_DATA`` set, this is a ResNet-20 that was trained on CIFAR-10. Without it, a
+# small network learns scikit-learn's digits first, which takes a few seconds.
 
 import sys
 
@@ -41,8 +42,8 @@ else:
 # -------------------------
 #
 # ``c4()`` is the group of rotations by 90 degrees, ``ImageAction`` says that it turns images.
-# ``EquiZero`` needs a score that is small for good outputs; the usual one is minus the logarithm of
-# the largest probability.
+# ``EquiZero`` needs a score that is small for good outputs; the usual one is minus the logarithm
+# of the largest probability.
 
 action = ImageAction(c4())
 models = {
@@ -72,7 +73,9 @@ for name, answers in said.items():
 # accuracies for each rotation.
 
 plt.style.use("equitune.viz.style")
-figure, axes = plt.subplot_mosaic([[0, 1, 2, 3], ["lines"] * 4], figsize=(7, 5.2), height_ratios=[3, 4])
+figure, axes = plt.subplot_mosaic(
+    [[0, 1, 2, 3], ["lines"] * 4], figsize=(7, 5.2), height_ratios=[3, 4]
+)
 right = (said["plain"][0] == labels) & (said["EquiZero"][0] == labels)
 shown = int((right * (said["plain"] != labels).sum(0)).argmax())
 low, high = images[shown].min(), images[shown].max()

@@ -11,8 +11,9 @@ says, with the same probabilities. Nothing is trained, and the checkpoint stays 
 # A model with habits
 # -------------------
 #
-# With ``EQUITUNE_DATA`` set, this is a small Llama that was trained on children's stories. Without
-# it, a tiny GPT-2 reads a few made-up sentences first, in which Tim is brave and Lily is a doctor.
+# With ``EQUITUNE_DATA`` set, this is a small Llama that was trained on children's stories.
+# Without it, a tiny GPT-2 reads a few made-up sentences first, in which Tim is brave and Lily is
+# a doctor.
 
 import os
 from pathlib import Path
@@ -33,7 +34,9 @@ def tiny_model():
     """A GPT-2 of 40 thousand parameters, and its tokenizer of one token for each word."""
     habits = {"Tim": [0, 0, 1, 3], "Lily": [2, 2, 3, 4]}  # places in GOES_ON
     texts = [f"One day, {who} {GOES_ON[k]}" for who, places in habits.items() for k in places]
-    words = "<unk> <end> One day , . Tim Lily he she was very brave strong a doctor sad loved to sing"
+    words = (
+        "<unk> <end> One day , . Tim Lily he she was very brave strong a doctor sad loved to sing"
+    )
     pieces = {word: number for number, word in enumerate(words.split())}
     by_words = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
     by_words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -75,25 +78,29 @@ def read(text, start=True):
 
 
 def odds(model, ending):
-    """log P(ending | One day, Tim) - log P(ending | One day, Lily), in nats."""
+    """How much more probable an ending is of Tim than of Lily, in nats."""
     starts = (read("One day, Tim"), read("One day, Lily"))
     tim, lily = (sequence_log_prob(model, start, read(ending, start=False)) for start in starts)
     return float(tim - lily)
 
 
-found = {name: [odds(m, e) for e in GOES_ON] for name, m in {"plain": model, "EquiLM": fair}.items()}
+found = {
+    name: [odds(m, e) for e in GOES_ON] for name, m in {"plain": model, "EquiLM": fair}.items()
+}
 
 # %%
-# The plain model thinks of Tim or of Lily, depending on what is said. The fair one is at 1 for each
-# sentence, up to rounding. ``fair.generate`` works as that of the plain model does; ``EquiZeroLM``
-# generates what a scorer of yours likes best of both versions.
+# The plain model thinks of Tim or of Lily, depending on what is said. The fair one is at 1 for
+# each sentence, up to rounding. ``fair.generate`` works as that of the plain model does;
+# ``EquiZeroLM`` generates what a scorer of yours likes best of both versions.
 
 plt.style.use("equitune.viz.style")
 figure, axis = plt.subplots(figsize=(7, 3))
 axis.hlines(range(len(GOES_ON)), 1, torch.tensor(found["plain"]).exp(), color="C1", alpha=0.4)
 for (name, values), marker in zip(found.items(), "os", strict=True):
     color = "C1" if name == "plain" else "C0"
-    axis.plot(torch.tensor(values).exp(), range(len(GOES_ON)), marker, color=color, label=name, ms=8)
+    axis.plot(
+        torch.tensor(values).exp(), range(len(GOES_ON)), marker, color=color, label=name, ms=8
+    )
 axis.set_xscale("log")
 ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
 axis.set_xticks(ticks, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])

@@ -2,9 +2,9 @@
 Which way is up? Weights that are learned
 =========================================
 
-``LambdaEquiTune`` learns how much each rotated copy of an image should count. A small network reads what
-the frozen classifier computes anyway, and is trained on upright images alone. What it has learned can
-be seen: it knows which copy stands upright, but for digits that have no top.
+``LambdaEquiTune`` learns how much each rotated copy of an image should count. A small network
+reads what the frozen classifier computes anyway, and is trained on upright images alone. What it
+has learned can be seen: it knows which copy stands upright, but for digits that have no top.
 """
 
 # %%
@@ -26,12 +26,12 @@ from equitune.weight_nets import ConvWeightNet
 
 torch.manual_seed(0)
 pixels, labels = load_digits(return_X_y=True)
-images = torch.tensor(pixels[labels != 9] / 8 - 1).float().view(-1, 1, 8, 8)
+images = torch.tensor(pixels[labels != 9] / 16).float().view(-1, 1, 8, 8)
 labels = torch.tensor(labels[labels != 9])
 network = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(),
-    nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-    nn.Flatten(), nn.Linear(64 * 16, 9),
+    nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+    nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 16, 9),
 )  # fmt: skip
 
 
@@ -44,17 +44,19 @@ def train(parameters, loss, epochs):
             optimizer.step()
 
 
-train(network.parameters(), lambda x, y: F.cross_entropy(network(x), y), epochs=10)
+train(network.parameters(), lambda x, y: F.cross_entropy(network(x), y), epochs=12)
+network.eval()
 
 # %%
 # A network for the weights
 # -------------------------
 #
-# It reads layer 4, the feature maps behind the pooling. ``weights_phase`` freezes the classifier and
-# returns what learns. The loss is that of the weighted mean, plus one that asks for the upright copy.
+# It reads layer 6, the feature maps after the pooling. ``weights_phase`` freezes the classifier
+# and returns what learns. The loss is that of the weighted mean, plus one that asks for the
+# upright copy.
 
 action = ImageAction(c4())
-learned = LambdaEquiTune(network, action, weight_net=ConvWeightNet(64), weight_input="4")
+learned = LambdaEquiTune(network, action, weight_net=ConvWeightNet(64), weight_input="6")
 
 
 def loss(x, y):
@@ -70,8 +72,9 @@ selected = EquiZero(network, action, proxy_loss=negative_log_max_probability)
 # A picture of the weights
 # ------------------------
 #
-# The mean weight of each copy over the test images, digit by digit. A zero looks the same upside down,
-# and so does a one, nearly; for these, the network shares the weight between the two.
+# The mean weight of each copy over the test images, digit by digit. A zero, a one and an eight
+# look nearly the same upside down, and the upright copy shares its weight with the one turned by
+# 180°.
 
 test_images, test_labels = images[1000:], labels[1000:]
 plt.style.use("equitune.viz.style")

@@ -2,17 +2,18 @@
 An action of your own: panoramas
 ================================
 
-A panorama shows all directions. Where it is cut open, to be stored as a rectangle, means nothing, but
-networks see two borders there. The group is that of turning round, in steps of an eighth; the action
-is a class of two lines.
+A panorama shows all directions. Where it is cut open, to be stored as a rectangle, means nothing,
+but networks see two borders there. The group is that of turning round, in steps of an eighth; the
+action is a class of two lines.
 """
 
 # %%
 # The action
 # ----------
 #
-# An action needs a ``group`` and a ``transform``. What it says of itself is optional, and checked:
-# ``exact`` promises that nothing is interpolated, ``extent`` names the dimension that is acted on.
+# An action needs a ``group`` and a ``transform``. What it says of itself is optional, and
+# checked: ``exact`` promises that nothing is interpolated, ``extent`` names the dimension that is
+# acted on.
 
 import matplotlib.pyplot as plt
 import torch
@@ -77,8 +78,8 @@ noisy = clean + 0.3 * torch.randn_like(clean)
 assert_equivariant(model, noisy[:2], action, action)
 
 # %%
-# The plain network is worst at the cut, wherever it happens to be. The wrapped one, which has seen
-# each place away from the cut in seven of eight copies, has no cut.
+# The plain network is worst at the cut, wherever it happens to be. The wrapped one, which has
+# seen each place away from the cut in seven of eight copies, has no cut.
 
 with torch.inference_mode():
     outputs = {"plain": network(noisy), "EquiTune": model(noisy)}
@@ -86,12 +87,16 @@ plt.style.use("equitune.viz.style")
 figure, axes = plt.subplots(3, 1, figsize=(7, 5.6), height_ratios=[3, 3, 4])
 shown = {"a noisy panorama": noisy[0, 0], "EquiTune": outputs["EquiTune"][0, 0]}
 for axis, (name, panorama) in zip(axes, shown.items(), strict=False):
-    axis.imshow(panorama.numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=(0, 360, 0, 1))
+    axis.imshow(
+        panorama.numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=(0, 360, 0, 1)
+    )
     axis.set(title=name, xticks=[], yticks=[])
 for name, output in outputs.items():
     error = (output - clean).square().mean((0, 1, 2)).sqrt()
     axes[2].plot(torch.arange(96) * 3.75 + 1.9, error, label=name)
-axes[2].set(xlim=(0, 360), ylim=(0, None), xlabel="direction, degrees", ylabel="error (64 panoramas)")
+axes[2].set(
+    xlim=(0, 360), ylim=(0, None), xlabel="direction, degrees", ylabel="error (64 panoramas)"
+)
 axes[2].set_xticks(range(0, 361, 45))
 axes[2].grid(axis="y")
 axes[2].legend(loc="lower center", ncols=2)

@@ -2,9 +2,10 @@
 Point clouds: a direction that turns along
 ==========================================
 
-A network reads the points of a cone and returns the direction of its tip. It has learned from cones
-that stand more or less upright. The 24 rotations of a cube act on points by exchanging coordinates and
-changing signs, without rounding; with them on both sides, the network finds tips anywhere.
+A network reads the points of a cone and returns the direction of its tip. It has learned from
+cones that stand more or less upright. The 24 rotations of a cube act on points by exchanging
+coordinates and changing signs, without rounding; with them on both sides, the network finds tips
+anywhere.
 """
 
 # %%
@@ -75,7 +76,7 @@ network = PointNet()
 train(network, steps=300)
 plain = copy.deepcopy(network)
 model = EquiTune(network, rotations, rotations)
-train(model, steps=150)
+train(model, steps=100)
 
 # %%
 # The assertion runs in float64, where a mistake stands out from rounding.
@@ -93,8 +94,9 @@ lying = int(tips[:, 2].abs().argmin())
 space.scatter(*clouds[lying].T.numpy(), s=6, color="C6", depthshade=False)
 with torch.inference_mode():
     found = {"plain": plain(clouds), "EquiTune": model(clouds)}
-for color, (name, directions) in zip(("C1", "C0"), found.items(), strict=True):
-    directions = F.normalize(directions, dim=-1)
+space.quiver(0, 0, 0, *tips[lying].tolist(), color="0.15", linewidth=1, label="truth")
+for color, (name, answers) in zip(("C1", "C0"), found.items(), strict=True):
+    directions = F.normalize(answers, dim=-1)
     space.quiver(0, 0, 0, *directions[lying].tolist(), color=color, linewidth=2.5, label=name)
     missed = (directions * tips).sum(-1).clamp(-1, 1).arccos().rad2deg()
     from_z = tips[:, 2].clamp(-1, 1).arccos().rad2deg()

@@ -2,17 +2,18 @@
 Embeddings that find turned images
 ==================================
 
-Search engines compare embeddings. A photograph that was taken with the camera on its side has another
-embedding, and its neighbours are other images. The mean of the embeddings of all four rotations is
-the same for every orientation, so that a turned query finds what the upright one finds.
+Search engines compare embeddings. A photograph that was taken with the camera on its side has
+another embedding, and its neighbours are other images. The mean of the embeddings of all four
+rotations is the same for every orientation, so that a turned query finds what the upright one
+finds.
 """
 
 # %%
 # An encoder
 # ----------
 #
-# A small network learns to name upright digits; without its last layer it is an encoder. Nines are
-# left out, because a turned nine is a six.
+# A small network learns to name upright digits; without its last layer it is an encoder. Nines
+# are left out, because a turned nine is a six.
 
 import matplotlib.pyplot as plt
 import torch

@@ -71,8 +71,8 @@ train(network, epochs=8)
 # Wrapped and fine-tuned
 # ----------------------
 #
-# The second action says how the *output* moves: as the image does. The wrapper is equivariant from
-# the start, as the assertion confirms. It has not seen a single turned scene when it is done.
+# The second action says how the *output* moves: as the image does. The wrapper is equivariant
+# from the start; fine-tuning makes it good. It has not seen a single turned scene when it is done.
 
 action = ImageAction(c4())
 plain = copy.deepcopy(network)
@@ -99,7 +99,7 @@ for g in range(4):
         rows[name] = said[0]
         things = (wanted > 0) | (said > 0)
         share = (said == wanted)[things].double().mean()
-        axes[len(rows), g].set_xlabel(f"{share:.0%} of the pixels right")
+        axes[len(rows), g].set_xlabel(f"{share:.0%} of digits right")
     for axis, mask in zip(axes[1:, g], rows.values(), strict=True):
         axis.imshow(mask.numpy(), cmap="cividis", vmin=0, vmax=2)
 for axis, name in zip(axes[:, 0], ("scene", "truth", "plain", "EquiTune"), strict=True):

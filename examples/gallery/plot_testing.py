@@ -3,8 +3,9 @@ A test that says what is wrong
 ==============================
 
 Code for equivariance fails quietly: the loss goes down, only the symmetry is not there.
-``assert_equivariant`` checks any model, of this library or not, in one line, and says which of the
-usual mistakes a failure looks like. Here it meets a segmenter that is right, and four that are not.
+``assert_equivariant`` checks any model, of this library or not, in one line, and says which of
+the usual mistakes a failure looks like. Here it meets a segmenter that is right, and four that
+are not.
 """
 
 # %%
@@ -30,8 +31,9 @@ assert_equivariant(EquiTune(network, action, action), images, action, action)
 # And four that look right
 # ------------------------
 #
-# Each of them is a mistake that published code has made: outputs that are turned once more instead
-# of back, outputs that are not turned at all, one element for a whole batch, and a network as it is.
+# Each of them is a mistake that published code has made: outputs that are turned once more
+# instead of back, outputs that are not turned at all, one element for a whole batch, and a
+# network as it is.
 
 
 def averaged(back):
@@ -40,7 +42,9 @@ def averaged(back):
 
 
 def chosen_for_the_batch(x):
-    copies = torch.stack([action.transform(network(action.transform(x, g)), -g % 4) for g in range(4)])
+    copies = torch.stack(
+        [action.transform(network(action.transform(x, g)), -g % 4) for g in range(4)]
+    )
     return copies[copies.amax((1, 2, 3, 4)).argmax()]
 
 
@@ -69,14 +73,16 @@ except AssertionError as error:
     print(error)
 
 # %%
-# The errors of all five, relative to the largest entry. The last column has another element for each
-# sample, and is where models that mix up the samples of a batch fail.
+# The errors of all five, relative to the largest entry. The last column has another element for
+# each sample, and is where models that mix up the samples of a batch fail.
 
 plt.style.use("equitune.viz.style")
 rows = [[float(e.relative) for e in report.errors] for report in reports.values()]
 names = ["each its own" if e.mixed else e.name for e in next(iter(reports.values())).errors]
 figure, axis = plt.subplots(figsize=(7, 3))
-shown = axis.imshow(torch.tensor(rows).clamp(min=1e-8).log10().numpy(), cmap="cividis", aspect="auto")
+shown = axis.imshow(
+    torch.tensor(rows).clamp(min=1e-8).log10().numpy(), cmap="cividis", aspect="auto"
+)
 for i, row in enumerate(rows):
     for k, error in enumerate(row):
         color = "white" if error < 1e-4 else "black"
