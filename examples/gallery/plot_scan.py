@@ -112,7 +112,7 @@ for seed in range(3):
 
 plt.style.use("equitune.viz.style")
 figure, axis = plt.subplots(figsize=(6.5, 3.2))
-for k, (name, seeds) in enumerate(found.items()):
+for k, seeds in enumerate(found.values()):
     for place, values in enumerate(zip(*seeds, strict=True)):
         x = place + 0.22 * (k - 1)
         axis.bar(x, sum(values) / 3, 0.2, color=f"C{k}", alpha=0.7)
