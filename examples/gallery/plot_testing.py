@@ -59,7 +59,7 @@ reports = {
     name: equivariance_report(model, images, action, action) for name, model in suspects.items()
 }
 for name, report in reports.items():
-    print(f"{name}:", "passed" if report.passed else report.causes or "has no symmetry")
+    print(f"{name}:", "passed" if report.passed else [*report.causes, "no symmetry"][0])
 
 # %%
 # What a failure looks like
