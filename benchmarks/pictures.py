@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/papers from results/*.json.
+"""Draws the pictures of docs/papers from results/*.json, and that of docs/guides/viz.md.
 
 python benchmarks/pictures.py
 """
@@ -9,9 +9,15 @@ import io
 import statistics
 from typing import Any
 
+import torch
+from matplotlib import style
+
 import record
-from bars import draw_bars, new_figure
+from bars import DOTS, STYLE, draw_bars, new_figure
+from equitune import EquiZero, ImageAction, c4, viz
 from equitune.audit._files import write_atomically
+from equitune.losses import negative_log_max_probability
+from quickstart import SEED, digits, pretrain, small_cnn
 from rl_statistics import interval
 from rl_tables import METHODS, cells
 from scan_tables import scan_curves
@@ -45,7 +51,7 @@ def regard_bars(
 def store(figure: Any, name: str) -> None:
     """Writes a picture of the docs, as a whole."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
+    figure.savefig(file, format="png", dpi=100, bbox_inches="tight")
     write_atomically(IMAGES / f"{name}.png", file.getvalue())
 
 
@@ -60,7 +66,6 @@ def draw_regard(results: dict[str, Any]) -> None:
         # There is one value for each bar, and the dots would hide it; thirty bars need less room.
         for dots in list(axes.collections):
             dots.remove()
-        axes.tick_params(axis="x", labelsize=8)
         axes.margins(x=0.01)
         figure.set_size_inches(1.05 * len(bars_of_task) + 1.5, 3)
         store(figure, name)
@@ -87,40 +92,51 @@ def draw_scan_curve(results: dict[str, Any]) -> None:
     axes.set_xlabel("examples of fine-tuning")
     axes.set_ylabel("add jump: test accuracy, %")
     axes.set_ylim(-2, 102)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.grid()
+    axes.legend(loc="lower right")
     store(figure, "scan_curve")
     print("drew docs/images/scan_curve.png")
 
 
 def draw_rl_returns(results: dict[str, Any]) -> None:
-    """Figure 2 of the second paper: means over seeds with 95 % intervals; dots are seeds."""
+    """Figure 2 of the second paper: means over seeds with 95 % intervals; dots are seeds.
+
+    Points and not bars, which would hang from the top where returns are negative.
+    """
     found = cells(results)
     if not found:
         return
     environments = list(dict.fromkeys(cell.env for cell in found))
-    figure = new_figure(3.2 * len(environments), 3)
+    figure = new_figure(3 * len(environments), 3.2)
     all_axes = figure.subplots(1, len(environments), squeeze=False)[0]
     for axes, env in zip(all_axes, environments, strict=True):
         of_env = [cell for cell in found if cell.env == env]
         for k, method in enumerate(METHODS):
+            color = f"C{k}"
             for place, cell in enumerate(of_env):
                 returns = cell.returns(cell.headline, method)
                 mean, half = interval(returns)
-                middle = place + 0.28 * (k - 1)
+                middle = place + 0.27 * (k - 1)
                 label = method if place == 0 else None
-                axes.bar(middle, mean, 0.25, color=f"C{k}", alpha=0.75, label=label)
+                axes.plot([middle], [mean], "o", color=color, markersize=7, label=label)
                 if len(returns) > 1:
-                    axes.errorbar([middle], [mean], [half], color="black", capsize=3, linewidth=1)
-                dots = [middle + 0.03 * (i - (len(returns) - 1) / 2) for i in range(len(returns))]
-                axes.scatter(dots, returns, s=6, color="black", zorder=3)
+                    axes.errorbar([middle], [mean], [half], color=color, linewidth=1.5)
+                axes.scatter(
+                    [middle + 0.09] * len(returns),
+                    returns,
+                    s=9,
+                    color=DOTS,
+                    alpha=0.6,
+                    linewidths=0,
+                )
         names = [f"{cell.net}\n{cell.headline // 1000}k steps" for cell in of_env]
-        axes.set_xticks(range(len(of_env)), names, fontsize=8)
-        axes.set_title(env, fontsize=10)
-        axes.grid(alpha=0.3, axis="y")
+        axes.set_xticks(range(len(of_env)), names)
+        axes.set_xlim(-0.5, len(of_env) - 0.5)
+        axes.set_title(env)
+        axes.grid(axis="y")
+        axes.tick_params(axis="x", length=0)
     all_axes[0].set_ylabel("mean return")
-    # Beside the bars, which begin at the top where returns are negative.
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    _legend_above(figure, all_axes[0])
     store(figure, "rl_returns")
     print("drew docs/images/rl_returns.png")
 
@@ -130,7 +146,7 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
     found = [cell for cell in cells(results) if any(map(cell.curves, METHODS))]
     if not found:
         return
-    figure = new_figure(3.2 * len(found), 3)
+    figure = new_figure(3 * len(found), 3.2)
     all_axes = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, cell in zip(all_axes, found, strict=True):
         for k, method in enumerate(METHODS):
@@ -145,16 +161,38 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
                 low = [mean - half for mean, half in bands]
                 high = [mean + half for mean, half in bands]
                 axes.fill_between(steps, low, high, color=f"C{k}", alpha=0.15, linewidth=0)
-        axes.set_title(f"{cell.env}, {cell.net}", fontsize=10)
+        axes.set_title(f"{cell.env}, {cell.net}")
         axes.set_xlabel(f"further steps after {cell.headline:,}")
-        axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid()
     all_axes[0].set_ylabel("mean return")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    _legend_above(figure, all_axes[0])
     store(figure, "rl_curves")
     print("drew docs/images/rl_curves.png")
 
 
+def draw_orbit_of_a_digit() -> None:
+    """The picture of docs/viz.md: a digit that was turned, and how EquiZero weighs its copies."""
+    torch.manual_seed(SEED)
+    data, backbone = digits(), small_cnn()
+    pretrain(backbone, data, epochs=10)
+    action = ImageAction(c4())
+    model = EquiZero(backbone, action, proxy_loss=negative_log_max_probability).eval()
+    digit = data.test_images[data.test_labels == 4][0].rot90(1, (-2, -1))
+    # As it is shown: between 0 and 1, in the normalisation of the loader.
+    figure = viz.draw_orbit(model, digit, plain=backbone, mean=[0.3], std=[0.5])
+    store(figure, "orbit")
+    print("drew docs/images/orbit.png")
+
+
+def _legend_above(figure: Any, axes: Any) -> None:
+    """One legend for all pictures of a figure, that of the first of them, in one row."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
 def main() -> None:
+    style.use(STYLE)
     IMAGES.mkdir(exist_ok=True)
     for name in NAMES:
         figure = draw_bars(bars(record.load(name)), ylabel="accuracy on rotated images, %")
@@ -164,6 +202,7 @@ def main() -> None:
     draw_scan_curve(record.load("scan"))
     draw_rl_returns(record.load("rl"))
     draw_rl_curves(record.load("rl"))
+    draw_orbit_of_a_digit()
 
 
 if __name__ == "__main__":

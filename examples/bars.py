@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 __all__ = ["draw_bars", "new_figure"]
 
 Results = Mapping[str, Mapping[str, Sequence[float]]]
 
+STYLE = "equitune.viz.style"
+
 WIDTH = 0.8
 """Of a whole group of bars; the groups are 1 apart."""
+
+DOTS = "0.15"
+"""The colour of single seeds and of deviations."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -22,6 +28,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+@context(STYLE)
 def draw_bars(results: Results, *, ylabel: str = "") -> Figure:
     """Groups of bars: the mean over the seeds, the standard deviation, and every seed as a dot.
 
@@ -58,16 +65,16 @@ def draw_bars(results: Results, *, ylabel: str = "") -> Figure:
         seeds = [list(bars[name]) for bars in results.values() if name in bars]
         middles = [p + (k - (len(series) - 1) / 2) * width for p in places]
         means = [statistics.fmean(values) for values in seeds]
-        bars = axes.bar(middles, means, 0.9 * width, label=name, alpha=0.75)
+        bars = axes.bar(middles, means, 0.9 * width, label=name, alpha=0.7)
         tops = []
         for middle, mean, values in zip(middles, means, seeds, strict=True):
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             if len(values) > 1:
-                axes.errorbar([middle], [mean], [spread], color="black", capsize=3, linewidth=1)
+                axes.errorbar([middle], [mean], [spread], color=DOTS, linewidth=1)
             # Side by side, so that equal values are seen.
             steps = [(i + 1) / (len(values) + 1) - 0.5 for i in range(len(values))]
             dots = [middle + 0.6 * width * step for step in steps]
-            axes.scatter(dots, values, s=9, color="black", zorder=3)
+            axes.scatter(dots, values, s=9, color=DOTS, zorder=3)
             tops.append(max(mean + spread, *values) if mean >= 0 else min(mean - spread, *values))
         for bar, mean, top in zip(bars, means, tops, strict=True):
             axes.annotate(
@@ -77,12 +84,16 @@ def draw_bars(results: Results, *, ylabel: str = "") -> Figure:
                 textcoords="offset points",
                 ha="center",
                 va="bottom" if mean >= 0 else "top",
-                fontsize=7,
+                fontsize="small",
             )
     axes.margins(y=0.12)
+    axes.grid(axis="y")
+    axes.tick_params(axis="x", length=0)
     axes.set_xticks(range(len(results)), list(results))
     axes.set_ylabel(ylabel)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right upper")
+    # Ticks are made when they are first drawn, and look then at the style of that time.
+    figure.draw_without_rendering()
     return figure
 
 

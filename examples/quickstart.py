@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -23,12 +25,10 @@ import cifar10
 from equitune import EquiTune, EquiZero, ImageAction, LambdaEquiTune, c4
 from equitune.losses import negative_log_max_probability
 from equitune.weight_nets import ConvWeightNet
-from experiment import Measured, measure, relative_times, train_weight_net
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from experiment import IMAGE_DIMS, Measured, measure, relative_times, train_weight_net
 
 SEED = 0
+TURNS = (0, 90, 180, 270)
 
 EXPLANATION = """
 Why the plain average does worse than the selection: the network has seen upright images only.
@@ -122,37 +122,51 @@ class Shown:
 
 
 def draw(models: dict[str, nn.Module], shown: Shown, path: Path) -> None:
-    """Each image in its four rotations, with what the models say and the weights of the copies."""
+    """Each image in its four rotations, what the models say, and the weights of the copies.
+
+    The plain network has an answer for each rotation. A wrapper has one for all of them, which
+    stands below its weights.
+    """
     wrappers = {name: model for name, model in models.items() if name != "plain"}
     columns, count = 4 + len(wrappers), len(shown.labels)
-    figure, axes = plt.subplots(
-        count, columns, figsize=(1.9 * columns, 2.5 * count), layout="constrained"
-    )
-    for row, image, picture, label in zip(
-        axes, shown.images, shown.pictures, shown.labels, strict=True
-    ):
-        turned = torch.stack([image.rot90(k, (-2, -1)) for k in range(4)])
-        with torch.inference_mode():
-            said = {name: model(turned).argmax(-1).tolist() for name, model in models.items()}
-            weights = {
-                name: model.explain(turned[:1]).weights[:, 0] for name, model in wrappers.items()
-            }
-        for k, axis in enumerate(row[:4]):
-            axis.imshow(picture.rot90(k, (0, 1)).numpy(), cmap="gray_r")
-            axis.set_axis_off()
-            lines = [f"{shown.names[label]}, turned by {90 * k} degrees"]
-            for name, answers in said.items():
-                mark = "\N{CHECK MARK}" if answers[k] == label else "\N{BALLOT X}"
-                lines.append(f"{mark} {name}: {shown.names[answers[k]]}")
-            axis.set_title("\n".join(lines), fontsize=7, loc="left")
-        for axis, (name, values) in zip(row[4:], weights.items(), strict=True):
-            axis.bar(range(4), values.numpy())
-            axis.set_xticks(range(4), ["0", "90", "180", "270"], fontsize=7)
-            axis.set_yticks([0, 1], ["0", "1"], fontsize=7)
-            axis.set_ylim(0, 1.05)
-            axis.set_title(f"{name}:\nweights of the copies", fontsize=7)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    with style.context("equitune.viz.style"):
+        figure = Figure(figsize=(1.45 * columns, 1.5 * count + 0.2))
+        axes = figure.subplots(count, columns, squeeze=False)
+        for axis, turn in zip(axes[0], TURNS, strict=False):
+            axis.set_title(f"turned by {turn}°")
+        for axis, name in zip(axes[0, 4:], wrappers, strict=True):
+            axis.set_title(name)
+        for row, image, picture, label in zip(
+            axes, shown.images, shown.pictures, shown.labels, strict=True
+        ):
+            turned = torch.stack([image.rot90(k, IMAGE_DIMS) for k in range(4)])
+            with torch.inference_mode():
+                said = models["plain"](turned).argmax(-1).tolist()
+            for k, (axis, answer) in enumerate(zip(row[:4], said, strict=True)):
+                axis.imshow(picture.rot90(k, (0, 1)).numpy(), cmap="gray_r")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.spines[:].set_visible(False)
+                say(axis, "plain: ", answer, label, shown.names)
+            row[0].set_ylabel(shown.names[label], fontsize="large")
+            for axis, model in zip(row[4:], wrappers.values(), strict=True):
+                with torch.inference_mode():
+                    explanation = model.explain(turned[:1])
+                axis.bar(range(4), explanation.weights[:, 0].numpy(), color="C0")
+                axis.set_xticks(range(4), [f"{turn}°" for turn in TURNS], fontsize=7)
+                axis.set_yticks([0, 1], ["0", "1"])
+                axis.set_ylim(0, 1.05)
+                axis.set_box_aspect(0.7)
+                axis.set_ylabel("weight")
+                say(axis, "says ", int(explanation.output.argmax()), label, shown.names)
+        figure.savefig(path)
+
+
+def say(axis: Axes, start: str, answer: int, label: int, names: list[str]) -> None:
+    """Writes an answer below a picture, and whether it is right."""
+    right = answer == label
+    mark = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
+    axis.set_xlabel(f"{start}{names[answer]} {mark}", color="C2" if right else "C1")
 
 
 def check(measured: dict[str, Measured]) -> None:
@@ -197,7 +211,7 @@ def on_digits(epochs: int, lambda_epochs: int, path: Path) -> dict[str, Measured
             for name in ("EquiTune", "LambdaEquiTune")
         )
     order = (weighted.int() - average.int()).argsort(descending=True, stable=True)
-    chosen = torch.cat([order[:3], order[-3:-1]])
+    chosen = torch.cat([order[:3], order[-3:-2]])
     images, labels = data.test_images[chosen], data.test_labels[chosen].tolist()
     draw(models, Shown(images, images[:, 0], labels, [str(k) for k in range(9)]), path)
     print(f"The picture is in {path}.")

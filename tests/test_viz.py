@@ -292,6 +292,27 @@ def test_there_is_no_global_state(tmp_path):
     assert dict(matplotlib.rcParams) == settings
 
 
+def test_figures_have_the_style_of_the_library():
+    weights = torch.full((4, 2), 0.25)
+    with plt.style.context("equitune.viz.style"):
+        wanted = matplotlib.rcParams["figure.facecolor"]
+    assert wanted != matplotlib.rcParams["figure.facecolor"]
+    axes = (figure := draw_weights(weights)).axes[0]
+    assert matplotlib.colors.same_color(figure.get_facecolor(), wanted)
+    assert not axes.spines.top.get_visible()
+    # Also what is made when the figure is drawn.
+    figure.canvas.draw()
+    assert {label.get_fontsize() for label in axes.get_yticklabels()} == {8}
+
+
+def test_what_the_user_has_set_wins():
+    weights = torch.full((4, 2), 0.25)
+    with matplotlib.rc_context({"figure.facecolor": "pink", "axes.titlesize": 20}):
+        figure = draw_weights(weights)
+    assert matplotlib.colors.same_color(figure.get_facecolor(), "pink")
+    assert figure.axes[0].title.get_fontsize() == 20
+
+
 def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "equitune\[viz\]"'):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+P = ParamSpec("P")
 
 SLACK = 0.02
 """How far rounding and resizing may bring values out of [0, 1]."""
@@ -36,6 +40,28 @@ class Orbit(NamedTuple):
     action: Action
     copies: list[Tensor]
     pictures: list[Tensor]
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws in the style of this library, but for what the user has set.
+
+    Settings of matplotlib are as they were afterwards.
+    """
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        matplotlib = require("matplotlib", '"equitune[viz]"')
+        with resources.as_file(resources.files("equitune.viz") / "style.mplstyle") as sheet:
+            style = matplotlib.rc_params_from_file(sheet, use_default_template=False)
+        default, now = matplotlib.rcParamsDefault, matplotlib.rcParams
+        unset = {name: value for name, value in style.items() if now[name] == default[name]}
+        with matplotlib.rc_context(unset):
+            figure = draw(*args, **kwargs)
+            # Ticks are made when they are first drawn, and look then at the settings of that time.
+            figure.draw_without_rendering()
+        return figure
+
+    return drawn
 
 
 def new_figure(width: float, height: float) -> Figure:

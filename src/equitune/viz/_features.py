@@ -14,12 +14,13 @@ from equitune._modes import evaluating
 from equitune._submodules import find_submodule
 from equitune.actions import Action
 from equitune.functional import weighted_mean
-from equitune.viz._canvas import new_figure, orbit_of, show
+from equitune.viz._canvas import new_figure, orbit_of, show, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@styled
 def draw_feature_maps(
     model: nn.Module,
     image: Tensor,
@@ -94,16 +95,16 @@ def draw_feature_maps(
     rows = figure.subplots(3, len(copies), squeeze=False)
     for axes, picture, name in zip(rows[0], pictures, action.group.names, strict=True):
         show(axes, picture[0].movedim(0, -1), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(name)
     for row, maps, errors in zip(rows[1:], (plain, wrapped), (before, after), strict=True):
         shown = [y[0, channel].double().cpu() for y in maps]
         # One scale for a row, so that equal colours are equal values.
         low, high = min(float(y.min()) for y in shown), max(float(y.max()) for y in shown)
         for axes, y, error in zip(row, shown, errors, strict=True):
             show(axes, y, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-            axes.set_xlabel(f"error {error:.2g}", fontsize=8)
+            axes.set_xlabel(f"error {error:.2g}")
     for axes, label in zip(rows[:, 0], ("image", "plain", type(wrapper).__name__), strict=True):
-        axes.set_ylabel(label, fontsize=9)
+        axes.set_ylabel(label)
     return figure
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equitune._checks import described, require, require_module, require_strings
 from equitune._modes import evaluating
-from equitune.viz._canvas import new_figure, orbit_of, show
+from equitune.viz._canvas import new_figure, orbit_of, show, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 IN_A_ROW = 8
 
 
+@styled
 def draw_orbit(
     model: nn.Module,
     image: Tensor,
@@ -82,17 +83,18 @@ def draw_orbit(
     for k, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(grid[divmod(k, columns)])
         show(axes, picture[0].movedim(0, -1), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize="medium")
     # Without ticks on its left, so that each bar stands below its copy.
     axes = figure.add_subplot(grid[rows, :])
     weights = explanation.weights[:, 0].double().tolist()
     bars = axes.bar(range(len(weights)), weights, width=0.6)
-    axes.bar_label(bars, [f"{weight:.2f}" for weight in weights], fontsize=8)
-    axes.set_xticks(range(len(weights)), names, fontsize=8)
+    axes.bar_label(bars, [f"{weight:.2f}" for weight in weights])
+    axes.set_xticks(range(len(weights)), names)
     axes.set(xlim=(-0.5, len(weights) - 0.5), ylim=(0, 1.25), yticks=[])
-    axes.set_title("weights of the copies", fontsize=8)
+    axes.spines.left.set_visible(False)
+    axes.set_title("weights of the copies", fontsize="medium")
     answer = _answer(explanation.output, classes, "model")
-    figure.suptitle(f"{type(wrapper).__name__} says {answer}", fontsize=10)
+    figure.suptitle(f"{type(wrapper).__name__} says {answer}")
     return figure
 
 

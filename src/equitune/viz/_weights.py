@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from equitune._checks import require, require_counts, require_strings, require_tensor
-from equitune.viz._canvas import new_figure
+from equitune.viz._canvas import new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IN_A_ROW = 4
 
 
+@styled
 def draw_weights(weights: Tensor, *, names: Sequence[str] | None = None, bins: int = 20) -> Figure:
     """A histogram of the weight of each element over a batch, with its mean marked.
 
@@ -66,13 +67,12 @@ def draw_weights(weights: Tensor, *, names: Sequence[str] | None = None, bins: i
     for axes, name, row in zip(grid, labels, values, strict=False):
         axes.hist(row.tolist(), bins=bins, range=(0, 1))
         mean = float(row.mean())
-        axes.axvline(mean, color="black", linestyle="--", linewidth=1)
-        axes.set_title(f"{name}: mean {mean:.2f}", fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.axvline(mean, color=axes.title.get_color(), linestyle="--", linewidth=1)
+        axes.set_title(f"{name}: mean {mean:.2f}")
     for axes in grid[order:]:
         axes.remove()
-    figure.supxlabel("weight", fontsize=8)
-    figure.supylabel(f"samples, of {batch_size}", fontsize=8)
+    figure.supxlabel("weight", fontsize="medium")
+    figure.supylabel(f"samples, of {batch_size}", fontsize="medium")
     return figure
 
 
