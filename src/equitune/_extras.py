@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def require(module: str, package: str) -> Any:
+def installed(module: str, package: str) -> Any:
     """Imports a module of an optional package.
 
     Args:

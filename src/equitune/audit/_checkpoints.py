@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require
-from equitune._extras import require as installed
+from equitune._extras import installed
 
 State = Mapping[str, Tensor]
 

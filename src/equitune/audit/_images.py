@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require, require_counts, require_entries, require_type
-from equitune._extras import require as installed
+from equitune._extras import installed
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require, require_counts, require_type
-from equitune._extras import require as installed
+from equitune._extras import installed
 from equitune.audit._checkpoints import build_fitting, is_checkpoint, load_checkpoint
 from equitune.audit._images import Preprocessing, plain_preprocessing
 from equitune.audit._local import OWN, call_for_module

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, final
 
-from equitune._extras import require as installed
+from equitune._extras import installed
 
 
 @final

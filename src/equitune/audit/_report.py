@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require, require_function, require_int, require_strings, require_type
-from equitune._extras import require as installed
+from equitune._extras import installed
 from equitune.audit._measure import Audit
 
 LARGEST_SIDE = 112

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from equitune._extras import require
+from equitune._extras import installed
 
-gymnasium: Any = require("gymnasium", '"equitune[rl]"')
-sb3: Any = require("stable_baselines3", '"equitune[rl]"')
-classic_control: Any = require("gymnasium.envs.classic_control", '"equitune[rl]"')
+gymnasium: Any = installed("gymnasium", '"equitune[rl]"')
+sb3: Any = installed("stable_baselines3", '"equitune[rl]"')
+classic_control: Any = installed("gymnasium.envs.classic_control", '"equitune[rl]"')

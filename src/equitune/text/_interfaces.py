@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from equitune import _extras
 from equitune._checks import described, require, require_tensor, require_type
 
-transformers: Any = _extras.require("transformers", '"equitune[text]"')
+transformers: Any = _extras.installed("transformers", '"equitune[text]"')
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What the cache of a model is called, the newer name first."""

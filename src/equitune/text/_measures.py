@@ -26,7 +26,7 @@ from equitune.text._interfaces import Interface, context_length, require_tokens
 from equitune.text._words import ResolvedWords
 
 # A requirement of transformers.
-tqdm: Any = _extras.require("tqdm", '"equitune[text]"').tqdm
+tqdm: Any = _extras.installed("tqdm", '"equitune[text]"').tqdm
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equitune._checks import require, require_numbers, require_tensor, require_type
-from equitune._extras import require as installed
+from equitune._extras import installed
 from equitune.actions import Action
 from equitune.wrappers import Symmetrized
 
@@ -50,7 +50,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        matplotlib = require("matplotlib", '"equitune[viz]"')
+        matplotlib = installed("matplotlib", '"equitune[viz]"')
         with resources.as_file(resources.files("equitune.viz") / "style.mplstyle") as sheet:
             style = matplotlib.rc_params_from_file(sheet, use_default_template=False)
         default, now = matplotlib.rcParamsDefault, matplotlib.rcParams
