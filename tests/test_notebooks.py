@@ -15,10 +15,45 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat reads notebooks")
 nbclient = pytest.importorskip("nbclient", reason="nbclient executes notebooks")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PICTURES = {"cifar10": 7, "hymenoptera": 4, "language_models": 4}
+PICTURES = {
+    "agents": 2,
+    "cifar10": 7,
+    "hymenoptera": 4,
+    "is_my_model_equivariant": 2,
+    "language_models": 4,
+    "scan": 1,
+}
 
 # What must hold in the namespace of the executed notebook, and a claim that must not.
 CLAIMS = {
+    "agents": (
+        """
+assert right.passed
+assert not wrong.passed
+assert all(share == 1 for name in ("EquiTune", "EquiZero") for share in agreements[name])
+assert agreement(symmetric) == 1
+assert all(len(found) == len(SEEDS) for found in played.values())
+""",
+        'assert all(share == 1 for share in agreements["plain"])',
+    ),
+    "is_my_model_equivariant": (
+        """
+assert before[0] > 60 > before[1]
+assert not report.passed
+assert not cause.passed
+assert len({round(accuracy(best, turns), 6) for turns in range(4)}) == 1
+assert accuracy(best, 1) > accuracy(wrong, 1)
+""",
+        "assert_invariant(network, batch, action)",
+    ),
+    "scan": (
+        """
+assert exact
+assert set(table) == {"plain", *models, "EquiSeq2Seq, fine-tuned"}
+assert min(curve) == 0 and max(curve) == TUNING
+""",
+        "assert torch.equal(answers, moved)",
+    ),
     "cifar10": (
         """
 assert changed["plain"] > 0

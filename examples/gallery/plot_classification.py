@@ -91,5 +91,5 @@ for name, answers in said.items():
 axes["lines"].set(ylim=(0, 102), ylabel="accuracy, %", xlabel="images turned by")
 axes["lines"].set_xticks(range(4), ["0°", "90°", "180°", "270°"])
 axes["lines"].grid(axis="y")
-axes["lines"].legend(ncols=3, loc="lower left")
+figure.legend(loc="outside lower center", ncols=3)
 plt.show()

@@ -101,6 +101,7 @@ for color, (name, answers) in zip(("C1", "C0"), found.items(), strict=True):
     missed = (directions * tips).sum(-1).clamp(-1, 1).arccos().rad2deg()
     from_z = tips[:, 2].clamp(-1, 1).arccos().rad2deg()
     axis.scatter(from_z.numpy(), missed.numpy(), s=8, color=color, label=name)
+space.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
 space.set(xticklabels=[], yticklabels=[], zticklabels=[], title="a cone that lies down")
 axis.set(xlabel="the tip is off the z-axis by, degrees", ylabel="missed by, degrees")
 axis.set(xlim=(0, 180), ylim=(0, 180), xticks=range(0, 181, 45), yticks=range(0, 181, 45))
