@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import cifar10
-from equitune._extras import require
+from equitune._extras import installed
 from equitune.vision import ZeroShotClassifier
 
 PAD, BEGIN, FIRST, END = 0, 1, 2, 258
@@ -60,7 +60,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def load_open_clip(name: str, pretrained: str | None) -> Clip:
     """A model of open_clip, such as ViT-B-32 with the weights openai; downloads them."""
-    open_clip = require("open_clip", '"equitune[clip]"')
+    open_clip = installed("open_clip", '"equitune[clip]"')
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
     tokenizer = open_clip.get_tokenizer(name)
     return Clip(
@@ -74,7 +74,7 @@ def load_open_clip(name: str, pretrained: str | None) -> Clip:
 
 def load_transformers(name: str) -> Clip:
     """A CLIPModel or SiglipModel of the hub, such as openai/clip-vit-base-patch32; downloads it."""
-    transformers = require("transformers", '"equitune[clip]"')
+    transformers = installed("transformers", '"equitune[clip]"')
     model = transformers.AutoModel.from_pretrained(name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     processor = transformers.AutoImageProcessor.from_pretrained(name)
@@ -101,7 +101,7 @@ def tiny_clip() -> Clip:
 
 def tiny_model() -> nn.Module:
     """A CLIPModel of transformers, for images of 16 x 16 pixels, that reads letters."""
-    transformers = require("transformers", '"equitune[clip]"')
+    transformers = installed("transformers", '"equitune[clip]"')
     layer = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -139,7 +139,7 @@ def load_cifar100(
     root: Path, split: str, preprocess: Callable[[Image.Image], Tensor], count: int | None = None
 ) -> Pictures:
     """The first pictures of CIFAR-100, which torchvision downloads."""
-    data = require("torchvision.datasets", '"equitune[vision]"').CIFAR100(
+    data = installed("torchvision.datasets", '"equitune[vision]"').CIFAR100(
         root, train=split == "train", download=True
     )
     names = tuple(name.replace("_", " ") for name in data.classes)
