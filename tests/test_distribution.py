@@ -28,12 +28,6 @@ def test_the_distributions_hold_what_they_should(dist, capsys):
     assert "2 distributions" in capsys.readouterr().out
 
 
-def test_the_description_renders(dist):
-    check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("name", ["equitune/photo.jpg", "equitune/weights.safetensors"])
 def test_a_wheel_with_data_is_refused(dist, tmp_path, capsys, name):
     (wheel,) = dist.glob("*.whl")
