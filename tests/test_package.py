@@ -98,6 +98,8 @@ def dotted_names():
                 found.update(dict.fromkeys(NAMES.findall(node.value), path))
     for path in [SOURCE.parents[1] / "README.md", *PAGES]:
         found.update(dict.fromkeys(NAMES.findall(path.read_text()), path))
+    # A style sheet, which matplotlib finds by its place in the package.
+    found.pop("equitune.viz.style", None)
     return found
 
 

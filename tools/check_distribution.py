@@ -16,7 +16,7 @@ LARGEST = 3 * 2**20
 SOURCES = {".py", ".typed", ".jinja", ".mplstyle"}
 """What a wheel holds beside its metadata."""
 
-TEXTS = {".bib", ".cff", ".json", ".md", ".rst", ".svg", ".toml", ".txt", ""}
+TEXTS = {".bib", ".cff", ".css", ".json", ".md", ".rst", ".svg", ".toml", ".txt", ""}
 """What a source distribution holds beside sources, and the pictures of the docs.
 
 Notebooks stay out: they are stored with photographs of data sets that state no licence.
