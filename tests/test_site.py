@@ -55,7 +55,7 @@ def test_pages_name_the_guides_that_use_them():
     assert "/guides/testing" in public_names.guides("equitune.testing.strategies.images")
     assert public_names.guides("equitune.losses.nothing") == []
     # A word in a sentence does not count as a use of `audit`, `Call` or `Table`.
-    assert "/start/choosing" not in public_names.guides("equitune.audit.audit")
+    assert "/guides/testing" not in public_names.guides("equitune.audit.audit")
     assert "/guides/testing" not in public_names.guides("equitune.runners.Call")
     assert public_names.guides("equitune.audit.Table") == ["/guides/audit"]
 
