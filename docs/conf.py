@@ -1,6 +1,5 @@
 """Sphinx configuration; `make docs` treats warnings as errors."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -47,7 +46,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"Tensor|Module|Parameter|Size|Figure|Any|Callable|Sequence|Mapping|Iterable"),
     # Annotations that abbreviate, and what is behind a public class.
     (r"py:class", r"equitune\..*\b_\w+\..*|Actions|AnchorShapes|BoxFormat|Gradient|Method"),
-    (r"py:class", r"Permutations|Scaled|Scorer|abc\..*"),
+    (r"py:class", r"Permutations|Scaled|Scorer|FieldActions|Dims|abc\..*"),
 ]
 intersphinx_mapping = inventories.reachable()
 
@@ -106,9 +105,10 @@ sphinx_gallery_conf = {
 def copy_notebooks(app: Sphinx) -> None:
     """The notebooks live with the examples that they import; the site needs them in its folder."""
     for notebook in (DOCS.parent / "examples").glob("*.ipynb"):
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
         copy = DOCS / "notebooks" / notebook.name
-        if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
-            shutil.copyfile(notebook, copy)
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:

@@ -54,8 +54,23 @@ def test_pages_name_the_guides_that_use_them():
     assert "/guides/text" in public_names.guides("equitune.text.EquiLM")
     assert "/guides/testing" in public_names.guides("equitune.testing.strategies.images")
     assert public_names.guides("equitune.losses.nothing") == []
-    # What is only a word in a sentence is no use of `audit`.
-    assert "/start/choosing" not in public_names.guides("equitune.audit.audit")
+    # A word in a sentence does not count as a use of `audit`, `Call` or `Table`.
+    assert "/guides/testing" not in public_names.guides("equitune.audit.audit")
+    assert "/guides/testing" not in public_names.guides("equitune.runners.Call")
+    assert public_names.guides("equitune.audit.Table") == ["/guides/audit"]
+
+
+def test_every_public_name_is_in_a_guide():
+    assert [name for name in public_names.pages() if not public_names.guides(name)] == []
+
+
+def test_a_name_that_no_guide_has_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "guides").mkdir()
+    (tmp_path / "guides" / "one.md").write_text("Call `EquiTune`. The mean of an orbit.")
+    monkeypatch.setattr(public_names, "DOCS", tmp_path)
+    assert public_names.guides("equitune.EquiTune") == ["/guides/one"]
+    missing = {"equitune.EquiZero", "equitune.functional.orbit", "equitune.runners.Call"}
+    assert [name for name in missing if public_names.guides(name)] == []
 
 
 def test_constants_have_a_docstring_below_them():

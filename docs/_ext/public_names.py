@@ -83,11 +83,17 @@ def comment(name: str) -> str:
 def guides(name: str) -> list[str]:
     """The pages that use a name, in their text or in their code."""
     word = name.rpartition(".")[2]
-    # Some names are words too, and count where they are called or imported only.
-    is_word = word.isalpha() and word == word.lower()
-    use = re.compile(rf"\b{word}\(|import .*\b{word}\b" if is_word else rf"\b{word}\b")
+    # Some names are words too. They count if they are called or imported; capitalised ones, which
+    # are the name of no argument, also if they stand as a literal.
+    code = rf"\b{word}\(|import .*\b{word}\b"
+    if not (word.isalpha() and word[1:] == word[1:].lower()):
+        use = rf"\b{word}\b"
+    elif word == word.lower():
+        use = code
+    else:
+        use = rf"{code}|`~?(?:\w+\.)*{word}\b"
     written = [path for part in WRITTEN for path in sorted(DOCS.glob(part))]
-    found = [path for path in written if use.search(path.read_text())]
+    found = [path for path in written if re.search(use, path.read_text())]
     return [f"/{path.relative_to(DOCS).with_suffix('').as_posix()}" for path in found]
 
 
