@@ -5,6 +5,7 @@ import gc
 import pickle
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -342,3 +343,14 @@ def test_gradients_under_vmap():
     other = torch.func.grad(lambda x: torch.func.vmap(model)(x).square().sum())(x)
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     assert one.abs().max() > 1e-5
+
+
+def test_a_submodule_that_is_gone_is_not_kept():
+    backbone = net()
+    model = tapped(backbone)
+    gone = weakref.ref(backbone.features)
+    model.weighting = Uniform()
+    model.backbone = net()
+    del backbone
+    gc.collect()
+    assert gone() is None

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from equitune._checks import require
 from equitune.actions import Action
 from equitune.functional import can_be_averaged, widened
 from equitune.runners._base import Mix
@@ -98,7 +99,12 @@ class Orbit(Copies):
         ranks = iter(sorted(range(len(flat)), key=order.__getitem__))
         parts = [Part([next(ranks) for _ in members], members) for members in elements]
         pairs = zip(parts, ran, strict=True)
-        return cls(call, [part.filled([r], part.stacked) for part, r in pairs])
+        filled = [part.filled([r], part.stacked) for part, r in pairs]
+        for part in filled:
+            if any(stack.shape[1] != call.batch_size for _, stack in part.leaves):
+                must = f"list what each of `ran` holds, for all {call.batch_size} samples"
+                require(False, "elements", must, [*part.elements], "those of each flat batch")
+        return cls(call, filled)
 
     @property
     def batch_size(self) -> int:
