@@ -119,8 +119,10 @@ class Orbit(Copies):
             return [(p.slots, p.inputs[0]) for p in self.parts]
         if what == "output":
             return [(p.slots, p.leaves[0][1]) for p in self.parts]
-        # The activation at the cut is the output there; what reads it may work in place.
-        return [(p.slots, p.leaves[0][1].clone() if p.read is None else p.read) for p in self.parts]
+        if self.call.cut is not None and what == self.call.cut.name:
+            # The activation at the cut is the output there; what reads it may work in place.
+            return [(p.slots, p.leaves[0][1].clone()) for p in self.parts]
+        return [(p.slots, p.read) for p in self.parts if p.read is not None]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
         action = self.call.output_action
