@@ -457,3 +457,12 @@ def test_heads_name_their_own_arguments():
 def test_groups_of_one_element_tie_nothing():
     action = PermutationAction(FiniteGroup([[0]]), [(0, 1, 2)], dim=1)
     assert EquivariantLinear(action, action, 1, 1).weight.shape == (1, 9, 1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_may_be_empty(bias):
+    layer = EquivariantLinear(regular(d4()), regular(d4()), 4, 3, bias=bias)
+    x = torch.randn(0, 8, 4, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer(x).shape == (0, 8, 3)
+    assert x.grad.shape == x.shape

@@ -5,6 +5,7 @@ import gc
 import pickle
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from equitune import (
     ImageAction,
     LambdaEquiTune,
     Learned,
+    Symmetrized,
     TrivialAction,
     Uniform,
+    Weighting,
     c4,
     d4,
 )
@@ -342,3 +345,38 @@ def test_gradients_under_vmap():
     other = torch.func.grad(lambda x: torch.func.vmap(model)(x).square().sum())(x)
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     assert one.abs().max() > 1e-5
+
+
+def test_a_submodule_that_is_gone_is_not_kept():
+    backbone = net()
+    model = tapped(backbone)
+    gone = weakref.ref(backbone.features)
+    model.weighting = Uniform()
+    model.backbone = net()
+    del backbone
+    gc.collect()
+    assert gone() is None
+
+
+def test_hooks_that_clean_up_are_called_where_a_pass_ends_at_the_cut():
+    backbone, seen = net(), []
+    model = EquiTune(backbone, ACTION, submodule="features", chunk_size=5).eval()
+    backbone.register_forward_hook(lambda *_: seen.append(True), always_call=True)
+    model(images())
+    # Twelve copies in three passes, of which the last one runs to the end.
+    assert len(seen) == 3
+
+
+class Astray(Weighting):
+    """Reads what it does not declare."""
+
+    def score(self, copies):
+        return copies.read("features")[0][1].flatten(2).mean(-1)
+
+    def weigh(self, scores, copies):
+        return scores.softmax(0)
+
+
+def test_an_activation_that_is_not_declared_is_not_the_output():
+    with pytest.raises(IndexError):
+        Symmetrized(net(), ACTION, weighting=Astray())(images())

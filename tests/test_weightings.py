@@ -17,7 +17,9 @@ from equitune import (
     Explanation,
     ImageAction,
     Learned,
+    RegularAction,
     Symmetrized,
+    TrivialAction,
     Uniform,
     Weighting,
     c4,
@@ -25,7 +27,7 @@ from equitune import (
 )
 from equitune.functional import select_minimum
 from equitune.losses import entropy, negative_log_max_probability
-from equitune.runners import Batches, Loop, Orbit, Runner
+from equitune.runners import Batches, Loop, MatrixProducts, Orbit, Runner
 from equitune.spaces import Logits, Probabilities, Values
 from equitune.testing import assert_equivariant
 from equitune.training import backbone_phase, joint_phase, weights_phase
@@ -325,3 +327,63 @@ def test_a_loss_of_another_shape():
     model = EquiZero(ConvNet(3, 4, dense=False), ACTION, proxy_loss=lambda y: y.sum())
     with pytest.raises(ValueError, match="`proxy_loss` must return one number per element"):
         model(torch.randn(2, 3, 6, 6))
+
+
+class Bound(Runner):
+    """A runner that binds a function, as one may."""
+
+    def run(self, call, mix, elements):
+        return Batches().run(call, mix, elements)
+
+    def bind(self, model):
+        return lambda x: model.backbone(x)
+
+
+def test_what_a_runner_binds_belongs_to_one_model():
+    model = Symmetrized(nn.Linear(3, 2), TrivialAction(c4()), runner=Bound())
+    x = torch.randn(4, 3)
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(twin.backbone.weight)
+    nn.init.ones_(twin.backbone.bias)
+    assert torch.equal(twin(x), torch.ones(4, 2))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+class Misnamed(Runner):
+    """Runs all elements and names two."""
+
+    def run(self, call, mix, elements):
+        copies = [s.flatten(0, 1) for s in call.copies(elements)]
+        return call.evaluate([copies], lambda ran: mix(Orbit.of(call, [[0, 1]], ran)))
+
+
+def test_a_runner_has_to_name_what_it_ran():
+    model = Symmetrized(nn.Linear(3, 2), TrivialAction(c4()), runner=Misnamed())
+    with pytest.raises(ValueError, match=r"^`elements` must list what each of `ran` holds, for"):
+        model(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("runner", [Batches(), Batches(3), Loop(), MatrixProducts()], ids=repr)
+def test_a_network_that_works_in_place_leaves_the_outputs_alone(runner):
+    backbone = nn.Linear(4, 5)
+    action = RegularAction(c4(), dim=-1)
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 1))
+    model = Symmetrized(backbone, action, weighting=Learned(net, "output"), runner=runner).eval()
+    x = torch.randn(3, 4)
+    found = model(x)
+    net[0] = nn.ReLU()
+    assert torch.allclose(found, model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("tolerance", "calls"), [(0.0, 1), (None, 2)])
+def test_a_proxy_loss_is_called_again_for_ties_alone(tolerance, calls):
+    seen = []
+
+    def counted(y):
+        seen.append(y)
+        return y.sum(-1)
+
+    EquiZero(nn.Linear(3, 2), TrivialAction(c4()), proxy_loss=counted, tie_tolerance=tolerance)(
+        torch.randn(4, 3)
+    )
+    assert len(seen) == calls

@@ -568,3 +568,25 @@ def test_unfreezing_after_a_layer_was_replaced():
 
 def test_equal_weights_have_the_dtype_of_the_output():
     assert EquiTune(backbone(), ACTION).explain(batch()).weights.dtype == torch.float64
+
+
+class Scaled(nn.Module):
+    def forward(self, *images, scale=1.0):
+        return images[0].flatten(1) * scale
+
+
+def test_what_follows_a_starred_argument_is_not_the_first_one():
+    model, x = EquiTune(Scaled(), ImageAction(c4())), torch.rand(2, 1, 4, 4)
+    assert torch.equal(model(x, scale=2.0), 2 * model(x))
+    with pytest.raises(ValueError, match="the tensor argument 'scale' has no action"):
+        model(x, scale=torch.rand(2, 1, 4, 4))
+    named = EquiTune(Scaled(), {"scale": ImageAction(c4())})
+    with pytest.raises(ValueError, match="the tensor argument 'argument 0' has no action"):
+        named(x)
+
+
+def test_a_backbone_without_parameters_that_is_replaced_is_not_frozen():
+    model = EquiTune(nn.Flatten(), ImageAction(c4())).freeze_backbone()
+    model.backbone = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16))
+    assert not model.frozen
+    assert model.train().backbone.training

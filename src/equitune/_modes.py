@@ -55,9 +55,10 @@ def restore(module: nn.Module, flags: Flags) -> None:
 def renamed(flags: Flags, old: nn.Module, new: nn.Module) -> Flags | None:
     """The flags by their names in a module around the old one, such as a compiled one.
 
-    None if it does not have the parameters of the old one.
+    None if it does not have the parameters of the old one, or there are none.
     """
     names = {parameter: name for name, parameter in new.named_parameters()}
-    if not names.keys() >= {*old.parameters()}:
+    held = {*old.parameters()}
+    if not held or not names.keys() >= held:
         return None
     return {names[p]: flags[name] for name, p in old.named_parameters() if name in flags}

@@ -125,7 +125,8 @@ class Watch:
 
     def _belong_to(self, owner: nn.Module) -> None:
         self._owner: weakref.ref[nn.Module] | None = weakref.ref(owner)
-        weakref.finalize(owner, self.end).atexit = False
+        # Not the watch itself: it would keep a module that was replaced for as long as the owner.
+        weakref.finalize(owner, _end, weakref.ref(self)).atexit = False
 
     def _owned(self) -> bool:
         return self._owner is not None and self._owner() is not None
@@ -219,3 +220,9 @@ def find_submodule(backbone: nn.Module, name: str, argument: str, others: str = 
             f"{others}the dotted name of a submodule, such as {near}"
         )
     return found
+
+
+def _end(reference: weakref.ref[Watch]) -> None:
+    watch = reference()
+    if watch is not None:
+        watch.end()

@@ -244,7 +244,8 @@ def require_permutations(name: str, group: FiniteGroup, values: Permutations) ->
     indices = torch.arange(table.shape[1], device="cpu")
     for g, row in enumerate(table.long()):
         right = torch.equal(row.sort().values, indices)
-        require(right, f"{name}[{g}]", f"be a permutation of 0 to {len(row) - 1}", _shown(row), use)
+        must = f"be a permutation of 0 to {len(row) - 1}"
+        require(right, f"{name}[{g}]", must, _shown(row), "each number once")
     return table.long()
 
 

@@ -152,9 +152,11 @@ class EquivariantLinear(nn.Module):
         copies = x.index_select(1, self._moves.on(x.device)).unflatten(1, (-1, self.in_points))
         rows = self.row_ties.spread(self.weight).unflatten(1, (-1, self.in_points)).transpose(0, 1)
         bias = None if self.bias is None else self.bias.T.flatten()
-        y = F.linear(copies.flatten(2), rows.flatten(2).flatten(0, 1), bias)
+        y: Tensor = F.linear(copies.flatten(2), rows.flatten(2).flatten(0, 1), bias)
         places = self._places.on(x.device)
-        return y.reshape(x.shape[0], -1, self.out_channels).index_select(1, places)
+        # In two steps, because a batch may be empty.
+        y = y.unflatten(2, (-1, self.out_channels)).flatten(1, 2)
+        return y.index_select(1, places)
 
     def restrict(self, embedding: Embedding) -> EquivariantLinear:
         """The same map as a layer that has to respect a subgroup only, with more parameters.

@@ -128,6 +128,8 @@ class Call:
             start = stop
         try:
             return (self.function or self.backbone)(*args, **kwargs)
+        except _Reached:
+            raise
         except Exception as error:
             error.add_note(
                 f"The wrapper was called with {[tuple(x.shape) for _, x in self.leaves]}, and the "
@@ -228,5 +230,5 @@ def _require_rows(tensor: Tensor, copies: Sequence[Tensor]) -> None:
         )
 
 
-class _Reached(BaseException):
-    """The pass has come to where it ends, which is not an error of the backbone."""
+class _Reached(Exception):  # noqa: N818
+    """The pass has come to where it ends; an Exception, so that hooks that clean up are called."""

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from equitune._checks import require
 from equitune.actions import Action
 from equitune.functional import can_be_averaged, widened
 from equitune.runners._base import Mix
@@ -98,7 +99,12 @@ class Orbit(Copies):
         ranks = iter(sorted(range(len(flat)), key=order.__getitem__))
         parts = [Part([next(ranks) for _ in members], members) for members in elements]
         pairs = zip(parts, ran, strict=True)
-        return cls(call, [part.filled([r], part.stacked) for part, r in pairs])
+        filled = [part.filled([r], part.stacked) for part, r in pairs]
+        for part in filled:
+            if any(stack.shape[1] != call.batch_size for _, stack in part.leaves):
+                must = f"list what each of `ran` holds, for all {call.batch_size} samples"
+                require(False, "elements", must, [*part.elements], "those of each flat batch")
+        return cls(call, filled)
 
     @property
     def batch_size(self) -> int:
@@ -113,8 +119,10 @@ class Orbit(Copies):
             return [(p.slots, p.inputs[0]) for p in self.parts]
         if what == "output":
             return [(p.slots, p.leaves[0][1]) for p in self.parts]
-        # The activation at the cut is the output there; what reads it may work in place.
-        return [(p.slots, p.leaves[0][1].clone() if p.read is None else p.read) for p in self.parts]
+        if self.call.cut is not None and what == self.call.cut.name:
+            # The activation at the cut is the output there; what reads it may work in place.
+            return [(p.slots, p.leaves[0][1].clone()) for p in self.parts]
+        return [(p.slots, p.read) for p in self.parts if p.read is not None]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
         action = self.call.output_action

@@ -128,9 +128,6 @@ class Fast:
         self._modules = model._modules
         self._known: dict[tuple[torch.device, torch.dtype], Tables] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_known": {}}
-
     def run(self, x: Any) -> Any:
         """The output; None for what it is not made for."""
         if type(x) is not Tensor:

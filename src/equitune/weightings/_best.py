@@ -100,7 +100,10 @@ class Best(Weighting):
         """The weights and the scores that they come from; the choice is piecewise constant."""
         tolerance, rounding = self._tolerances(copies)
         with torch.no_grad():
-            losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
+            if rounding:
+                losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
+            else:
+                losses, bounds = copies.scores(self.proxy_loss), None
             return select_minimum(losses, tolerance, bounds), -losses
 
     def score(self, copies: Copies) -> Tensor:

@@ -81,6 +81,9 @@ def copy_logits(net: nn.Module, copies: Copies, reads: str) -> Tensor:
         ValueError: If it returns another shape.
     """
     parts = copies.read(reads)
+    if reads == "output":
+        # A network may work in place, and the outputs are still to be averaged.
+        parts = [(slots, stack.clone()) for slots, stack in parts]
     if isinstance(net, OrbitWeightNet):
         stack = join(parts, f"weight_input {reads!r}")
         logits = per_copy("weight_net", net(stack), "logit per copy", stack.shape[:2])

@@ -28,12 +28,13 @@ class InputActions:
     """
 
     def __init__(self, backbone: nn.Module, input_action: Actions) -> None:
-        self._names, self._open_ended = names, open_ended = _parameters(backbone)
+        names, positional, open_ended = _parameters(backbone)
+        self._names, self._positional, self._open_ended = names, positional, open_ended
         self._order = {name: place for place, name in enumerate(names)}
         # Of a first argument that has no name in the signature.
-        self._unnamed = input_action if isinstance(input_action, Action) and not names else None
+        self._unnamed = None if positional or not isinstance(input_action, Action) else input_action
         if isinstance(input_action, Action):
-            input_action = {names[0] if names else "the first argument": input_action}
+            input_action = {names[0] if positional else "the first argument": input_action}
         else:
             must, use = "be an action, or a mapping from names to actions", "ImageAction(d4())"
             right = isinstance(input_action, Mapping)
@@ -64,7 +65,7 @@ class InputActions:
         first = next(iter(arguments), None)
         for key, value in arguments.items():
             name = key if isinstance(key, str) else f"argument {key}"
-            if isinstance(key, int) and key < len(names):
+            if isinstance(key, int) and key < self._positional:
                 name = names[key]
             action = self.by_name.get(name, self._unnamed if key == first else None)
             if action is None:
@@ -92,22 +93,24 @@ class InputActions:
         return Call(backbone, args, kwargs, moved, leaves, self.group, output_action), source
 
 
-def _parameters(backbone: nn.Module) -> tuple[tuple[str, ...], bool]:
-    """The names of the parameters of forward, and whether it takes others as well."""
+def _parameters(backbone: nn.Module) -> tuple[tuple[str, ...], int, bool]:
+    """The names of the parameters of forward, how many have a place, and whether it takes more."""
     inner = getattr(backbone, "_inputs", None)
     if isinstance(inner, InputActions):
         # A wrapper around a wrapper takes the arguments of the innermost backbone.
-        return inner._names, inner._open_ended
+        return inner._names, inner._positional, inner._open_ended
     try:
         parameters = [*inspect.signature(backbone.forward).parameters.values()]
     except (TypeError, ValueError):
-        return (), True
+        return (), 0, True
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     children = [*backbone.children()]
     if parameters and not named and len(children) == 1:
         # What takes everything hands it on, as adapters and compiled modules do.
         return _parameters(children[0])
-    return tuple(named), len(named) < len(parameters)
+    # What follows *args in the signature has a name alone.
+    positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return tuple(named), positional, len(named) < len(parameters)
 
 
 def _has_no_batch(value: Any) -> bool:

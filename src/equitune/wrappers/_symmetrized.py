@@ -133,6 +133,14 @@ class Symmetrized(OrbitModule):
         self.weighting.unfreeze()
         return self.train(self.training)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_fast"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # What a runner binds may be a function, which knows this model and not its copies.
+        self._fast = self.runner.bind(self)
+
     def refit(self) -> None:
         super().refit()
         self._bind()
