@@ -204,6 +204,27 @@ def test_layers_without_parameters_in_checkpoints():
     assert model.backbone.head.weight.grad is not None
 
 
+class FrozenFeatures(nn.Module):
+    """Its head, which learns, is registered before the features, which run without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.features = nn.Linear(8, 4), nn.Linear(64, 8)
+        self.features.requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.features(x.flatten(1))
+        return self.head(y)
+
+
+def test_frozen_features_that_run_without_gradients_can_be_read():
+    options = {"weight_net": nn.Linear(8, 1), "weight_input": "features"}
+    model = LambdaEquiTune(FrozenFeatures(), ImageAction(c4()), **options)
+    model(torch.rand(2, 1, 8, 8)).sum().backward()
+    assert model.backbone.head.weight.grad is not None
+
+
 def test_a_compiled_backbone_is_unfrozen_as_it_was():
     torch._dynamo.reset()
     backbone = net()

@@ -134,10 +134,12 @@ class Watch:
     def _require_gradients(self) -> None:
         """Refuses what has no gradient although it should have, as in re-entrant checkpoints."""
         owner: Any = self._owner
-        # Up to here, in the order in which modules are registered.
-        before = itertools.takewhile(lambda m: m is not self._module, owner().modules())
-        modules = [*before, *self._module.modules()]
-        learns = any(p.requires_grad for m in modules for p in m.parameters(recurse=False))
+        parameters = [*self._module.parameters()]
+        if not parameters:
+            # A layer without its own passes on the gradients of what is registered before it.
+            before = itertools.takewhile(lambda m: m is not self._module, owner().modules())
+            parameters = [p for m in before for p in m.parameters(recurse=False)]
+        learns = any(p.requires_grad for p in parameters)
         got = f"{self.name!r}, which runs without them, such as in a re-entrant checkpoint"
         use = "checkpoints with use_reentrant=False, torch.no_grad() around the call, or another"
         require(not learns, self.argument, "name a submodule that has gradients", got, use)
