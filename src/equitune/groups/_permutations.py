@@ -50,11 +50,8 @@ def words(
             if product not in found:
                 found[product] = (k, *found[current])
                 queue.append(product)
-        few, must = (
-            largest is None or len(queue) <= largest,
-            f"generate at most {largest=} elements",
-        )
-        require(few, "generators", must, "more", "others")
+        few = largest is None or len(queue) <= largest
+        require(few, "generators", f"generate at most {largest=} elements", "more", "others")
     return found
 
 
