@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 import offline
@@ -30,8 +31,10 @@ def name_of(page):
 def test_code_blocks_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"offline": offline}
-    for block in BLOCK.findall(page.read_text()):
-        exec(compile(offline.without_hub(block), str(page), "exec"), namespace)
+    # A page may choose a style of matplotlib, for itself alone.
+    with matplotlib.rc_context():
+        for block in BLOCK.findall(page.read_text()):
+            exec(compile(offline.without_hub(block), str(page), "exec"), namespace)
 
 
 def test_the_message_that_the_guide_shows_is_the_one_that_is_printed(capsys):
