@@ -3,7 +3,7 @@ Commands that nobody has taught
 ===============================
 
 A recurrent network learns "jump", "run", "run twice" and "run left", and does not understand
-"jump twice". It has never been told that the two verbs are of one kind. The wrappers of
+"jump twice". Nothing in its training says that the two verbs are of one kind. The wrappers of
 ``equitune.seq2seq`` say so: exchange the verbs in the command, and their actions are exchanged in
 the whole decoded sequence. The commands are a small part of SCAN (Lake and Baroni, 2018).
 """
