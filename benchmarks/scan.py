@@ -45,7 +45,7 @@ from scan_training import train as train_model
 
 NAME = "scan"
 CELLS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
-SEEDS = {"LSTM": 3, "GRU": 1, "RNN": 1}
+SEEDS = {"LSTM": 3, "GRU": 3, "RNN": 3}
 TUNED = {
     "equi-tuned": EquiSeq2Seq,
     "equizero-tuned": functools.partial(

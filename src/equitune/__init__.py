@@ -88,8 +88,8 @@ __all__ = [
 ]
 
 # Imported when they are first asked for: some need an extra.
-_KITS = {"audit", "heads", "losses", "rl", "seq2seq", "testing", "text", "training", "vision",
-         "viz", "weight_nets"}  # fmt: skip
+_KITS = {"audit", "distributed", "heads", "losses", "rl", "scaling", "seq2seq", "testing", "text",
+         "training", "vision", "viz", "weight_nets"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
