@@ -19,6 +19,10 @@ settings.register_profile(
 settings.register_profile("long", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a core of its own.
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed():

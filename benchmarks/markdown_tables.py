@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from record import EARLIER
+
 
 def rows(head: list[str], body: list[list[str]]) -> str:
     """A Markdown table."""
@@ -18,6 +20,9 @@ def source(results: dict[str, Any], seeds: str | None = None) -> str:
         results: A record of results/.
         seeds: Which seeds they are, such as ``"seeds 0 to 2"``; None for that of the record.
     """
-    versions = results["versions"]
+    earlier = results.get(EARLIER, {})
+    made = [earlier.get(row, results) for row in results.get("rows", {})] or [results]
+    versions = sorted({of["versions"]["torch"] for of in made})
     seeds = f"seed {results['seed']}" if seeds is None else seeds
-    return f"\n`{results['command']}`, {seeds}, torch {versions['torch']}, {results['machine']}.\n"
+    torch = f"torch {' and '.join(versions)}"
+    return f"\n`{results['command']}`, {seeds}, {torch}, {results['machine']}.\n"

@@ -96,11 +96,11 @@ def scan_finetuned(results: Row) -> str:
                 name = f"G-{cell}" if stage == "G" else stage
                 title = _title(split, cell, runs) if first else ""
                 cited = PAPERS[split, cell][stage]
-                body.append([title, name, *found, cited, _minutes(runs, stage)])
+                body.append([title, name, *found, cited])
                 first = False
     if not body:
         return ""
-    head = ["", "model", "validation", "test", "papers' test", "minutes of training"]
+    head = ["", "model", "validation", "test", "papers' test"]
     return rows(head, body) + _settings(results) + _source(results)
 
 
@@ -189,10 +189,6 @@ def _accuracies(runs: Sequence[Row], stage: str) -> tuple[str, str]:
 def _over_seeds(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({statistics.stdev(values):.1f})"
-
-
-def _minutes(runs: Sequence[Row], stage: str) -> str:
-    return f"{statistics.mean(found['seconds'] for found in _stage(runs, stage)) / 60:.1f}"
 
 
 def _settings(results: Row) -> str:

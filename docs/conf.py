@@ -32,7 +32,7 @@ extensions = [
     "linked_names",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_ext", "_templates", "gallery/*.ipynb"]
+exclude_patterns = ["_build", "_ext", "_templates", "gallery/*.ipynb", "papers/shared"]
 
 # Every reference has to lead somewhere; those to other libraries lead out of this site.
 nitpicky = True
