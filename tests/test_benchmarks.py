@@ -141,7 +141,9 @@ def test_pictures_show_every_seed():
     assert pictures.bars({"rows": rows}) == expected
 
 
-@pytest.mark.parametrize("weighting", cifar10_zero_shot.WEIGHTINGS.values(), ids=str)
+@pytest.mark.parametrize(
+    "weighting", cifar10_zero_shot.WEIGHTINGS.values(), ids=cifar10_zero_shot.WEIGHTINGS
+)
 def test_weight_networks_are_trained_on_what_they_read(weighting):
     torch.manual_seed(0)
     backbone = cifar10.CifarResNet(8).eval()
