@@ -36,7 +36,7 @@ agent = PPO(
     seed=1,
     device="cpu",
 )
-agent.learn(3072)
+agent = agent.learn(3072)
 
 # %%
 # Is it a symmetry of the environment?
