@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from equitune._checks import require, require_int, require_type
+from equitune._checks import require, require_int
 from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
 from equitune.runners._orbit import Chosen, Join, Orbit, Part, early_weights, parts_of
@@ -34,8 +34,8 @@ class Batches(Runner):
             calls ``view`` where ``flatten`` is meant refuses it.
 
     Raises:
-        TypeError: If ``chunk_size`` is not an int, or ``memory_format`` not a memory format.
-        ValueError: If ``chunk_size`` is below 1, or ``memory_format`` another one.
+        TypeError: If ``chunk_size`` is not an int, or ``memory_format`` something else.
+        ValueError: If ``chunk_size`` is below 1.
     """
 
     def __init__(
@@ -44,11 +44,9 @@ class Batches(Runner):
         if chunk_size is not None:
             use = "the most copies in one pass, or None"
             chunk_size = require_int("chunk_size", chunk_size, use, least=1)
-        if memory_format is not None:
-            use = " or ".join(map(str, FORMATS.values()))
-            require_type("memory_format", memory_format, torch.memory_format, use)
-            known, must = memory_format in FORMATS.values(), "have the channels last"
-            require(known, "memory_format", must, memory_format, use)
+        known, must = (None, *FORMATS.values()), "be a memory format with the channels last"
+        use = "torch.channels_last, torch.channels_last_3d or None"
+        require(memory_format in known, "memory_format", must, memory_format, use, TypeError)
         self.chunk_size, self.memory_format = chunk_size, memory_format
 
     def __repr__(self) -> str:
@@ -68,14 +66,14 @@ class Batches(Runner):
             return _evaluate(call, jobs, lambda done: mix(Orbit(call, done)))
         # Only copies that count are run, for each sample its own.
         jobs, rows = [], []
-        put = (lambda x: x) if self.memory_format is None else self._copied
+        put: Any = list if self.memory_format is None else self._copied
         for p in parts:
             # By sample, so that each piece holds whole samples whatever their orientation.
             samples, places = weights[list(p.slots)].T.nonzero(as_tuple=True)
             if len(places) or not (call.batch_size or jobs):
                 sizes = self._sizes(samples, call.training)
                 pieces = zip(*[s[places, samples].split(sizes) for s in p.inputs], strict=True)
-                jobs.append((p, [[*map(put, piece)] for piece in pieces], torch.cat))
+                jobs.append((p, [*map(put, pieces)], torch.cat))
                 rows.append((places, samples))
         return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, rows, weights)))
 
@@ -84,23 +82,27 @@ class Batches(Runner):
         size, rows = self.chunk_size, len(part.slots)
         flat = [s.flatten(0, 1) for s in part.inputs]
         if size is None or rows * call.batch_size <= size:
-            return [flat if self.memory_format is None else [*map(self._copied, flat)]], part.stacked
+            return [flat if self.memory_format is None else self._copied(flat)], part.stacked
         # Copied, because a backbone that works in place would reach the other pieces.
         if call.training:
             step = max(1, size // rows)
             return [
-                [self._copied(s[:, i : i + step].flatten(0, 1)) for s in part.inputs]
+                self._copied([s[:, i : i + step].flatten(0, 1) for s in part.inputs])
                 for i in range(0, call.batch_size, step)
             ], lambda ys: torch.cat([y.unflatten(0, (rows, -1)) for y in ys], dim=1)
         starts = range(0, rows * call.batch_size, size)
-        return [[self._copied(s[i : i + size]) for s in flat] for i in starts], part.stacked
+        return [self._copied([s[i : i + size] for s in flat]) for i in starts], part.stacked
 
-    def _copied(self, x: Tensor) -> Tensor:
-        if self.memory_format is not None and FORMATS.get(x.dim()) == self.memory_format:
+    def _copied(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Copies in the memory format."""
+        kind = self.memory_format
+        return [
             # In words that torch.func.vmap knows, too.
-            last = x.movedim(1, -1).clone(memory_format=torch.contiguous_format)
-            return last.movedim(-1, 1)
-        return x.clone()
+            x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+            if kind is not None and FORMATS.get(x.dim()) == kind
+            else x.clone()
+            for x in tensors
+        ]
 
     def _sizes(self, samples: Tensor, training: bool) -> int | list[int]:
         """How many copies are in each piece: whole samples, while the backbone trains."""

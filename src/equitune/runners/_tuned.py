@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import threading
 import time
 import weakref
@@ -12,20 +12,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, distributed
 
-from equitune._checks import readable, require
+from equitune._checks import readable, require_function
 from equitune.functional import can_be_averaged
-from equitune.runners._base import Mix, Mixing, Runner
+from equitune.runners._base import Mix, Runner
 from equitune.runners._batches import FORMATS, Batches
 from equitune.runners._call import Call
-from equitune.spaces import Values
-from equitune.weightings import Copies, Uniform
+from equitune.weightings import Copies
 
 ONE = Batches()
 LEAST, ENOUGH, PIECE = 2**16, 2**21, 2**15
 """How many numbers copies hold that are worth a measurement, that suffice for it, in a piece."""
 SHORT, GAIN, ROUNDS, SHAPES = 0.01, 0.95, 2, 16
 """Seconds that are not worth a measurement; the part of the time of one batch that is better; how
-often the best plans are measured; how many shapes calls measure by themselves."""
+often the best plans are measured again; how many shapes calls measure."""
 MEASURING = threading.Lock()
 
 
@@ -34,11 +33,11 @@ class Tuned(Runner):
     """The fastest way to run all copies, found by a measurement on a CPU; the default of wrappers.
 
     The first call of each shape, dtype, mode and number of threads measures one batch, pieces of
-    it, and both with the channels of images last, and keeps the fastest as a plan: a
-    :class:`Batches`. It is exact up to rounding: a plan whose raw outputs are not those of one
+    it, and pieces with the channels of images last. It keeps the fastest as a plan: a
+    :class:`Batches`. The plan is exact up to rounding. One whose raw outputs are not those of one
     batch is never taken, nor is one that saves less than a twentieth of the time.
 
-    One batch runs, and nothing is measured: on accelerators, while a module of the backbone trains,
+    One batch runs, and nothing is measured, on accelerators, while a module of the backbone trains,
     while a model is compiled or exported, under ``torch.func.vmap``, in a process group, for copies
     of fewer than 65,536 numbers, for passes under 10 ms, within another measurement, and for new
     shapes after 16.
@@ -46,22 +45,21 @@ class Tuned(Runner):
     Plans are in no ``state_dict``, copy or pickle. Threads may share the runner.
 
     Args:
-        clock: The time, in seconds.
+        clock: A function that returns the time in seconds.
+
+    Raises:
+        TypeError: If ``clock`` cannot be called.
 
     Example:
         >>> import torch
         >>> from equitune import EquiTune, ImageAction, c4
         >>> backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten()).eval()
-        >>> model = EquiTune(backbone, ImageAction(c4()))
-        >>> model.runner
+        >>> EquiTune(backbone, ImageAction(c4())).runner
         Tuned()
-        >>> model.runner = model.runner.measure(model, torch.rand(2, 3, 16, 16))
-        >>> isinstance(model.runner, Batches)
-        True
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
+        self.clock = require_function("clock", clock, "one such as time.perf_counter")
         self._plans: dict[Any, Batches] = {}
 
     def __repr__(self) -> str:
@@ -73,31 +71,18 @@ class Tuned(Runner):
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
         off = torch.compiler.is_compiling() or call.backbone.training
-        if off or len(elements) * _numbers(call) < LEAST:
-            return ONE.run(call, mix, elements)
-        once = _Once(mix)
-        return self._plan(call, once, elements, SHORT).run(call, once, elements)
+        small = off or len(elements) * _numbers(call) < LEAST
+        return (ONE if small else self.plan(call, elements, SHORT)).run(call, mix, elements)
 
-    def measure(self, model: Any, x: Any = None, /, *args: Any, **kwargs: Any) -> Batches:
-        """Measures now, on an example, and also what calls find too small.
+    def plan(self, call: Call, elements: Sequence[int], short: float = 0.0) -> Batches:
+        """The plan of a call, which is measured unless it is known.
 
         Args:
-            model: A wrapper in eval mode, with this runner or another one.
-            x: The first argument of the wrapper.
-            *args: The other arguments by position.
-            **kwargs: The arguments by name.
-
-        Returns:
-            The plan. As ``model.runner`` it runs all shapes, and nothing is measured.
-
-        Raises:
-            ValueError: If a module of the backbone trains.
+            call: The call.
+            elements: The elements to run.
+            short: How many seconds one batch has to take to be worth a measurement. With 0 the
+                measurement is made now, also of what is known.
         """
-        mix = Mixing(getattr(model, "weighting", Uniform()), Values())
-        plan: Batches = model.run(mix, x, args, kwargs, _Measuring(self))
-        return plan
-
-    def _plan(self, call: Call, mix: _Once, elements: Sequence[int], short: float) -> Batches:
         grouped = distributed.is_available() and distributed.is_initialized()
         if grouped or not readable(call.leaves[0][1]):
             return ONE
@@ -108,60 +93,19 @@ class Tuned(Runner):
             torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         )  # fmt: skip
         plan = self._plans.get(key) if short else None
-        if plan is not None:
-            return ONE if plan is ONE or call.training else plan
-        full = short and len(self._plans) >= SHAPES
-        if full or call.training or not MEASURING.acquire(blocking=not short):
+        if plan is ONE or call.training:
+            return ONE
+        if plan is not None or (short and len(self._plans) >= SHAPES):
+            return plan or ONE
+        # Calls in the meantime run one batch, those of a wrapper within this one included.
+        if not MEASURING.acquire(blocking=not short):
             return ONE
         try:
             with torch.random.fork_rng(devices=[]):
-                plan = self._plans[key] = self._fastest(call, mix, elements, short)
+                plan = self._plans[key] = _fastest(call, elements, self.clock, short)
         finally:
             MEASURING.release()
         return plan
-
-    def _fastest(self, call: Call, mix: _Once, elements: Sequence[int], short: float) -> Batches:
-        numbers = _numbers(call)
-        if mix.reads != "input":
-            # More copies than that take as long each.
-            elements = elements[: -(-ENOUGH // numbers)]
-        trial, copies = _Trial(mix), len(elements) * call.batch_size
-
-        def seconds(plan: Batches) -> float:
-            start = self.clock()
-            plan.run(call, trial, elements)
-            return self.clock() - start
-
-        times = {ONE: seconds(ONE)}
-        expected = trial.tensors
-        if times[ONE] < short or copies < 2:
-            return ONE
-
-        def attempt(plan: Batches) -> None:
-            try:
-                taken = seconds(plan)
-            except Exception:
-                # A backbone may need the whole batch, or its own memory format.
-                taken = math.inf
-            taken = taken if _agree(trial.tensors, expected) else math.inf
-            times[plan] = min(taken, times.get(plan, math.inf))
-
-        sizes = [2**k for k in range(copies.bit_length() - 1)]
-        sizes = [n for n in sizes if n * numbers >= PIECE * call.batch_size] or sizes[-1:]
-        middle = sizes.pop(len(sizes) // 2)
-        formats = dict.fromkeys([None, FORMATS.get(call.leaves[0][1].dim())])
-        # What is compiled would be compiled again for each size.
-        with torch.compiler.set_stance("eager_on_recompile"):
-            pieces = [Batches(middle, kind) for kind in formats]
-            for plan in pieces:
-                attempt(plan)
-            kind = min(pieces, key=times.__getitem__).memory_format
-            for size in sizes:
-                attempt(Batches(size, kind))
-            for plan in [ONE, *sorted(times, key=times.__getitem__)[:2]] * ROUNDS:
-                attempt(plan)
-        best = min(times, key=times.__getitem__)
-        return best if times[best] < GAIN * times[ONE] else ONE
 
 
 def limited(chunk_size: int | None) -> Runner:
@@ -170,46 +114,18 @@ def limited(chunk_size: int | None) -> Runner:
 
 
 @final
-class _Measuring(Runner):
-    """Measures in place of a run."""
-
-    def __init__(self, tuned: Tuned) -> None:
-        self.tuned = tuned
-
-    def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
-        use = "model.eval(), since a plan is for inference"
-        require(not call.training, "model", "be in eval mode", "one that trains", use)
-        return self.tuned._plan(call, _Once(mix), elements, 0)
-
-
-@final
-class _Once:
-    """A mix that is asked once, however often the copies run."""
-
-    def __init__(self, mix: Mix) -> None:
-        self.mix, self.reads = mix, mix.reads
-        self._answers: list[Tensor | None] = []
-
-    def ask(self, copies: Copies) -> Tensor | None:
-        if not self._answers:
-            self._answers.append(self.mix.ask(copies))
-        return self._answers[0]
-
-    def __call__(self, copies: Copies) -> Any:
-        return self.mix(copies)
-
-
-@final
 class _Trial:
     """A mix that keeps what has run, and makes nothing of it.
 
     Attributes:
-        tensors: The raw outputs, and what the weighting reads.
+        tensors: The raw outputs, and what a weighting reads.
     """
 
-    def __init__(self, mix: Mix) -> None:
-        self.reads, self.ask = mix.reads, mix.ask
-        self.tensors: list[Tensor] = []
+    reads = None
+    tensors: Sequence[Tensor] = ()
+
+    def ask(self, copies: Copies) -> None:
+        """Nothing: all copies run."""
 
     def __call__(self, copies: Any) -> None:
         found = [[*[leaf for _, leaf in p.leaves], p.read] for p in copies.parts]
@@ -221,15 +137,47 @@ def _numbers(call: Call) -> int:
     return sum([x.numel() for _, x in call.leaves])
 
 
-def _agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal up to rounding."""
+def _fastest(
+    call: Call, elements: Sequence[int], clock: Callable[[], float], short: float
+) -> Batches:
+    """The plan that takes the least time; one batch where no other takes clearly less."""
+    numbers, trial = _numbers(call), _Trial()
+    # More copies than that take as long each.
+    elements = elements[: -(-ENOUGH // numbers)]
+    times: dict[Batches, float] = {}
+
+    def measure(plan: Batches) -> None:
+        start = clock()
+        plan.run(call, trial, elements)
+        taken = clock() - start
+        if times:
+            _require_equal(trial.tensors, expected)
+        times[plan] = min(taken, times.get(plan, taken))
+
+    measure(ONE)
+    expected = trial.tensors
+    if times[ONE] < short:
+        return ONE
+    sizes = [2**k for k in range((len(elements) * call.batch_size - 1).bit_length())]
+    fits = [n for n in sizes if PIECE <= n * numbers / call.batch_size <= ENOUGH]
+    formats = dict.fromkeys([None, FORMATS.get(call.leaves[0][1].dim())])
+    plans = [Batches(size, kind) for size in fits or sizes[-1:] for kind in formats]
+    # What is compiled would be compiled again for each size.
+    with torch.compiler.set_stance("eager_on_recompile"):
+        for turn in range(1 + ROUNDS):
+            for plan in plans:
+                # A backbone may need the whole batch, or its own memory format.
+                with contextlib.suppress(Exception):
+                    measure(plan)
+            if turn == 0:
+                plans = [ONE, *sorted(times, key=times.__getitem__)[:2]]
+    best = min(times, key=times.__getitem__)
+    return best if times[best] < GAIN * times[ONE] else ONE
+
+
+def _require_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Refuses tensors that differ by more than rounding."""
     for x, y in zip(found, expected, strict=True):
-        if torch.equal(x, y):
-            continue
-        if x.shape != y.shape or not can_be_averaged(x):
-            return False
-        near = torch.finfo(x.dtype).eps ** 0.5
-        size = float(y.abs().nan_to_num(0, 0, 0).max())
-        if not torch.allclose(x, y, near, near * size, equal_nan=True):
-            return False
-    return True
+        near = torch.finfo(x.dtype).eps ** 0.5 if can_be_averaged(x) else 0.0
+        size = float(y.abs().nan_to_num(0, 0, 0).max()) if near else 0.0
+        torch.testing.assert_close(x, y, rtol=near, atol=near * size, equal_nan=True)

@@ -50,7 +50,8 @@ class Symmetrized(OrbitModule):
         output_action: How it acts on the output; None means one invariant tensor. With
             ``submodule``, how it acts on the activation there.
         weighting: How much each copy counts. Default equal weights.
-        runner: How the backbone is evaluated on the copies. Default :class:`equitune.runners.Tuned`.
+        runner: How the backbone is evaluated on the copies. Default
+            :class:`equitune.runners.Tuned`.
         space: The space in which copies are averaged. Default the values themselves.
         submodule: The dotted name of a submodule of the backbone, up to whose output it is
             symmetrised; the rest then runs once, on the result. None for the whole backbone. An
