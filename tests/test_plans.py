@@ -32,7 +32,7 @@ ONE = "Batches(chunk_size=None)"
 
 
 def is_last(x):
-    return x.is_contiguous(memory_format=LAST) and not x.is_contiguous()
+    return x.stride(1) == 1
 
 
 class Passes:
@@ -71,7 +71,7 @@ def tuned(make=EquiTune, action=C4, output_action=None, *, net=None, **clock):
     return model, passes
 
 
-def images(batch=8, side=64, width=None):
+def images(batch=2, side=64, width=None):
     return torch.randn(batch, 3, side, width or side, dtype=torch.float64)
 
 
@@ -97,21 +97,21 @@ def test_the_first_call_measures_and_later_ones_follow_its_plan():
     x = images()
     state, given = torch.get_rng_state(), copy.deepcopy(model.state_dict())
     first = passes.of(lambda: model(x))
-    assert first[0] == 32
-    assert {4, -4, 16, -16} <= {*first}
-    assert first[-8:] == [-4] * 8
+    assert first[0] == 8
+    assert {*first} == {4, -4, 8, -8}
+    assert first[-2:] == [-4] * 2
     assert repr(model.runner) == (
-        "Tuned(4 x [8, 3, 64, 64]: Batches(chunk_size=4, memory_format=torch.channels_last))"
+        "Tuned(4 x [2, 3, 64, 64]: Batches(chunk_size=4, memory_format=torch.channels_last))"
     )
-    assert passes.of(lambda: model(x)) == passes.of(lambda: model.explain(x)) == [-4] * 8
+    assert passes.of(lambda: model(x)) == passes.of(lambda: model.explain(x)) == [-4] * 2
     # Nothing but the plan has changed.
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(model.state_dict(), given, rtol=0, atol=0)
     assert torch.equal(model(x), model(x))
-    torch.testing.assert_close(model(x), EquiTune(model.backbone, C4, chunk_size=32)(x))
+    torch.testing.assert_close(model(x), EquiTune(model.backbone, C4, chunk_size=8)(x))
 
 
-@pytest.mark.parametrize("shape", [(8, 64, 64), (8, 48, 64)])
+@pytest.mark.parametrize("shape", [(2, 64, 64), (2, 48, 64)])
 @pytest.mark.parametrize("make", [
     EquiTune,
     RegularFeatures,
@@ -138,7 +138,7 @@ def test_calls_are_those_of_one_batch(make, shape):
 
 
 def test_each_shape_dtype_and_mode_is_measured():
-    model, passes = tuned()
+    model, _ = tuned()
     x = images(6, 32)
 
     def plans():
@@ -162,6 +162,7 @@ def test_each_shape_dtype_and_mode_is_measured():
         x = images(batch, 32).float()
         count = plans()
     assert count == 16
+    passes = Passes(model.backbone)
     assert passes.of(lambda: model(x)) == [4 * 21]
 
 
@@ -196,20 +197,20 @@ def test_one_pass_where_nothing_is_measured(off):
         model.train()
     elif off == "a part that trains":
         model.backbone.features[1].train()
-    x = images(8, 16) if off == "small" else images()
+    x = images(2, 16) if off == "small" else images()
     sizes = passes.of(lambda: model(x))
     short = off == "short"
-    assert sizes == ([32, 32] if short else [32])
-    assert repr(model.runner) == (f"Tuned(4 x [8, 3, 64, 64]: {ONE})" if short else "Tuned()")
+    assert sizes == ([8, 8] if short else [8])
+    assert repr(model.runner) == (f"Tuned(4 x [2, 3, 64, 64]: {ONE})" if short else "Tuned()")
 
 
 def test_a_plan_is_off_as_soon_as_a_part_trains():
     model, passes = tuned()
     x = images()
     model(x)
-    assert passes.of(lambda: model(x)) == [-4] * 8
+    assert passes.of(lambda: model(x)) == [-4] * 2
     model.backbone.features[1].train()
-    assert passes.of(lambda: model(x)) == [32]
+    assert passes.of(lambda: model(x)) == [8]
 
 
 def test_off_while_compiling_and_exporting():
@@ -227,7 +228,7 @@ def test_off_while_compiling_and_exporting():
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(plain, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(exported(x), expected)
-    torch.testing.assert_close(exported(x[:3]), plain(x[:3]))
+    torch.testing.assert_close(exported(x[:1]), plain(x[:1]))
     torch._dynamo.reset()
 
 
@@ -243,17 +244,17 @@ def test_a_compiled_backbone_is_not_compiled_for_each_size():
     ticks = iter([0.0, 1.0, *range(2, 1000)])
     model.runner = Tuned(lambda: next(ticks))
     model(images())
-    assert repr(model.runner) == f"Tuned(4 x [8, 3, 64, 64]: {ONE})"
+    assert repr(model.runner) == f"Tuned(4 x [2, 3, 64, 64]: {ONE})"
     assert len(graphs) == 1
     torch._dynamo.reset()
 
 
 def test_off_under_vmap_and_without_values():
     model, passes = tuned()
-    x = images(4)
+    x = images(2)
     expected = model(x)
     assert torch.func.vmap(model)(x[None]).squeeze(0).shape == expected.shape
-    assert passes.sizes[-1] == 16
+    assert passes.sizes[-1] == 8
     torch.testing.assert_close(torch.func.vmap(model)(x[None])[0], expected)
     # A fixed plan runs there, too.
     model.runner = Batches(4, LAST)
@@ -269,7 +270,7 @@ def test_off_under_vmap_and_without_values():
 def test_off_in_a_process_group(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     model, passes = tuned()
-    assert passes.of(lambda: model(images())) == [32]
+    assert passes.of(lambda: model(images())) == [8]
 
 
 def test_a_wrapper_within_a_measurement_runs_one_batch():
@@ -304,10 +305,10 @@ class Noisy(ConvNet):
 
 
 class Sizes(ConvNet):
-    """Takes no batch but of 32 copies."""
+    """Takes no batch but of 8 copies."""
 
     def forward(self, x):
-        return super().forward(x.view(32, 3, 64, 64))
+        return super().forward(x.view(8, 3, 64, 64))
 
 
 class Labels(ConvNet):
@@ -318,7 +319,9 @@ class Labels(ConvNet):
 @pytest.mark.parametrize(("kind", "plan"), [
     (ConvNet, "Batches(chunk_size=4, memory_format=torch.channels_last)"),
     (Labels, "Batches(chunk_size=4, memory_format=torch.channels_last)"),
-    (Views, "Batches(chunk_size=4)"), (OfBatch, ONE), (Noisy, ONE), (Sizes, ONE),
+    (OfBatch, "Batches(chunk_size=None, memory_format=torch.channels_last)"),
+    (Sizes, "Batches(chunk_size=None, memory_format=torch.channels_last)"),
+    (Views, "Batches(chunk_size=4)"), (Noisy, ONE),
 ], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
 def test_only_plans_that_give_the_same_are_taken(kind, plan):
     model, _ = tuned(net=kind(3, 4, False).double().eval())
@@ -327,15 +330,14 @@ def test_only_plans_that_give_the_same_are_taken(kind, plan):
 
 @pytest.mark.parametrize(("last", "plan"), [(0.9, LAST), (0.97, None), (1.1, None)])
 def test_a_small_gain_is_not_worth_it(last, plan):
-    model, _ = tuned(best=32, last=last / 2)
-    # Pieces of 16 take twice as long each.
+    model, _ = tuned(best=8, last=last)
     assert fastest_plan(model, images()).memory_format is plan
 
 
 def test_an_error_of_the_backbone_is_the_users_and_ends_the_measurement():
     model, passes = tuned()
     with pytest.raises(RuntimeError, match="channels"):
-        model(torch.randn(8, 4, 64, 64, dtype=torch.float64))
+        model(torch.randn(2, 4, 64, 64, dtype=torch.float64))
     assert repr(model.runner) == "Tuned()"
     assert passes.of(lambda: model(images()))[-1] == -4
 
@@ -346,8 +348,8 @@ def test_a_weight_network_is_asked_once():
     net.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     model, passes = tuned(lambda *a: Canonicalize(*a, weight_net=net))
     model(images())
-    assert calls == [32]
-    assert passes.of(lambda: model(images())) == [-4, -4]
+    assert calls == [8]
+    assert passes.of(lambda: model(images())) == [-2]
 
 
 def test_threads_share_a_plan():
@@ -383,7 +385,7 @@ def test_while_a_thread_measures_others_run_one_batch():
 
     model.runner = Tuned(clock)
     model(x)
-    assert seen[1] == [32]
+    assert seen[1] == [8]
 
 
 class InPlace(nn.Module):

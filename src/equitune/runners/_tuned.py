@@ -161,7 +161,7 @@ def _fastest(
     sizes = [2**k for k in range((len(elements) * call.batch_size - 1).bit_length())]
     fits = [n for n in sizes if PIECE <= n * numbers / call.batch_size <= ENOUGH]
     formats = dict.fromkeys([None, FORMATS.get(call.leaves[0][1].dim())])
-    plans = [Batches(size, kind) for size in fits or sizes[-1:] for kind in formats]
+    plans = [Batches(n, kind) for n in [*(fits or sizes[-1:]), None] for kind in formats]
     # What is compiled would be compiled again for each size.
     with torch.compiler.set_stance("eager_on_recompile"):
         for turn in range(1 + ROUNDS):
