@@ -28,7 +28,7 @@ def fastest_plan(model: Any, x: Any = None, /, *args: Any, **kwargs: Any) -> Bat
         accelerators.
 
     Raises:
-        TypeError: If ``model`` is no wrapper.
+        TypeError: If ``model`` is not a wrapper.
         ValueError: If a module of the backbone trains.
 
     Example:
