@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ from equitune import (
     heads,
     losses,
     rl,
+    scaling,
     seq2seq,
     spaces,
     symmetric,
@@ -69,7 +71,7 @@ from equitune import (
     viz,
     weight_nets,
 )
-from equitune.runners import Batches, Loop
+from equitune.runners import Batches, Loop, Tuned
 from equitune.spaces import Probabilities
 from equitune.testing import strategies
 
@@ -293,7 +295,12 @@ WRAPPERS = {
     ),
     "weightings.Canonical": Call(Canonical, lambda: given(weight_net=scorer(), tie_tolerance=0.1)),
     "weightings.Learned": Call(Learned, lambda: given(weight_net=scorer(), weight_input="output")),
-    "runners.Batches": call(Batches, chunk_size=3),
+    "runners.Batches": call(Batches, chunk_size=3, memory_format=torch.channels_last),
+    "runners.Tuned": call(Tuned, clock=time.perf_counter),
+    "scaling.fastest_plan": Call(
+        scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES), x=X),
+        run=lambda model, x: scaling.fastest_plan(model, x), handed_on=("x",),
+    ),
     "weight_nets.AttentionWeightNet": call(
         weight_nets.AttentionWeightNet, in_features=3, hidden_features=8, heads=2
     ),

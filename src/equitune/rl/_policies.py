@@ -18,7 +18,7 @@ from equitune.rl._libraries import gymnasium, sb3
 from equitune.rl._networks import Method
 from equitune.rl._pictures import check_channels
 from equitune.rl._symmetries import Symmetry, require_symmetry
-from equitune.runners import Batches, MatrixProducts
+from equitune.runners import MatrixProducts, Tuned
 from equitune.wrappers import EquiTune, Symmetrized
 
 common: Any = sb3.common
@@ -278,7 +278,6 @@ def _wrapped(method: Method, network: nn.Module, symmetry: Symmetry, space: Any)
     use = "one such as EquiTune(network, on_observations, on_actions)"
     wrapped = method(network, symmetry.on_observations, symmetry.on_actions)
     wrapper: Symmetrized = require_type("method(...)", wrapped, Symmetrized, use)
-    runner = wrapper.runner
-    if len(space.shape) == 1 and isinstance(runner, Batches) and runner.chunk_size is None:
+    if len(space.shape) == 1 and isinstance(wrapper.runner, Tuned):
         wrapper.runner = MatrixProducts()
     return wrapper

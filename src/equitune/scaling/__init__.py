@@ -1,3 +1,5 @@
-"""Runners that save passes or memory, around any other runner."""
+"""Runners that save passes or memory, around any other runner, and plans of how to run fast."""
 
-__all__: list[str] = []
+from equitune.scaling._plans import fastest_plan
+
+__all__ = ["fastest_plan"]

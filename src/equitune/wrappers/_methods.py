@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from equitune.actions import Action
-from equitune.runners import Batches
+from equitune.runners._tuned import limited
 from equitune.weightings import Best, Canonical, Learned
 from equitune.weightings._best import Gradient
 from equitune.wrappers._inputs import Actions
@@ -24,7 +24,8 @@ class EquiTune(Symmetrized):
         input_action: How the group acts on the first argument of the backbone, or a mapping from
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor.
-        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        chunk_size: The most copies in one pass of the backbone; None for what is fastest, see
+            :class:`equitune.runners.Tuned`.
         submodule: The dotted name of a submodule of the backbone up to whose output it is
             symmetrised, with ``output_action`` the action there; the rest runs once, on the result.
 
@@ -54,7 +55,7 @@ class EquiTune(Symmetrized):
         submodule: str | None = None,
     ) -> None:
         super().__init__(
-            backbone, input_action, output_action, runner=Batches(chunk_size), submodule=submodule
+            backbone, input_action, output_action, runner=limited(chunk_size), submodule=submodule
         )
 
 
@@ -77,7 +78,8 @@ class LambdaEquiTune(Symmetrized):
             of the backbone's signature (the paper's lambda(gx)); ``"output"``, the first tensor of
             the raw outputs M(gx); or the dotted name of a submodule of the backbone, whose
             activation is then read in the pass that runs anyway.
-        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        chunk_size: The most copies in one pass of the backbone; None for what is fastest, see
+            :class:`equitune.runners.Tuned`.
         submodule: As in :class:`EquiTune`; ``"output"`` is then the activation there.
 
     Raises:
@@ -110,7 +112,7 @@ class LambdaEquiTune(Symmetrized):
     ) -> None:
         super().__init__(
             backbone, input_action, output_action, weighting=Learned(weight_net, weight_input),
-            runner=Batches(chunk_size), submodule=submodule,
+            runner=limited(chunk_size), submodule=submodule,
         )  # fmt: skip
 
 
@@ -133,7 +135,8 @@ class EquiZero(Symmetrized):
             ``"identity"``, that of M(x); ``"selected"``, its own; None for no gradient.
         tie_tolerance: Losses closer than this to the minimum, relative to it, count as ties.
             Default by the dtype of the raw outputs.
-        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        chunk_size: The most copies in one pass of the backbone; None for what is fastest, see
+            :class:`equitune.runners.Tuned`.
         submodule: As in :class:`EquiTune`; the proxy loss then reads the activation there.
 
     Raises:
@@ -165,7 +168,7 @@ class EquiZero(Symmetrized):
     ) -> None:
         super().__init__(
             backbone, input_action, output_action,
-            weighting=Best(proxy_loss, gradient, tie_tolerance), runner=Batches(chunk_size),
+            weighting=Best(proxy_loss, gradient, tie_tolerance), runner=limited(chunk_size),
             submodule=submodule,
         )  # fmt: skip
 
@@ -191,7 +194,8 @@ class Canonicalize(Symmetrized):
             flat batch (N, ...) to one logit each; or an ``OrbitWeightNet``.
         tie_tolerance: Logits closer than this to the largest, relative to the largest in size,
             count as ties. Default by the dtype of the input.
-        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        chunk_size: The most copies in one pass of the backbone; None for what is fastest, see
+            :class:`equitune.runners.Tuned`.
         submodule: As in :class:`EquiTune`.
 
     Raises:
@@ -223,5 +227,5 @@ class Canonicalize(Symmetrized):
     ) -> None:
         super().__init__(
             backbone, input_action, output_action, weighting=Canonical(weight_net, tie_tolerance),
-            runner=Batches(chunk_size), submodule=submodule,
+            runner=limited(chunk_size), submodule=submodule,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from equitune._checks import require, require_module, require_type
 from equitune._modes import Flags, freeze, learning, renamed, restore
 from equitune._submodules import Watch
 from equitune.actions import Action, TrivialAction
-from equitune.runners import Batches, Mix, Runner
+from equitune.runners import Mix, Runner, Tuned
 from equitune.wrappers._inputs import Actions, InputActions
 from equitune.wrappers._subclasses import annotated_as
 
@@ -39,7 +39,8 @@ class OrbitModule(nn.Module, ABC):
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor. Structured
             outputs need a ``TreeAction``.
-        runner: How the backbone is evaluated on the copies. Default one batch.
+        runner: How the backbone is evaluated on the copies. Default
+            :class:`equitune.runners.Tuned`.
 
     Attributes:
         accepts_loss_kwargs: Says to trainers that no loss is computed inside, since the mean of
@@ -68,7 +69,7 @@ class OrbitModule(nn.Module, ABC):
         super().__init__()
         self.backbone, self.input_action = require_module("backbone", backbone), input_action
         self.output_action = output_action  # type: ignore[assignment]
-        self.runner = Batches() if runner is None else runner
+        self.runner = Tuned() if runner is None else runner
         self.watches: dict[str, Watch] = {}
         self._fit(input_action)
 
@@ -209,7 +210,7 @@ class OrbitModule(nn.Module, ABC):
 
     def _fit(self, moved: Actions) -> None:
         """Fits the parts together."""
-        use = "a runner such as Batches(chunk_size=64), or None for one batch"
+        use = "a runner such as Batches(chunk_size=64), or None for Tuned()"
         require_type("runner", self.runner, Runner, use)
         inputs = InputActions(require_module("backbone", self.backbone), moved)
         own: Any = self.output_action

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from equitune._checks import require, require_type
 from equitune._submodules import Watch
 from equitune.actions import Action
-from equitune.runners import Batches, Runner
+from equitune.runners import Runner
 from equitune.runners._base import Mixing, Stacking
+from equitune.runners._tuned import limited
 from equitune.spaces import Space, Values
 from equitune.weightings import Uniform, Weighting
 from equitune.wrappers._inputs import Actions
@@ -49,7 +50,8 @@ class Symmetrized(OrbitModule):
         output_action: How it acts on the output; None means one invariant tensor. With
             ``submodule``, how it acts on the activation there.
         weighting: How much each copy counts. Default equal weights.
-        runner: How the backbone is evaluated on the copies. Default one batch.
+        runner: How the backbone is evaluated on the copies. Default
+            :class:`equitune.runners.Tuned`.
         space: The space in which copies are averaged. Default the values themselves.
         submodule: The dotted name of a submodule of the backbone, up to whose output it is
             symmetrised; the rest then runs once, on the result. None for the whole backbone. An
@@ -217,7 +219,8 @@ class RegularFeatures(OrbitModule):
         input_action: How the group acts on the first argument of the backbone, or a mapping from
             argument names to actions.
         output_action: How it acts on the output; None means one invariant tensor.
-        chunk_size: The most copies in one pass of the backbone; None for no limit.
+        chunk_size: The most copies in one pass of the backbone; None for what is fastest, see
+            :class:`equitune.runners.Tuned`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -239,7 +242,7 @@ class RegularFeatures(OrbitModule):
         *,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(backbone, input_action, output_action, runner=Batches(chunk_size))
+        super().__init__(backbone, input_action, output_action, runner=limited(chunk_size))
 
     def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
         return self.run(Stacking(), x, args, kwargs)
