@@ -218,5 +218,5 @@ def select_minimum(
     minimum = most.amin(dim=0, keepdim=True)
     limit = torch.add(minimum, minimum.abs(), alpha=tolerance)
     # The limit is NaN where the minimum is infinite.
-    ties = least <= torch.fmax(minimum, limit)
+    ties = least <= torch.where(limit.isnan(), minimum, limit)
     return ties / ties.sum(dim=0, keepdim=True, dtype=scores.dtype)

@@ -74,7 +74,8 @@ class MatrixAction(Composed, each_sample=True):
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
         matrix = self._matrices.on(x.device)[g].to(precise)
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device has no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             vectors = x.to(precise).movedim(self.dim, -1)
             if matrix.dim() == 3:
                 # One matrix per sample: broadcast over all dimensions between batch and vector.

@@ -122,6 +122,9 @@ class Mixing:
         plain = type(self.weighting).combine is Weighting.combine
         if self.weights is None or not (self.weighting.sparse and plain):
             return None
+        # What depends on the data has no place in a graph, but for one copy of each sample.
+        if torch.compiler.is_compiling() and not self.weighting.chooses:
+            return None
         return copies.own(self.weights)
 
     def __call__(self, copies: Copies) -> Any:

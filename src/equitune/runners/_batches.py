@@ -11,7 +11,7 @@ from torch import Tensor
 from equitune._checks import require, require_int
 from equitune.runners._base import Mix, Runner
 from equitune.runners._call import Call, Ran
-from equitune.runners._orbit import Chosen, Join, Orbit, Part, early_weights, parts_of
+from equitune.runners._orbit import Chosen, Join, Orbit, Part, best_of, early_weights, parts_of
 
 Pieces = list[list[Tensor]]
 """The moved tensors of each flat batch to run."""
@@ -64,6 +64,8 @@ class Batches(Runner):
         if weights is None:
             jobs = [(p, *self._split(p, call)) for p in parts]
             return _evaluate(call, jobs, lambda done: mix(Orbit(call, done)))
+        if torch.compiler.is_compiling():
+            return self._run_best(call, mix, parts, weights)
         # Only copies that count are run, for each sample its own.
         jobs, rows = [], []
         put: Any = list if self.memory_format is None else self._copied
@@ -76,6 +78,16 @@ class Batches(Runner):
                 jobs.append((p, [*map(put, pieces)], torch.cat))
                 rows.append((places, samples))
         return _evaluate(call, jobs, lambda done: mix(Chosen(call, done, rows, weights)))
+
+    def _run_best(self, call: Call, mix: Mix, parts: Sequence[Part], weights: Tensor) -> Any:
+        """Runs the best copy of each sample and shape."""
+        best, kept = best_of(parts, weights)
+        jobs: list[tuple[Part, Pieces, Join]] = []
+        for p, rows in zip(parts, best, strict=True):
+            # Of one piece the size may be a symbol.
+            cut = [[r] if self.chunk_size is None else r.split(self.chunk_size) for r in rows]
+            jobs.append((p, [[*piece] for piece in zip(*cut, strict=True)], p.spread))
+        return _evaluate(call, jobs, lambda done: mix(Orbit(call, done, kept)))
 
     def _split(self, part: Part, call: Call) -> tuple[Pieces, Join]:
         """The flat batches to run for a part, and how to join what comes back."""

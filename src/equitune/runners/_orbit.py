@@ -59,6 +59,11 @@ class Part:
         stack: Tensor = flat.unflatten(0, (len(self.slots), -1))
         return stack
 
+    def spread(self, ys: list[Tensor]) -> Tensor:
+        """What flat batches gave for one copy of each sample, in the places of all of them."""
+        flat = torch.cat(ys)
+        return flat.expand(len(self.slots), *flat.shape)
+
 
 def parts_of(call: Call, elements: Sequence[int]) -> list[Part]:
     """The copies of some elements before they are run: one part for each shape."""
@@ -76,11 +81,47 @@ def early_weights(call: Call, mix: Mix, parts: Sequence[Part]) -> Tensor | None:
     return mix.ask(Orbit(call, seen))
 
 
-class Orbit(Copies):
-    """The same elements for all samples, one part for each shape of copies."""
+def best_of(parts: Sequence[Part], weights: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+    """One copy of each sample and shape, whatever the data, so that a graph can hold them.
 
-    def __init__(self, call: Call, parts: Sequence[Part]) -> None:
-        self.call, self.parts = call, parts
+    Copies that are equal, because the sample is symmetric itself, have one output M(gx), which
+    stands for all of them. Other copies that tie with the best one do not count.
+
+    Args:
+        parts: All copies, before they are run.
+        weights: (K, B), their weights.
+
+    Returns:
+        For each part the moved tensors (B, ...) of the copies with the largest weight in it; and
+        the weights (K, B) of the copies that are equal to the best of all.
+    """
+    rows, kept = [], []
+    for p in parts:
+        slots = torch.tensor(p.slots, device=weights.device)
+        own, first = weights[slots], weights.argmax(dim=0) == slots[:, None]
+        places = own.argmax(dim=0)
+        samples = torch.arange(places.shape[0], device=places.device)
+        rows.append([stack[places, samples] for stack in p.inputs])
+        equal = first.any(dim=0)
+        for stack, row in zip(p.inputs, rows[-1], strict=True):
+            equal = equal & (stack == row).unsqueeze(-1).flatten(2).all(dim=2)
+        # A copy that holds NaN is not equal to itself.
+        kept.append((p.slots, torch.where(equal | first, own, 0)))
+    total = join(kept, "weights")
+    return rows, total / total.sum(dim=0)
+
+
+class Orbit(Copies):
+    """The same elements for all samples, one part for each shape of copies.
+
+    Args:
+        call: The call.
+        parts: The copies that have run.
+        weights: (K, B), in place of those that means are asked for; None for none.
+    """
+
+    def __init__(self, call: Call, parts: Sequence[Part], weights: Tensor | None = None) -> None:
+        self.call, self.parts, self._weights = call, parts, weights
         self.count = 0
         for part in parts:
             self.count += len(part.slots)
@@ -150,7 +191,8 @@ class Orbit(Copies):
         stack = self.undone(leaf)
         if can_be_averaged(stack):
             stack = space.enter(stack)
-        return lambda weights: space.mean(stack, weights, self.sums)
+        own = self._weights
+        return lambda weights: space.mean(stack, weights if own is None else own, self.sums)
 
 
 @final
@@ -169,8 +211,8 @@ class Chosen(Orbit):
         counts = weights != 0
         held = (counts.cumsum(0) - 1).clamp(min=0)
         self.count = max(1, int(counts.sum(0).max())) if weights.numel() else 1
-        self._weights = weights.new_zeros(self.count, weights.shape[1])
-        self._weights.scatter_add_(0, held, weights)
+        own = weights.new_zeros(self.count, weights.shape[1])
+        self._weights = own.scatter_add_(0, held, weights)
         inverses = torch.tensor(call.group.inverses, device=weights.device)
         self._undoing, slots = [], []
         for p, (places, samples) in zip(parts, rows, strict=True):
@@ -186,7 +228,3 @@ class Chosen(Orbit):
             require_one_shape(rows[0], rows[-1], "the output")
         stack = rows[0].new_zeros(self.count, self.batch_size, *rows[0].shape[1:])
         return stack.index_put(self._into, torch.cat(rows))
-
-    def _mean(self, leaf: int, space: Space) -> Mean:
-        mean = super()._mean(leaf, space)
-        return lambda _: mean(self._weights)

@@ -175,6 +175,9 @@ class GreedyDecoder(nn.Module):
             length = require_int("length", length, "a number of steps", 1)
             require(length <= most, "length", f"be {most} or less", length, more)
         if targets is None:
+            steps = length is not None or not torch.compiler.is_exporting()
+            must = "be given in torch.export, since when sequences end depends on the data"
+            require(steps, "length", must, None, "a number of steps, or targets")
             return
         ids = isinstance(targets, Tensor) and targets.dtype in (torch.int64, torch.int32)
         given = described(targets)

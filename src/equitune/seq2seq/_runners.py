@@ -68,6 +68,8 @@ class Encoded:
             for part in self.parts:
                 part.inputs = [stack.clone() for stack in part.inputs]
             weights = mix.ask(DecodedCopies(self))
+            # How many copies count depends on the data, and has no place in a graph.
+            weights = None if torch.compiler.is_compiling() else weights
         start = replace(call, function=self.decoder.begin)
         places = torch.arange(len(self.row_elements), device=ids.device).view(len(ids), -1)
         self.rows: list[Any] = []

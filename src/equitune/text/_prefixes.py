@@ -125,6 +125,9 @@ class Prefixes(Runner):
 
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
         """The scores of the next tokens (S, T, V), on the scale of the model's logits."""
+        graph, use = torch.compiler.is_exporting(), "unwrap() to export the plain model"
+        must = "run passes of fixed sizes in torch.export"
+        require(not graph, "runner", must, f"{self}, which looks for equal prefixes", use)
         (action, tokens), cache = call.leaves[0], self.cache
         past = 0 if cache is None else cache.get_seq_length()
         given = TokenCall(tokens, self.mask, self.positions, past)

@@ -120,7 +120,8 @@ class Weighting(nn.Module, ABC):
             ``"output"`` or the dotted name of a submodule of the backbone.
         sparse: Whether most weights are 0. A weighting that is asked before the model runs then
             saves the passes of the copies that do not count.
-        chooses: Whether the weights are a choice, which has no gradient.
+        chooses: Whether the weights are a choice of one copy, or of those that tie with it, which
+            has no gradient.
         equal: Whether all copies always count alike, so that a runner need not ask.
 
     Example:

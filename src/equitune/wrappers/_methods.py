@@ -183,7 +183,8 @@ class Canonicalize(Symmetrized):
     :class:`LambdaEquiTune` with ``weight_input="input"`` fits; the choice has no gradient, so that
     it does not learn here, and it runs in eval mode. The backbone can be fine-tuned.
 
-    The number of copies depends on the data: ``torch.compile`` breaks its graph there.
+    Compiled or exported, it runs exactly one copy of each sample. Where several different copies
+    are equally good, the first counts; symmetric inputs stay exact.
 
     Args:
         backbone: The module M.
