@@ -270,15 +270,15 @@ class OnFeatures(OrbitWeightNet):
 class ProxyLogits(nn.Module):
     """Negated proxy losses as logits, so that a model scores copies without any training.
 
-    Where an :class:`EquiZero` chooses by the outputs of the model itself, this chooses by those of
-    a cheaper one, such as the model on shrunken copies.
+    Where :class:`equitune.EquiZero` chooses by the outputs of the model itself, this chooses by
+    those of a cheaper one, such as the model on shrunken copies.
 
     Args:
-        proxy_loss: As in :class:`EquiZero`: maps (1, N, ...) to losses (1, N); see
+        proxy_loss: As in :class:`equitune.EquiZero`: maps (1, N, C, ...) to losses (1, N); see
             :mod:`equitune.losses`.
 
     Shape:
-        (N, ...), outputs for single copies, to (N,).
+        (N, C, ...), floating-point outputs for single copies, to (N,).
 
     Raises:
         TypeError: If ``proxy_loss`` is not a function.
@@ -306,7 +306,7 @@ class ProxyLogits(nn.Module):
         self.proxy_loss = require_function("proxy_loss", proxy_loss, use)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        require_tensor("outputs", outputs, "(N, ...)", dims=1, floating=True)
+        require_tensor("outputs", outputs, "(N, C, ...)", dims=2, floating=True)
         return -self.proxy_loss(outputs.unsqueeze(0))[0]
 
 
