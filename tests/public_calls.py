@@ -318,6 +318,10 @@ WRAPPERS = {
     "weight_nets.FrozenFeatures": Call(
         weight_nets.FrozenFeatures, lambda: given(network=net(), submodule="0", chunk_size=2)
     ),
+    "weight_nets.ProxyLogits": call(weight_nets.ProxyLogits, proxy_loss=losses.entropy),
+    "weight_nets.ProxyLogits.forward": call(
+        weight_nets.ProxyLogits(losses.entropy).forward, outputs=STACK[0]
+    ),
     "weight_nets.OnFeatures": call(
         weight_nets.OnFeatures, extractor=nn.Flatten(),
         weight_net=weight_nets.AttentionWeightNet(16),

@@ -7,15 +7,21 @@ from torch import nn
 from cases import AnyWeightNet, Attention, ConvNet, Mlp, corners
 from equitune import (
     Canonicalize,
+    EquiZero,
     ImageAction,
     LambdaEquiTune,
     PermutationAction,
     TreeAction,
     TrivialAction,
+    c4,
     cyclic,
     d4,
 )
+from equitune.functional import orbit
+from equitune.losses import entropy
 from equitune.testing import assert_equivariant
+from equitune.training import upright_loss
+from equitune.weight_nets import ConvWeightNet, FrozenFeatures, OrbitWeightNet, ProxyLogits
 
 ACTION = ImageAction(d4())
 
@@ -143,6 +149,100 @@ def test_weights_trained_in_lambda_equitune():
     with torch.no_grad():
         net.scale.fill_(0.1)
     assert not torch.allclose(hard(x), soft(x))
+
+
+SHRUNKEN = nn.AdaptiveAvgPool2d(4)
+
+
+def cheap_scorers(backbone):
+    """By name: a small network, the first stages, the model itself; all on shrunken copies."""
+    stages = FrozenFeatures(backbone, "features"), ConvWeightNet(5, 6)
+    scores = FrozenFeatures(backbone), ProxyLogits(entropy)
+    return {
+        "small network": nn.Sequential(SHRUNKEN, ConvWeightNet(3, 6)).double(),
+        "first stages": nn.Sequential(SHRUNKEN, *stages).double(),
+        "model": nn.Sequential(SHRUNKEN, *scores).double(),
+    }
+
+
+@pytest.mark.parametrize("scorer", ["small network", "first stages", "model"])
+@pytest.mark.parametrize("size", [(8, 8), (10, 10), (9, 6)], ids=str)
+def test_scores_of_shrunken_copies(scorer, size):
+    """Also where the copies do not shrink by whole blocks, and where they are not square."""
+    backbone, x = ConvNet(3, 4, dense=False).double().eval(), photographs(*size)
+    x[0] = 1.0  # one that ties
+    net = cheap_scorers(backbone)[scorer]
+    model = Canonicalize(backbone, ACTION, weight_net=net).eval()
+    assert len(model.explain(x).elements.unique()) > 2
+    assert_equivariant(model, x, ACTION)
+
+
+class Ordered(OrbitWeightNet):
+    """It favours the first copies, and is not equivariant to permutations of the copies."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, stack):
+        logits = self.net(stack.flatten(0, 1)).view(stack.shape[:2])
+        return logits - torch.arange(len(stack))[:, None]
+
+
+@pytest.mark.parametrize("scorer", ["small network", "first stages", "model"])
+def test_scores_that_depend_on_the_order_of_the_copies_are_noticed(scorer):
+    backbone, x = ConvNet(3, 4, dense=False).double().eval(), photographs(8, 8)
+    net = Ordered(cheap_scorers(backbone)[scorer])
+    model = Canonicalize(backbone, ACTION, weight_net=net).eval()
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(model, x, ACTION)
+
+
+@pytest.mark.parametrize("action", [ImageAction(c4()), ACTION], ids=["c4", "d4"])
+def test_shrinking_commutes_with_the_group(action):
+    for size in ((8, 8), (10, 10), (9, 6), (7, 13)):
+        x = photographs(*size)
+        for g in action.group.elements:
+            shrunken = SHRUNKEN(action.transform(x, g))
+            torch.testing.assert_close(shrunken, action.transform(SHRUNKEN(x), g))
+            assert g == 0 or not torch.allclose(shrunken, SHRUNKEN(x))
+
+
+def test_the_model_itself_as_the_scorer_is_equizero():
+    backbone, x = ConvNet(3, 4, dense=False).double().eval(), photographs()
+    net = nn.Sequential(FrozenFeatures(backbone), ProxyLogits(entropy))
+    scored = Canonicalize(backbone, ACTION, weight_net=net).eval().explain(x)
+    selected = EquiZero(backbone, ACTION, proxy_loss=entropy).eval().explain(x)
+    torch.testing.assert_close(scored.scores, selected.scores)
+    assert torch.equal(scored.elements, selected.elements)
+    torch.testing.assert_close(scored.output, selected.output)
+
+
+def test_the_prior_alone_teaches_which_copy_is_upright():
+    """Upright images have a bright top; no labels, and no backbone."""
+    torch.manual_seed(0)
+    action, net = ImageAction(c4()), nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    net.append(nn.Linear(16, 1))
+    images = torch.rand(60, 1, 8, 8) + torch.linspace(1, 0, 8).view(8, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+
+    def prior():
+        stack = orbit(images[:40], action)
+        return upright_loss(net(stack.flatten(0, 1)).view(stack.shape[:2]))
+
+    before = float(prior().detach())
+    for _ in range(60):
+        loss = prior()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(prior().detach()) < before / 3
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    model = Canonicalize(backbone, action, weight_net=net).eval()
+    turns = torch.arange(20) % 4
+    turned = action.transform(images[40:], turns)
+    assert torch.equal(model.explain(turned).elements, (4 - turns) % 4)
+    torch.testing.assert_close(model(turned), backbone(images[40:]))
 
 
 def test_other_groups_structures_and_orbit_networks():

@@ -22,6 +22,7 @@ TOPICS = {
     "agents": {"symmetrize", "check_symmetry"},
     "audit": {"audit", "models_table"},
     "boxes": {"BoxAction", "assert_equivariant"},
+    "canonicalize": {"Canonicalize", "upright_loss"},
     "classification": {"EquiTune", "EquiZero"},
     "language": {"EqualityWords", "EquiLM"},
     "learned_weights": {"LambdaEquiTune", "weights_phase"},

@@ -20,6 +20,7 @@ from equitune import (
     cyclic,
     d4,
 )
+from equitune.losses import entropy
 from equitune.testing import assert_equivariant
 from equitune.training import (
     backbone_phase,
@@ -35,6 +36,7 @@ from equitune.weight_nets import (
     FrozenFeatures,
     MlpWeightNet,
     OnFeatures,
+    ProxyLogits,
 )
 
 ACTION = ImageAction(d4())
@@ -281,6 +283,55 @@ def test_frozen_features_leave_the_network_alone():
     assert torch.equal(before, network.eval().features.eval()(x)) is False
 
 
+class Stages(nn.Module):
+    """Its second stage runs twice, and notes it, as its last one does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.ran = []
+        for name, stage in self.named_children():
+            stage.register_forward_hook(lambda *_, name=name: self.ran.append(name))
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return self.last(self.second(y).relu())
+
+
+def test_frozen_features_end_the_pass_where_they_read():
+    network, x = Stages(), torch.randn(4, 6)
+    for name, before in {
+        "first": ["first"],
+        "second": ["first", "second"],
+        "output": ["first", "second", "second", "last"],
+    }.items():
+        features = FrozenFeatures(network, name)
+        expected = {"first": network.first(x), "second": network.second(network.first(x))}
+        network.ran.clear()
+        read = features(x)
+        assert network.ran == before
+        assert torch.equal(read, expected.get(name, network(x)))
+    # What it reads does not depend on whether the pass can end there.
+    features = FrozenFeatures(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), "1")
+    compiled = torch.compile(features, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), features(x))
+
+
+def test_frozen_features_of_what_does_not_run():
+    network = Stages()
+    network.spare = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'spare', which ran 0 times"):
+        FrozenFeatures(network, "spare")(torch.zeros(3, 6))
+
+
+def test_proxy_logits():
+    outputs = torch.randn(5, 7, 4, dtype=torch.float64)
+    logits = ProxyLogits(entropy)(outputs)
+    assert torch.equal(logits, -entropy(outputs[None])[0])
+    sure = torch.tensor([[9.0, 0.0], [0.5, 0.0]])
+    assert ProxyLogits(entropy)(sure).diff() < 0
+
+
 def test_upright_loss():
     scores = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     log_weights = scores.log_softmax(0)
@@ -315,6 +366,8 @@ def test_upright_loss():
     (lambda: FrozenFeatures(nn.Linear(2, 2), "wieght"), ValueError, "no submodule"),
     (lambda: FrozenFeatures(nn.Linear(2, 2), chunk_size=0), ValueError, "must be 1 or more, got 0"),
     (lambda: FrozenFeatures(nn.LSTM(2, 2))(torch.zeros(3, 2)), TypeError, "returns a tuple"),
+    (lambda: ProxyLogits("entropy"), TypeError, "`proxy_loss` must be a function"),
+    (lambda: ProxyLogits(entropy)(torch.zeros(3, 2).long()), TypeError, "`outputs` must"),
     (lambda: OnFeatures(nn.Flatten(), MlpWeightNet(3)), TypeError, "nn.Sequential"),
 ])  # fmt: skip
 def test_bad_input(call, error, said):

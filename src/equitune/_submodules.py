@@ -161,9 +161,10 @@ class Reading:
 
     def opened(self) -> contextlib.AbstractContextManager[None]:
         """Reads in this thread, within."""
-        return self.watch.opened(self._see)
+        return self.watch.opened(self.see)
 
-    def _see(self, output: Any) -> None:
+    def see(self, output: Any) -> None:
+        """Notes what the submodule returned."""
         self.seen.append(output.clone() if isinstance(output, Tensor) else output)
 
     def tensor(self, where: str = "") -> Tensor:
@@ -222,6 +223,10 @@ def find_submodule(backbone: nn.Module, name: str, argument: str, others: str = 
             f"{others}the dotted name of a submodule, such as {near}"
         )
     return found
+
+
+class Reached(Exception):  # noqa: N818
+    """The pass has come to where it ends; an Exception, so that hooks that clean up are called."""
 
 
 def _end(reference: weakref.ref[Watch]) -> None:

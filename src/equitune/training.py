@@ -153,7 +153,9 @@ def upright_loss(scores: Tensor | None, elements: Tensor | None = None) -> Tenso
     """The negative log-likelihood of the upright copy under the weights, in nats.
 
     For data that are known to be upright, or to have been turned in a known way. Add it to the
-    loss of the averaged prediction.
+    loss of the averaged prediction, or train a weight network for ``Canonicalize`` by it alone: it
+    needs no labels. For the identity it is the prior regularisation of equiadapt (Mondal et al.,
+    2023): the prior is that the data lie in their canonical pose.
 
     Args:
         scores: (|G|, B), the logits of lambda: ``model.explain(x).scores``.
@@ -197,8 +199,8 @@ def with_frozen_features(model: Symmetrized) -> LambdaEquiTune:
 
     In phase two the backbone learns while the weights are fixed, and its own activation would
     drift away from what they learned to read; the paper keeps a frozen extractor (appendix D.4).
-    It costs a second pass. The extractor gets the first argument alone: further arguments of a
-    call, which keep their defaults there, reach the backbone only.
+    It costs a second pass, up to the layer that is read. The extractor gets the first argument
+    alone: further arguments of a call, which keep their defaults there, reach the backbone only.
 
     Args:
         model: One that reads the backbone's output or one of its submodules, of a backbone of one

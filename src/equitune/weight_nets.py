@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Self, final
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from equitune._checks import (
     require,
     require_counts,
+    require_function,
     require_module,
     require_number,
     require_tensor,
     require_type,
 )
-from equitune._submodules import Watch, read_submodule
+from equitune._submodules import Reached, Reading, Watch
 from equitune.weightings import OrbitWeightNet
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "MlpWeightNet",
     "OnFeatures",
     "OrbitWeightNet",
+    "ProxyLogits",
 ]
 
 GRID = 4
@@ -168,7 +171,9 @@ class FrozenFeatures(nn.Module):
     Args:
         network: The network; it is copied and not changed.
         submodule: The dotted name of the submodule whose activation is read, or ``"output"`` for
-            what the network returns.
+            what the network returns. A pass ends at the submodule, the first time that it runs,
+            so that the first stages of a network cost what they cost alone; while it is compiled,
+            a pass goes to its end.
         chunk_size: The most copies in one pass; None for no limit.
 
     Shape:
@@ -223,7 +228,7 @@ class FrozenFeatures(nn.Module):
     def _read(self, copies: Tensor) -> Tensor:
         if self._watch is not None:
             self._watch.follow(self.extractor)
-            return read_submodule(self._watch, lambda: self.extractor(copies))[1]
+            return _read_until(self._watch, lambda: self.extractor(copies))
         features = self.extractor(copies)
         if not isinstance(features, Tensor):
             use = "use the name of a submodule that returns a tensor"
@@ -261,6 +266,50 @@ class OnFeatures(OrbitWeightNet):
         return logits
 
 
+@final
+class ProxyLogits(nn.Module):
+    """Negated proxy losses as logits, so that a model scores copies without any training.
+
+    Where :class:`equitune.EquiZero` chooses by the outputs of the model itself, this chooses by
+    those of a cheaper one, such as the model on shrunken copies.
+
+    Args:
+        proxy_loss: As in :class:`equitune.EquiZero`: maps (1, N, C, ...) to losses (1, N); see
+            :mod:`equitune.losses`.
+
+    Shape:
+        (N, C, ...), floating-point outputs for single copies, to (N,).
+
+    Raises:
+        TypeError: If ``proxy_loss`` is not a function.
+
+    Example:
+        >>> import torch
+        >>> from equitune import Canonicalize, ImageAction, c4
+        >>> from equitune.losses import entropy
+        >>> from equitune.weight_nets import FrozenFeatures, ProxyLogits
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),
+        ...     torch.nn.Linear(128, 10),
+        ... )
+        >>> shrunken = torch.nn.AdaptiveAvgPool2d(16), FrozenFeatures(network)
+        >>> weight_net = torch.nn.Sequential(*shrunken, ProxyLogits(entropy))
+        >>> model = Canonicalize(network, ImageAction(c4()), weight_net=weight_net)
+        >>> x = torch.rand(2, 3, 64, 64)
+        >>> torch.allclose(model(x), model(x.rot90(1, (-2, -1))), atol=1e-6)
+        True
+    """
+
+    def __init__(self, proxy_loss: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        use = "one of the raw outputs, such as equitune.losses.entropy"
+        self.proxy_loss = require_function("proxy_loss", proxy_loss, use)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        require_tensor("outputs", outputs, "(N, C, ...)", dims=2, floating=True)
+        return -self.proxy_loss(outputs.unsqueeze(0))[0]
+
+
 def _features(name: str, copies: Tensor, start: int, expected: int) -> Tensor:
     """The features of each copy, flattened; refuses another number of them."""
     features = copies.flatten(start)
@@ -269,6 +318,31 @@ def _features(name: str, copies: Tensor, start: int, expected: int) -> Tensor:
         use = "check in_features and weight_input"
         raise ValueError(f"{found}, but in_features is {expected}; {use}")
     return features
+
+
+def _read_until(watch: Watch, run: Callable[[], Any]) -> Tensor:
+    """The one tensor that a submodule returns when it first runs in a pass, which ends there.
+
+    While it is compiled, a pass goes on to its end.
+
+    Raises:
+        ValueError: If the submodule does not run.
+        TypeError: If it does not return a tensor.
+    """
+    reading = Reading(watch)
+
+    def see(output: Any) -> None:
+        if not reading.seen:
+            reading.see(output)
+        if not torch.compiler.is_compiling():
+            raise Reached
+
+    try:
+        with watch.opened(see):
+            run()
+    except Reached:
+        pass
+    return reading.tensor()
 
 
 def _two_layers(inputs: int, hidden: int) -> nn.Sequential:

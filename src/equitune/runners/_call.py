@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equitune._checks import require
-from equitune._submodules import Reading, Watch, read_submodule
+from equitune._submodules import Reached, Reading, Watch, read_submodule
 from equitune.actions import Action
 from equitune.actions._tree import Key, common_classes, tensors
 from equitune.groups import FiniteGroup
@@ -128,7 +128,7 @@ class Call:
             start = stop
         try:
             return (self.function or self.backbone)(*args, **kwargs)
-        except _Reached:
+        except Reached:
             raise
         except Exception as error:
             error.add_note(
@@ -190,13 +190,13 @@ class Call:
                 )
                 raise
             if mixed[0] is None and not torch.compiler.is_compiling():
-                raise _Reached
+                raise Reached
             return mixed[0]
 
         try:
             with cut.opened(see), nullcontext() if reading is None else reading.opened():
                 output = self.run(copies)
-        except _Reached:
+        except Reached:
             return None
         except (RuntimeError, IndexError) as error:
             if not mixed or isinstance(error, torch.OutOfMemoryError):
@@ -228,7 +228,3 @@ def _require_rows(tensor: Tensor, copies: Sequence[Tensor]) -> None:
             f"{rows}; its first dimension must be the batch (use Drop() for a field that "
             "has none, such as a loss)"
         )
-
-
-class _Reached(Exception):  # noqa: N818
-    """The pass has come to where it ends; an Exception, so that hooks that clean up are called."""
