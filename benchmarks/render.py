@@ -134,6 +134,16 @@ def heads(results: dict[str, Any]) -> str:
     return rows(["", *columns.values(), "construction"], body) + source(results)
 
 
+def memory(results: dict[str, Any]) -> str:
+    body = [
+        [name, f"{row['memory']:.2f}", f"{row['time']:.2f}" if "time" in row else ""]
+        for name, row in results["rows"].items()
+    ]
+    head = [results["model"], "activation memory", "time of a step"]
+    note = f"\nThe plain model holds {results['plain_megabytes']:.0f} MB on the batch.\n"
+    return rows(head, body) + note + source(results)
+
+
 def import_time(results: dict[str, Any]) -> str:
     body = [[f"{results['median_seconds']:.3f} s", f"{results['worst_seconds']:.3f} s"]]
     head = ["`import equitune`, beyond `import torch`: median", "worst"]
@@ -280,6 +290,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         bfloat16_consistency,
         overhead,
         heads,
+        memory,
         import_time,
         mutants,
         false_alarms,

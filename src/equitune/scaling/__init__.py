@@ -1,3 +1,5 @@
 """Runners that save passes or memory, around any other runner."""
 
-__all__: list[str] = []
+from equitune.scaling._memory import Accumulated, Checkpointed
+
+__all__ = ["Accumulated", "Checkpointed"]
