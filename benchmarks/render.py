@@ -168,6 +168,14 @@ def cheap_scores_cost(results: dict[str, Any]) -> str:
     groups = list(next(iter(found.values())))
     body = [[scorer, *(f"{own[group]:.2f}" for group in groups)] for scorer, own in found.items()]
     return rows([results["model"], *groups], body) + source(results)
+def memory(results: dict[str, Any]) -> str:
+    body = [
+        [name, f"{row['memory']:.2f}", f"{row['time']:.2f}" if "time" in row else ""]
+        for name, row in results["rows"].items()
+    ]
+    head = [results["model"], "activation memory", "time of a step"]
+    note = f"\nThe plain model holds {results['plain_megabytes']:.0f} MB on the batch.\n"
+    return rows(head, body) + note + source(results)
 
 
 def import_time(results: dict[str, Any]) -> str:
@@ -318,6 +326,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         heads,
         cheap_scores,
         cheap_scores_cost,
+        memory,
         import_time,
         mutants,
         false_alarms,

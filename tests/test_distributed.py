@@ -12,7 +12,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import AnyWeightNet, Mlp, corners, proxy
-from equitune import EquiTune, EquiZero, Explaining, LambdaEquiTune, RegularFeatures
+from equitune import (
+    EquiTune,
+    EquiZero,
+    Explaining,
+    LambdaEquiTune,
+    Learned,
+    RegularFeatures,
+    Symmetrized,
+)
+from equitune.scaling import Checkpointed
 from equitune.training import upright_loss
 
 ACTION = corners(5)
@@ -35,6 +44,13 @@ MODELS = {
         Plain(), ACTION, ACTION, weight_net=AnyWeightNet(), weight_input="features"
     ),
     "EquiZero": lambda: EquiZero(Plain(), ACTION, ACTION, proxy_loss=proxy),
+    "checkpointed": lambda: Symmetrized(
+        Plain(),
+        ACTION,
+        ACTION,
+        weighting=Learned(nn.Linear(8, 1), "features"),
+        runner=Checkpointed(),
+    ),
     "RegularFeatures and a head": lambda: nn.Sequential(
         RegularFeatures(Plain(), ACTION, ACTION), nn.Flatten(), nn.Linear(50, 3)
     ),
@@ -80,6 +96,7 @@ EXPLAINED = {
         Plain(), ACTION, ACTION, weight_net=nn.Linear(8, 1), weight_input="features"
     ),
     "EquiZero": MODELS["EquiZero"],
+    "checkpointed": MODELS["checkpointed"],
     "EquiTune": lambda: EquiTune(Plain(), ACTION, ACTION),
 }
 
