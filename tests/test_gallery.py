@@ -23,6 +23,7 @@ TOPICS = {
     "audit": {"audit", "models_table"},
     "boxes": {"BoxAction", "assert_equivariant"},
     "classification": {"EquiTune", "EquiZero"},
+    "fewer_passes": {"Distinct", "Transversal"},
     "language": {"EqualityWords", "EquiLM"},
     "learned_weights": {"LambdaEquiTune", "weights_phase"},
     "own_action": {"Action", "assert_action"},
