@@ -136,6 +136,11 @@ class Case:
     backbone: Callable[[], nn.Module]
     input: Callable[[torch.dtype], Tensor]
 
+    @property
+    def square(self) -> bool:
+        """Whether all copies have one shape."""
+        return len(self.input_action.shape_classes(self.input(torch.float64))) == 1
+
     def __str__(self) -> str:
         return self.name
 

@@ -24,6 +24,7 @@ TOPICS = {
     "boxes": {"BoxAction", "assert_equivariant"},
     "canonicalize": {"Canonicalize", "upright_loss"},
     "classification": {"EquiTune", "EquiZero"},
+    "fewer_passes": {"Distinct", "Transversal"},
     "language": {"EqualityWords", "EquiLM"},
     "learned_weights": {"LambdaEquiTune", "weights_phase"},
     "onnx": {"EquiZero", "InferenceSession"},

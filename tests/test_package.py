@@ -51,6 +51,7 @@ RANK = {
     "weight_nets": 4,
     "heads": 4,
     "training": 5,
+    "scaling": 5,
     "testing": 5,
     "audit": 5,
     "vision": 5,

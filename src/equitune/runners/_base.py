@@ -44,6 +44,7 @@ class Runner(ABC):
     Attributes:
         offers: What a weighting may read: ``"input"``, ``"output"``, and ``"submodule"`` for the
             name of one.
+        in_distribution: Whether its outputs are random, and exact in distribution only.
 
     Example:
         >>> import torch
@@ -62,6 +63,7 @@ class Runner(ABC):
     """
 
     offers: frozenset[str] = frozenset({"input", "output", "submodule"})
+    in_distribution: bool = False
 
     @abstractmethod
     def run(self, call: Call, mix: Mix, elements: Sequence[int]) -> Any:
@@ -95,6 +97,9 @@ class Runner(ABC):
         """A function of one tensor that does what :meth:`run` does, and faster; None for none.
 
         It returns None for a tensor that it is not made for.
+
+        Raises:
+            ValueError: If the runner does not fit the model, which is then refused.
         """
         return None
 

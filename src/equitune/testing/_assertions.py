@@ -61,8 +61,9 @@ def assert_equivariant(
             element. Also if ``fn`` is random, returns NaN, or what it returns for a sample depends
             on the others; the message then says that. BatchNorm in train mode is let through,
             with a note in the report.
-        ValueError: If the actions are of different groups or do not fit, or if ``x`` is empty,
-            holds NaN, or is the same under every element so that no invariance can be seen.
+        ValueError: If the actions are of different groups or do not fit, if ``x`` is empty, holds
+            NaN, or is the same under every element so that no invariance can be seen, or if ``fn``
+            is a wrapper that is exact in distribution only.
         TypeError: If the actions do not fit the structures.
 
     Example:

@@ -16,6 +16,7 @@ from equitune.testing._comparison import Gap, Tolerance, are_alike, is_constant
 from equitune.testing._formulas import Formula, RegularFeaturesFormula
 from equitune.testing._interactions import INFLUENCE, Interactions
 from equitune.testing._parts import fault_of_runner, faults_of_weighting
+from equitune.testing._trial import require_no_draws
 from equitune.wrappers import RegularFeatures, Symmetrized
 
 
@@ -52,7 +53,8 @@ def assert_matches_formula(
     Raises:
         AssertionError: If they differ; the message names the worst sample, with the error, and
             says so if what ``fn`` returns for a sample depends on the others.
-        ValueError: If a module of ``fn`` or the formula is in train mode.
+        ValueError: If a module of ``fn`` or the formula is in train mode, or ``fn`` is a wrapper
+            that is exact in distribution only.
         TypeError: If ``formula`` is None and ``fn`` is not a wrapper with one input action.
 
     Example:
@@ -66,6 +68,7 @@ def assert_matches_formula(
     """
     __tracebackhide__ = True
     own = formula is None
+    require_no_draws(fn)
     formula = formula_of(fn) if formula is None else formula
     use = "one such as EquiTuneFormula(backbone, input_action), or None for that of a wrapper"
     require_type("formula", formula, Formula, use)

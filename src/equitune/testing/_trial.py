@@ -214,6 +214,7 @@ def check_arguments(fn: object, x: Any, input_action: Any, output_action: Any) -
     use = "a function or a module, such as nn.ReLU()"
     passed = callable(fn) and not isinstance(fn, type)
     require(passed, "fn", "be a function", described(fn), use, TypeError)
+    require_no_draws(fn)
     action = require_type("input_action", input_action, Action, "one such as ImageAction(d4())")
     if output_action is not None:
         out = require_type("output_action", output_action, Action, "one, or None for invariance")
@@ -223,6 +224,14 @@ def check_arguments(fn: object, x: Any, input_action: Any, output_action: Any) -
     with naming("x"), torch.no_grad():
         for g in input_action.group.generators:
             input_action.transform(x, g)
+
+
+def require_no_draws(fn: object) -> None:
+    """Refuses a wrapper that draws copies by chance: no single output can show what it is."""
+    if isinstance(fn, Symmetrized):
+        must, got = "have one output", f"{fn.runner}, which is exact in distribution only"
+        use = "runner=Batches(), which gives the mean, for the check"
+        require(not fn.runner.in_distribution, "fn", must, got, use)
 
 
 def check_output(action: Action, y: Any, x: Tensor) -> None:
