@@ -15,6 +15,13 @@ from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
+from speed_tables import (
+    speed_figures,
+    speed_generation,
+    speed_growth,
+    speed_memory,
+    speed_times,
+)
 from summary_table import summary
 
 PLACE = re.compile(r"(<!-- results:(\w+)((?: \w+=\w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -118,11 +125,6 @@ def bfloat16_consistency(results: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ["", "predictions that change", "largest difference of logits", "largest logit"]
     return rows(head, body) + source(results)
-
-
-def overhead(results: dict[str, Any]) -> str:
-    body = [[name, f"{ratio:.2f}"] for name, ratio in results["rows"].items()]
-    return rows([results["model"], "ratio"], body) + source(results)
 
 
 def heads(results: dict[str, Any]) -> str:
@@ -278,7 +280,6 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         hymenoptera,
         cifar10_finetune,
         bfloat16_consistency,
-        overhead,
         heads,
         import_time,
         mutants,
@@ -298,6 +299,11 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         rl_checkpoints,
         rl_curves,
         rl_speed,
+        speed_figures,
+        speed_generation,
+        speed_growth,
+        speed_memory,
+        speed_times,
         summary,
     )
 }
@@ -312,6 +318,10 @@ STORED_IN = {
     "rl_returns": "rl",
     "rl_checkpoints": "rl",
     "rl_curves": "rl",
+    **dict.fromkeys(
+        ("speed_figures", "speed_generation", "speed_growth", "speed_memory", "speed_times"),
+        "speed",
+    ),
     "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""
