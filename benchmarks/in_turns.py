@@ -30,10 +30,11 @@ def seconds(run: Run, calls: int = 1, device: torch.device | None = None) -> flo
     return (time.perf_counter() - start) / calls
 
 
-def block_of(run: Run, device: torch.device | None = None) -> int:
-    """How many calls make a block that is long enough for the clock; calls it twice."""
+def block_of(run: Run, device: torch.device | None = None) -> tuple[int, float]:
+    """How many calls make a block that is long enough for the clock, and how long one takes."""
     run()
-    return max(1, math.ceil(BLOCK / max(seconds(run, 1, device), 1e-6)))
+    each = max(seconds(run, 1, device), 1e-6)
+    return max(1, math.ceil(BLOCK / each)), each
 
 
 def ratios_to(

@@ -174,7 +174,9 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
 
 def draw_speed(results: dict[str, Any]) -> None:
     """The cost against the size of the group, of the batch and of the image."""
-    found = results["rows"].values()
+    found = results.get("rows", {}).values()
+    if not found:
+        return
     (growth,) = (row for row in found if "per_element" in row)
     figure = new_figure(9.5, 3)
     by_order, by_batch, by_size = figure.subplots(1, 3)

@@ -20,6 +20,7 @@ from speed_tables import (
     speed_generation,
     speed_growth,
     speed_memory,
+    speed_picture,
     speed_times,
 )
 from summary_table import summary
@@ -303,6 +304,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         speed_generation,
         speed_growth,
         speed_memory,
+        speed_picture,
         speed_times,
         summary,
     )
@@ -318,10 +320,10 @@ STORED_IN = {
     "rl_returns": "rl",
     "rl_checkpoints": "rl",
     "rl_curves": "rl",
-    **dict.fromkeys(
-        ("speed_figures", "speed_generation", "speed_growth", "speed_memory", "speed_times"),
-        "speed",
-    ),
+    **{
+        f"speed_{table}": "speed"
+        for table in ("figures", "generation", "growth", "memory", "picture", "times")
+    },
     "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""
@@ -336,6 +338,8 @@ def rendered(text: str) -> str:
     def made(place: re.Match[str]) -> str:
         name, wanted = place[2], dict(pair.split("=") for pair in place[3].split())
         results = record.load(STORED_IN.get(name, name))
+        if not results:
+            return f"{place[1]}No figures are stored yet.\n{place[4]}"
         if wanted:
             kept = {k: row for k, row in results["rows"].items() if wanted.items() <= row.items()}
             if not kept:

@@ -46,6 +46,12 @@ def speed_memory(results: Row) -> str:
     return _by_contender(_kept(results), "peak_mib", "{:,.0f}") + _source(results)
 
 
+def speed_picture(results: Row) -> str:
+    """What pictures.py draws of them."""
+    seen = "the cost per element as the group grows; times against the batch and the side of images"
+    return f"```{{image}} ../images/speed.png\n:alt: {seen}\n```\n"
+
+
 def speed_growth(results: Row) -> str:
     """The cost per element as the group grows."""
     (row,) = (row for row in results["rows"].values() if "per_element" in row)
