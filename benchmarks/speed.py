@@ -268,7 +268,8 @@ def main(words: Sequence[str] | None = None) -> None:
         try:
             found = row.measure(device, arguments.seconds)
         except Exception as error:  # what does not fit or compile costs its own row alone
-            failed.append(f"{row.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            reason, *_ = f"{type(error).__name__}: {error}".splitlines()
+            failed.append(f"{row.name}: {reason}")
             tqdm.write(failed[-1])
             continue
         finally:
