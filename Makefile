@@ -63,7 +63,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/hymenoptera.py
 	$(BIN)/python benchmarks/cifar10_finetune.py
 	$(BIN)/python benchmarks/bfloat16_consistency.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/cheap_scores.py
 	$(BIN)/python benchmarks/cheap_scores.py --cost

@@ -21,6 +21,7 @@ from quickstart import SEED, digits, pretrain, small_cnn
 from rl_statistics import interval
 from rl_tables import METHODS, cells
 from scan_tables import scan_curves
+from speed_tables import LOOP, ONE_BATCH
 
 IMAGES = record.ROOT / "docs" / "images"
 NAMES = ("hymenoptera", "cifar10_finetune")
@@ -171,6 +172,49 @@ def draw_rl_curves(results: dict[str, Any]) -> None:
     print("drew docs/images/rl_curves.png")
 
 
+def draw_speed(results: dict[str, Any]) -> None:
+    """The cost against the size of the group, of the batch and of the image."""
+    found = results.get("rows", {}).values()
+    if not found:
+        return
+    (growth,) = (row for row in found if "per_element" in row)
+    figure = new_figure(9.5, 3)
+    by_order, by_batch, by_size = figure.subplots(1, 3)
+    for way, costs in growth["per_element"].items():
+        by_order.plot(growth["orders"], costs, "o-", label=way)
+    by_order.set_xlabel("elements of the group, small CNN, B=4")
+    by_order.set_ylabel("cost per element, of two elements")
+    swept = ((by_batch, "batch", "small_cnn", 48, "images in the batch, small CNN, 4 elements"),
+             (by_size, "size", "resnet18", 8, "side of the image, ResNet-18, c4, B=8"))  # fmt: skip
+    for axes, what, model, fixed, title in swept:
+        other = {"batch": "size", "size": "batch"}[what]
+        cells = [row for row in found if row.get("mode") == "forward" and row["engine"] == "eager"
+                 and (row["model"], row["order"], row[other]) == (model, 4, fixed)]  # fmt: skip
+        cells.sort(key=lambda row: row[what])
+        _draw_ratios(axes, cells, what)
+        axes.set_xlabel(title)
+    by_batch.set_ylabel("time, of one plain batch")
+    for axes in (by_order, by_batch, by_size):
+        axes.grid()
+        axes.set_xscale("log", base=2)
+        ticks = [tick for line in axes.lines[:1] for tick in line.get_xdata()]
+        axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+        axes.set_ylim(bottom=0)
+    _legend_above(figure, by_size)
+    store(figure, "speed")
+    print("drew docs/images/speed.png")
+
+
+def _draw_ratios(axes: Any, cells: list[dict[str, Any]], what: str) -> None:
+    """The time of some contenders, of one plain batch, in several cells."""
+    ways = (ONE_BATCH, LOOP, "EquiTune")
+    sizes = [row[what] for row in cells]
+    for way in ways:
+        axes.plot(sizes, [row["ratios"][way] for row in cells], "o-", label=way)
+    floors = [row["ratios"][row["floor"]] for row in cells]
+    axes.plot(sizes, floors, "k:", label="the floor")
+
+
 def draw_orbit_of_a_digit() -> None:
     """The picture of docs/viz.md: a digit that was turned, and how EquiZero weighs its copies."""
     torch.manual_seed(SEED)
@@ -202,6 +246,7 @@ def main() -> None:
     draw_scan_curve(record.load("scan"))
     draw_rl_returns(record.load("rl"))
     draw_rl_curves(record.load("rl"))
+    draw_speed(record.load("speed"))
     draw_orbit_of_a_digit()
 
 

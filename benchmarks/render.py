@@ -15,6 +15,14 @@ from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
+from speed_tables import (
+    speed_figures,
+    speed_generation,
+    speed_growth,
+    speed_memory,
+    speed_picture,
+    speed_times,
+)
 from summary_table import summary
 
 PLACE = re.compile(r"(<!-- results:(\w+)((?: \w+=\w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -118,11 +126,6 @@ def bfloat16_consistency(results: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ["", "predictions that change", "largest difference of logits", "largest logit"]
     return rows(head, body) + source(results)
-
-
-def overhead(results: dict[str, Any]) -> str:
-    body = [[name, f"{ratio:.2f}"] for name, ratio in results["rows"].items()]
-    return rows([results["model"], "ratio"], body) + source(results)
 
 
 def heads(results: dict[str, Any]) -> str:
@@ -322,7 +325,6 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         hymenoptera,
         cifar10_finetune,
         bfloat16_consistency,
-        overhead,
         heads,
         cheap_scores,
         cheap_scores_cost,
@@ -345,6 +347,12 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         rl_checkpoints,
         rl_curves,
         rl_speed,
+        speed_figures,
+        speed_generation,
+        speed_growth,
+        speed_memory,
+        speed_picture,
+        speed_times,
         summary,
     )
 }
@@ -359,6 +367,10 @@ STORED_IN = {
     "rl_returns": "rl",
     "rl_checkpoints": "rl",
     "rl_curves": "rl",
+    **{
+        f"speed_{table}": "speed"
+        for table in ("figures", "generation", "growth", "memory", "picture", "times")
+    },
     "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""
@@ -373,6 +385,8 @@ def rendered(text: str) -> str:
     def made(place: re.Match[str]) -> str:
         name, wanted = place[2], dict(pair.split("=") for pair in place[3].split())
         results = record.load(STORED_IN.get(name, name))
+        if not results:
+            return f"{place[1]}No figures are stored yet.\n{place[4]}"
         if wanted:
             kept = {k: row for k, row in results["rows"].items() if wanted.items() <= row.items()}
             if not kept:

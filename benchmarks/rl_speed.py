@@ -20,7 +20,7 @@ from stable_baselines3 import DQN
 import record
 from equitune import EquiTune
 from equitune.rl import cartpole_mirror, equizero, lambda_equitune, symmetrize
-from overhead import ratios_to_plain
+from in_turns import ratios_to
 
 NAME, SEED = "rl_speed", 0
 BATCH = 256
@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.manual_seed(SEED)
     found: dict[str, float] = {}
     for title, runs in contestants(arguments.calls).items():
-        for name, ratio in ratios_to_plain(runs, arguments.rounds, title).items():
+        for name, ratio in ratios_to("plain", runs, arguments.rounds, title).items():
             found[f"{title}, {name}"] = round(ratio, 3)
             print(f"{title}, {name:<16} {ratio:.3f}")
     numbers = {

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import overhead
 import record
 import run_rows
 from file_lock import locked
@@ -91,15 +90,6 @@ def test_nothing_is_written_where_nothing_changes(results):
     record.add("net", "first", 0, {"a": 1})
     record.add("net", "second", 1, {"a": 1})
     assert record.load("net")["command"] == "first"
-
-
-def test_settings_of_the_overhead_are_kept_apart(results):
-    overhead.keep({"c4, a": 1.0}, "c4", 22)
-    overhead.keep({"d4, a": 2.0}, "d4", 11)
-    overhead.keep({"c4, b": 3.0}, "c4", 4)
-    stored = record.load("overhead")
-    assert stored["rounds"] == {"c4": 4, "d4": 11}
-    assert stored["rows"] == {"c4, a": 1.0, "d4, a": 2.0, "c4, b": 3.0}
 
 
 @dataclass(frozen=True)
