@@ -864,6 +864,7 @@ NOT_CALLED = {
     ], ALONE),
     "weightings.tie_tolerance": "it takes dtypes, one after the other",
     "text.OrbitCache": "transformers calls it",
+    "distributed.OrbitParallel": "it takes a mesh of processes; test_orbit_parallel.py spoils it",
     **dict.fromkeys(
         ["rl.SymmetricA2C", "rl.SymmetricDQN", "rl.SymmetricPPO"], "Stable-Baselines3's arguments"
     ),

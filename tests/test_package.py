@@ -33,6 +33,7 @@ LAYERS = (
     "seq2seq",
     "rl",
     "viz",
+    "distributed",
 )
 # Below the wrappers, the later layers are beside each other.
 RANK = {
@@ -59,6 +60,7 @@ RANK = {
     "seq2seq": 5,
     "rl": 5,
     "viz": 5,
+    "distributed": 5,
 }
 
 

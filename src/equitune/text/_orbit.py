@@ -103,6 +103,11 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         nn.Module.register_state_dict_post_hook(self, _leave_out_ties)
         nn.Module.register_load_state_dict_pre_hook(self, _fill_in_ties)
 
+    def refit(self) -> None:
+        use = "the model's own, which runs prompts and their prefixes"
+        require_type("runner", self.runner, Prefixes, use)
+        super().refit()
+
     def __getattr__(self, name: str) -> Any:
         """All else is that of the backbone, as ``generate`` and pipelines expect it of a model."""
         try:
