@@ -8,6 +8,8 @@ else
 SCRIPTS := bin
 endif
 BIN := .venv/$(SCRIPTS)
+# As many processes as the machine has cores, but not more than its memory can be expected to hold.
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-long test-newest test-oldest lock lint types docs links benchmarks clean
@@ -16,19 +18,19 @@ demo: .venv/.demo
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-long: .venv/.dev
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=long $(BIN)/python $(PYTEST)
 
 # The newest releases that the metadata allows, whatever the lock says.
 test-newest: .venv-newest/$(SCRIPTS)/python
 	$< $(PIP) --upgrade --upgrade-strategy eager -e ".[dev]"
-	$< -m pytest
+	$< $(PYTEST)
 
 # The lower bounds of the metadata.
 test-oldest: .venv-oldest/.dev
-	.venv-oldest/$(SCRIPTS)/python -m pytest
+	.venv-oldest/$(SCRIPTS)/python $(PYTEST)
 
 # Resolves for all platforms and Python versions at once, without installing anything.
 COMPILE = .venv-lock/$(SCRIPTS)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
