@@ -20,7 +20,7 @@ from equitune.runners._call import Call
 from equitune.weightings import Copies
 
 ONE = Batches()
-LEAST, ENOUGH, PIECE = 2**16, 2**21, 2**15
+LEAST, ENOUGH, PIECE = 2**16, 2**21, 2**18
 """How many numbers copies hold that are worth a measurement, that suffice for it, in a piece."""
 SHORT, GAIN, ROUNDS, SHAPES = 0.01, 0.95, 2, 16
 """Seconds that are not worth a measurement; the part of the time of one batch that is better; how
