@@ -28,14 +28,13 @@ def possible(name: str, case: Case) -> bool:
     return (square or "attention" not in name) and (tensor or "head" not in name)
 
 
-def rows(step: int) -> list[tuple[str, Case]]:
-    """Each wrapper with one case out of ``step``, so that each case has its turn."""
-    return [
-        (name, case)
-        for i, case in enumerate(CASES)
-        for j, name in enumerate(MODELS)
-        if (i + j) % step == 0 and possible(name, case)
-    ]
+def rows(shift: int = 0) -> list[tuple[str, Case]]:
+    """Each case with one wrapper, in turn; with another shift, with other ones."""
+    found = []
+    for i, case in enumerate(CASES):
+        names = [name for name in MODELS if possible(name, case)]
+        found.append((names[(i + shift) % len(names)], case))
+    return found
 
 
 def build(name: str, case: Case) -> nn.Module:

@@ -42,6 +42,22 @@ class Steps(nn.Module):
         return 2 * self.scores(state), state
 
 
+class Plain(nn.Module):
+    """An encoder-decoder without recurrent layers of torch, which cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.tokens = nn.Embedding(WORDS, 8), nn.Embedding(TOKENS, 8)
+        self.mixed, self.scores = nn.Linear(16, 8), nn.Linear(8, TOKENS)
+
+    def encode(self, source):
+        return self.words(source).mean(1)
+
+    def step(self, tokens, state):
+        state = torch.tanh(self.mixed(torch.cat([state, self.tokens(tokens)], -1)))
+        return self.scores(state), state
+
+
 class Runs(Steps):
     """The same kind of model, which does known steps in one pass, and reads a mask."""
 

@@ -26,17 +26,23 @@ def session(program, path):
     return lambda x: [torch.from_numpy(y) for y in ran.run(None, {given.name: x.numpy()})]
 
 
-@pytest.mark.parametrize(("name", "case"), rows(8), ids=str)
-def test_programs_with_a_dynamic_batch(name, case, tmp_path):
+@pytest.mark.parametrize(("name", "case"), rows(3), ids=str)
+def test_programs_with_a_dynamic_batch(name, case):
     model, x = build(name, case).eval(), case.input(torch.float32)
-    program = exported(model, x[:3])
-    found, ran = program.module(), session(program, tmp_path / "model.onnx")
+    found = exported(model, x[:3]).module()
     for size in (1, 2, len(x)):
-        expected = tensors(model(x[:size]))
-        torch.testing.assert_close(tensors(found(x[:size])), expected)
-        torch.testing.assert_close(ran(x[:size]), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensors(found(x[:size])), tensors(model(x[:size])))
     # Tracing leaves nothing behind in the actions.
     assert all(type(y) is torch.Tensor for y in tensors(model(x)))
+
+
+@pytest.mark.parametrize(("name", "case"), rows(6)[::4], ids=str)
+def test_onnx_with_a_dynamic_batch(name, case, tmp_path):
+    model, x = build(name, case).eval(), case.input(torch.float32)
+    ran = session(exported(model, x[:3]), tmp_path / "model.onnx")
+    for size in (1, 2, len(x)):
+        expected = tensors(model(x[:size]))
+        torch.testing.assert_close(ran(x[:size]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "copies"), [("Canonicalize", 3), ("EquiTune", 24)])

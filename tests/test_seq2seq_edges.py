@@ -26,7 +26,7 @@ from equitune.seq2seq import (
     negative_log_probability,
 )
 from equitune.training import backbone_phase, joint_phase, weights_phase
-from seq2seq_cases import BOS, CASES, EOS, MAX_LENGTH, PAD, TOKENS, WORDS, Steps
+from seq2seq_cases import BOS, CASES, EOS, MAX_LENGTH, PAD, TOKENS, WORDS, Plain, Steps
 
 CASE = CASES["steps, cyclic(3)"]
 
@@ -176,22 +176,6 @@ def test_nan_behind_the_end_does_not_count(proxy):
     tokens = scores.argmax(-1)
     expected = proxy(Decoded(tokens, scores, mask))
     torch.testing.assert_close(proxy(Decoded(tokens, spoiled, mask)), expected)
-
-
-class Plain(nn.Module):
-    """An encoder-decoder without recurrent layers of torch, which cannot be traced."""
-
-    def __init__(self):
-        super().__init__()
-        self.words, self.tokens = nn.Embedding(WORDS, 8), nn.Embedding(TOKENS, 8)
-        self.mixed, self.scores = nn.Linear(16, 8), nn.Linear(8, TOKENS)
-
-    def encode(self, source):
-        return self.words(source).mean(1)
-
-    def step(self, tokens, state):
-        state = torch.tanh(self.mixed(torch.cat([state, self.tokens(tokens)], -1)))
-        return self.scores(state), state
 
 
 @pytest.mark.parametrize("index", range(4))

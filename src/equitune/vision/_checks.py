@@ -16,7 +16,7 @@ def check_embeddings(
     """The embeddings themselves; refuses what is not (count, D), floating-point."""
     shape = f"({count}, D), one embedding per {item}"
     require_tensor(encoder, embeddings, shape, floating=True)
-    passed = embeddings.dim() == 2 and len(embeddings) == count
+    passed = embeddings.dim() == 2 and embeddings.shape[0] == count
     require(passed, encoder, f"be {shape}", described(embeddings), "a model of embeddings")
     return embeddings
 

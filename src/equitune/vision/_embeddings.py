@@ -47,7 +47,7 @@ class UnitEmbeddings(nn.Module):
         self.encoder = require_module("encoder", encoder)
 
     def forward(self, images: Tensor) -> Tensor:
-        embeddings = check_embeddings(self.encoder(images), len(images))
+        embeddings = check_embeddings(self.encoder(images), images.shape[0])
         # Half precision squares to infinity early, and has no room for the guard against 0.
         wide = widened(embeddings)
         return F.normalize(wide, dim=-1).to(embeddings.dtype)
