@@ -156,11 +156,12 @@ def require_number(
         TypeError: If it is not a number.
         ValueError: If it is outside.
     """
-    spans = f"in [{least:g}, {most:g}]" if most < float("inf") else f"a number of {least:g} or more"
-    spans = "a number" if least == -float("inf") else spans
     real = isinstance(value, Real) and not isinstance(value, bool)
-    require(real, name, f"be {spans}", described(value), use or spans, TypeError)
-    require(least <= float(value) <= most, name, f"be {spans}", value, use or spans)
+    if not (real and least <= float(value) <= most):
+        spans = f"a number of {least:g} or more" if least > -float("inf") else "a number"
+        spans = f"in [{least:g}, {most:g}]" if most < float("inf") else spans
+        got, error = (value, ValueError) if real else (described(value), TypeError)
+        require(False, name, f"be {spans}", got, use or spans, error)
     return float(value)
 
 

@@ -211,9 +211,9 @@ def select_minimum(
     require_tensor("scores", scores, "(|G|, B)", dims=2, floating=True)
     require_number("tolerance", tolerance, 0)
     pair, shape = (scores, scores) if bounds is None else bounds, scores.shape
-    right = isinstance(pair, tuple) and [getattr(b, "shape", None) for b in pair] == [shape, shape]
-    must, use = f"be two tensors of the shape of scores, {tuple(shape)}", "(least, most), or None"
-    require(right, "bounds", must, described(bounds), use, TypeError)
+    if not isinstance(pair, tuple) or [getattr(b, "shape", None) for b in pair] != [shape, shape]:
+        must = f"be two tensors of the shape of scores, {tuple(shape)}"
+        require(False, "bounds", must, described(bounds), "(least, most), or None", TypeError)
     least, most = pair
     minimum = most.amin(dim=0, keepdim=True)
     limit = torch.add(minimum, minimum.abs(), alpha=tolerance)

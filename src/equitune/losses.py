@@ -40,7 +40,7 @@ def negative_log_max_probability(logits: Tensor, dim: int = -1) -> Tensor:
         True
     """
     _check("logits", logits, dim)
-    return _mean_of_rest(_shifted(logits, dim)[1].squeeze(dim))
+    return _mean_of_rest(_shifted(logits, dim)[1])
 
 
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
@@ -64,7 +64,7 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
     """
     _check("logits", logits, dim)
     shifted, surprise = _shifted(logits, dim)
-    log_probabilities = shifted - surprise
+    log_probabilities = shifted - surprise.unsqueeze(dim)
     # 0 log 0 is 0; masked before the product, so that its gradient is finite too.
     finite = log_probabilities.masked_fill(log_probabilities == -float("inf"), 0.0)
     return _mean_of_rest(-(log_probabilities.exp() * finite).sum(dim))
@@ -122,7 +122,7 @@ def _shifted(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     shifted = logits - peak
     # Without the largest term, which is 1 and would swallow small ones.
     others = shifted.scatter(dim, place, -float("inf"))
-    return shifted, others.exp().sum(dim, keepdim=True).log1p()
+    return shifted, others.exp().sum(dim).log1p()
 
 
 def _check(name: str, stack: Tensor, dim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -16,7 +17,7 @@ from equitune.runners._batches import Batches
 from equitune.runners._call import Call
 from equitune.spaces import Space, Values
 from equitune.weightings import Copies
-from equitune.weightings._base import Mean, scored, shaking
+from equitune.weightings._base import Mean, logits_of, scored, shaking
 
 DIRECT = (None, "input", "output")
 """What a weighting may read of a call that is made fast."""
@@ -151,7 +152,7 @@ class Fast:
             return torch.mm(raw.reshape(-1, after.width), after.mean)
         rows = Rows(tables, after, inputs, raw)
         weights, _ = weighed(self._weighting, rows)
-        return self._weighting.combine(rows.means(self._space)[0], weights)
+        return self._weighting.combine(partial(rows.mean, self._space), weights)
 
 
 @final
@@ -185,10 +186,6 @@ class Tables:
                 after = self._after[raw.shape[1]] = After(undone, copies)
         return after
 
-    def stack(self, rows: Tensor) -> Tensor:
-        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
-        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
-
 
 @final
 class After:
@@ -203,6 +200,7 @@ class After:
         undone: (K m, K m), undoes the action on each copy.
         total: (K m, m), the sum of that.
         mean: (K m, m), the mean of that.
+        signs: (3, 1, m), 0 and which way a rounding moves each entry.
     """
 
     def __init__(self, undone: Tensor, like: Tensor) -> None:
@@ -210,18 +208,9 @@ class After:
         self.undone = _put(torch.block_diag(*undone), like)
         self.total = _put(undone.flatten(0, 1), like)
         self.mean = _put(undone.flatten(0, 1) / len(undone), like)
-        self._factors: dict[float, Tensor] = {}
-
-    def shaking(self, outputs: Tensor, rounding: float) -> Tensor:
-        """Factors (3, 1, 1, m): 1, and those of a rounding one way and the other way."""
-        factors = self._factors.get(rounding)
-        if factors is None:
-            with torch.inference_mode(False):
-                moved = shaking(torch.empty_like(outputs), rounding)
-                factors = torch.stack([torch.ones_like(moved), moved, 2 - moved])[:, None, None]
-            if type(factors) is Tensor and not torch.compiler.is_compiling():
-                self._factors[rounding] = factors
-        return factors
+        # One up and the next one down, and the other way around.
+        signs = shaking(undone, 1.0) - 1
+        self.signs = _put(torch.stack([0 * signs, signs, -signs])[:, None], like)
 
 
 @final
@@ -231,56 +220,55 @@ class Rows(Copies):
     Args:
         tables: What made them.
         after: What undoes them, once the model has run.
-        inputs: The copies of the input, (B K, n), if the weighting reads them.
-        raw: The raw outputs, (B K, m), once the model has run.
+        inputs: The copies of the input, (B K, n), if the weighting reads them; else None.
+        raw: The raw outputs, (B K, m); None until the model has run.
     """
 
-    def __init__(
-        self, tables: Tables, after: Any, inputs: Tensor | None, raw: Tensor | None
-    ) -> None:
-        self.tables, self.after = tables, after
+    def __init__(self, tables: Tables, after: Any, inputs: Any, raw: Any) -> None:
         self.count, self.dtypes = tables.count, tables.dtypes
-        self._stacks = {}
-        if inputs is not None:
-            self._stacks["input"] = tables.stack(inputs)
-        if raw is not None:
-            self._stacks["output"] = tables.stack(raw)
+        self._after, self._rows = after, {"input": inputs, "output": raw}
 
     def read(self, what: str) -> list[tuple[Sequence[int], Tensor]]:
-        return [(range(self.count), self._stacks[what])]
+        return [(range(self.count), self._stack(self._rows[what]))]
 
     def outputs(self) -> list[tuple[Sequence[int], Any]]:
-        return [(range(self.count), widened(self._stacks["output"]))]
+        return self.read("output")
+
+    def logits(self, net: Callable[[Tensor], Tensor], what: str) -> Tensor:
+        return logits_of(net, self._rows[what], what).reshape(-1, self.count).t()
 
     def noisy_scores(
         self, function: Callable[[Any], Tensor], rounding: float
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        outputs = widened(self._stacks["output"])
+        raw = self._rows["output"]
         # All at once: a function costs more than what it reads.
-        shaken = (outputs * self.after.shaking(outputs, rounding)).flatten(0, 1)
-        scores = widened(scored(function, shaken, shaken)).view(3, self.count, -1)
-        return scores[0], torch.aminmax(scores, dim=0)
+        shaken = torch.addcmul(raw, raw, self._after.signs, value=rounding)
+        scores = widened(scored(function, shaken, shaken)).reshape(3, -1, self.count).mT
+        return scores[0], (scores.amin(0), scores.amax(0))
 
     def means(self, space: Space) -> list[Mean]:
-        tables, after, raw = self.tables, self.after, self._stacks["output"]
-        values = type(space) is Values
+        return [partial(self.mean, space)]
 
-        def rows(stack: Tensor) -> Tensor:
-            return stack.transpose(0, 1).reshape(-1, after.width)
-
-        def mean(weights: Tensor | None) -> Tensor:
-            if not values or (weights is not None and weights.shape != raw.shape[:2]):
-                undone = torch.mm(rows(raw), after.undone).view(-1, raw.shape[2])
-                return space.mean(space.enter(tables.stack(undone)), weights)
+    def mean(self, space: Space, weights: Tensor | None) -> Tensor:
+        """The mean of what is undone, (B, m)."""
+        after, raw = self._after, self._rows["output"]
+        if type(space) is Values:
             if weights is None:
-                return torch.mm(rows(raw), after.mean)
-            # All entries are finite, and weights of 0 need no care.
-            return torch.mm(rows(weights.unsqueeze(2) * raw).to(raw.dtype), after.total)
-
-        return [mean]
+                return torch.mm(raw.reshape(-1, after.width), after.mean)
+            shape = self.count, raw.shape[0] // self.count
+            if weights.shape == shape and weights.dtype == raw.dtype:
+                # All entries are finite, and weights of 0 need no care.
+                rows = weights.t().reshape(-1, 1) * raw
+                return torch.mm(rows.reshape(-1, after.width), after.total)
+        undone = torch.mm(raw.reshape(-1, after.width), after.undone).view_as(raw)
+        return space.mean(space.enter(self._stack(undone)), weights)
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         return tensors[0]
+
+    def _stack(self, rows: Tensor) -> Tensor:
+        """(B K, n), the copies of each sample one after the other, as (K, B, n)."""
+        return rows.reshape(-1, self.count, rows.shape[1]).transpose(0, 1)
 
 
 def _put(table: Tensor, like: Tensor) -> Tensor:

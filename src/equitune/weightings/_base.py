@@ -82,6 +82,23 @@ class Copies(ABC):
         parts = [(slots, scored(function, y, stack, name)) for (slots, stack), (_, y) in pairs]
         return self.gathered(widened(join(parts, name)))
 
+    def logits(self, net: Callable[[Tensor], Tensor], what: str) -> Tensor:
+        """What a weight network makes of each copy by itself, for all slots.
+
+        Args:
+            net: From single copies, (N, ...), to (N,) or (N, 1).
+            what: What it reads, as for :meth:`read`.
+
+        Returns:
+            (K, B), in float32 or higher.
+
+        Raises:
+            ValueError: If the network returns another shape.
+        """
+        pairs = [(slots, s.flatten(0, 1), s.shape[:2]) for slots, s in self.read(what)]
+        parts = [(slots, logits_of(net, rows, what).reshape(kb)) for slots, rows, kb in pairs]
+        return self.gathered(join(parts, "weight_net"))
+
     def noisy_scores(
         self, function: Callable[[Any], Tensor], rounding: float
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -260,6 +277,15 @@ def per_copy(name: str, found: Any, noun: str, *shapes: tuple[int, ...]) -> Tens
         must = f"return one {noun}, {' or '.join(str(tuple(shape)) for shape in shapes)}"
         require(False, name, must, given, "one that does")
     return found  # type: ignore[no-any-return]
+
+
+def logits_of(net: Callable[[Tensor], Tensor], copies: Tensor, what: str, dims: int = 1) -> Tensor:
+    """The logits of copies whose first ``dims`` dimensions count them, in float32 or higher."""
+    # A network may work in place, and raw outputs are still to be averaged.
+    found = net(copies.clone() if what == "output" else copies)
+    shapes = (copies.shape[:1], (copies.shape[0], 1)) if dims == 1 else (copies.shape[:dims],)
+    # Whatever autocast or the backbone work in.
+    return widened(per_copy("weight_net", found, "logit per copy", *shapes))
 
 
 def shaking(x: Tensor, rounding: float) -> Tensor:

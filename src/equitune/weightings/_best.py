@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, Self, final, get_args
 
 import torch
@@ -99,7 +100,8 @@ class Best(Weighting):
     def forward(self, copies: Copies) -> tuple[Tensor, Tensor]:
         """The weights and the scores that they come from; the choice is piecewise constant."""
         tolerance, rounding = self._tolerances(copies)
-        with torch.no_grad():
+        # Around a small network, no_grad itself would count.
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             if rounding:
                 losses, bounds = copies.noisy_scores(self.proxy_loss, rounding)
             else:

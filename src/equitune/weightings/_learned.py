@@ -8,8 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from equitune._checks import require_type
-from equitune.functional import widened
-from equitune.weightings._base import Copies, Weighting, join, per_copy
+from equitune.weightings._base import Copies, Weighting, join, logits_of
 
 
 class OrbitWeightNet(nn.Module, ABC):
@@ -80,20 +79,7 @@ def copy_logits(net: nn.Module, copies: Copies, reads: str) -> Tensor:
     Raises:
         ValueError: If it returns another shape.
     """
-    parts = copies.read(reads)
-    if reads == "output":
-        # A network may work in place, and the outputs are still to be averaged.
-        parts = [(slots, stack.clone()) for slots, stack in parts]
-    if isinstance(net, OrbitWeightNet):
-        stack = join(parts, f"weight_input {reads!r}")
-        logits = per_copy("weight_net", net(stack), "logit per copy", stack.shape[:2])
-    else:
-        logits = join([(slots, _flat(net, stack)) for slots, stack in parts], "weight_net")
-    # Whatever autocast or the backbone work in.
-    return copies.gathered(widened(logits))
-
-
-def _flat(net: nn.Module, stack: Tensor) -> Tensor:
-    copies = stack.flatten(0, 1)
-    shapes = copies.shape[:1], (copies.shape[0], 1)
-    return per_copy("weight_net", net(copies), "logit per copy", *shapes).reshape(stack.shape[:2])
+    if not isinstance(net, OrbitWeightNet):
+        return copies.logits(net, reads)
+    stack = join(copies.read(reads), f"weight_input {reads!r}")
+    return copies.gathered(logits_of(net, stack, reads, 2))
