@@ -144,11 +144,16 @@ def rl_curves(results: Row) -> str:
 
 
 def rl_speed(results: Row) -> str:
-    """What the wrappers cost."""
+    """What the wrappers cost: a row for each thing that is done, a column for each method."""
     if not results:
         return ""
-    body = [[name, f"{ratio:.2f}"] for name, ratio in results["rows"].items()]
-    return rows([results["model"], "ratio"], body) + source(results)
+    found: dict[str, dict[str, str]] = {}
+    for row, ratio in results["rows"].items():
+        title, _, method = row.rpartition(", ")
+        found.setdefault(title, {})[method] = f"{ratio:.2f}"
+    methods = list(next(iter(found.values())))
+    body = [[title, *(ratios[method] for method in methods)] for title, ratios in found.items()]
+    return rows([results["model"], *methods], body) + source(results)
 
 
 def _head() -> list[str]:

@@ -327,9 +327,17 @@ def test_rows_of_other_runs_are_kept(call, tmp_path):
 def test_speed(tmp_path, capsys):
     rl_speed.main(["--rounds", "1", "--calls", "2", "--output", str(tmp_path)])
     record = json.loads((tmp_path / "rl_speed.json").read_text())
-    assert len(record["rows"]) == 4 * 3
+    assert len(record["rows"]) == 5 * 3 * 2
     assert all(ratio > 0 for ratio in record["rows"].values())
-    assert len(capsys.readouterr().out.splitlines()) == 12
+    assert len(capsys.readouterr().out.splitlines()) == 5 * 3 * 2
+
+
+def test_what_is_written_by_hand_has_the_values_of_the_wrappers():
+    plain, *wrapped = rl_speed.agents().values()
+    written = rl_speed.by_hand(plain.q_net.q_net, wrapped[-1].q_net.q_net.weighting.weight_net)
+    x = torch.rand(5, 4)
+    for function, model in zip(written.values(), wrapped, strict=True):
+        torch.testing.assert_close(function(x), model.q_net(x), rtol=1e-5, atol=1e-6)
 
 
 def test_speed_compares_like_with_like():

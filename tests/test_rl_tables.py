@@ -163,12 +163,14 @@ def test_what_is_not_measured_is_left_out(results):
 
 def test_speed():
     record = {
-        "rows": {"predict, EquiTune": 1.234}, "model": "small", "command": "c", "seed": 0,
-        "versions": {"torch": "2"}, "machine": "m",
+        "rows": {"one, predict, EquiTune": 1.234, "one, predict, EquiZero": 2, "all, EquiTune": 3,
+                 "all, EquiZero": 4},
+        "model": "small", "command": "c", "seed": 0, "versions": {"torch": "2"}, "machine": "m",
     }  # fmt: skip
     table = rl_tables.rl_speed(record)
-    assert table.splitlines()[0] == "| small | ratio |"
-    assert "| predict, EquiTune | 1.23 |" in table
+    assert table.splitlines()[0] == "| small | EquiTune | EquiZero |"
+    assert "| one, predict | 1.23 | 2.00 |" in table
+    assert "| all | 3.00 | 4.00 |" in table
     assert rl_speed.NAME in render.RENDERERS
 
 

@@ -255,7 +255,8 @@ class Rows(Copies):
         if type(space) is Values:
             if weights is None:
                 return torch.mm(raw.reshape(-1, after.width), after.mean)
-            if weights.shape == (self.count, len(raw) // self.count) and weights.dtype == raw.dtype:
+            shape = self.count, raw.shape[0] // self.count
+            if weights.shape == shape and weights.dtype == raw.dtype:
                 # All entries are finite, and weights of 0 need no care.
                 rows = weights.t().reshape(-1, 1) * raw
                 return torch.mm(rows.reshape(-1, after.width), after.total)

@@ -284,7 +284,7 @@ def logits_of(net: Callable[[Tensor], Tensor], copies: Tensor, what: str, dims: 
     """The logits of copies whose first ``dims`` dimensions count them, in float32 or higher."""
     # A network may work in place, and raw outputs are still to be averaged.
     found = net(copies.clone() if what == "output" else copies)
-    shapes = (copies.shape[:1], (len(copies), 1)) if dims == 1 else (copies.shape[:dims],)
+    shapes = (copies.shape[:1], (copies.shape[0], 1)) if dims == 1 else (copies.shape[:dims],)
     # Whatever autocast or the backbone work in.
     return widened(per_copy("weight_net", found, "logit per copy", *shapes))
 
