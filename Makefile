@@ -65,6 +65,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/bfloat16_consistency.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/mutants.py
 	$(BIN)/python benchmarks/false_alarms.py

@@ -25,6 +25,7 @@ TOPICS = {
     "classification": {"EquiTune", "EquiZero"},
     "language": {"EqualityWords", "EquiLM"},
     "learned_weights": {"LambdaEquiTune", "weights_phase"},
+    "memory": {"Checkpointed", "Accumulated"},
     "own_action": {"Action", "assert_action"},
     "own_runner": {"Runner", "Orbit"},
     "own_weighting": {"Weighting", "Symmetrized"},
