@@ -69,6 +69,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/cheap_scores.py
 	$(BIN)/python benchmarks/cheap_scores.py --cost
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/mutants.py
 	$(BIN)/python benchmarks/false_alarms.py

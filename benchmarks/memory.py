@@ -91,27 +91,24 @@ def measured(side: int, rounds: int) -> dict[str, Any]:
     runs = steps(side)
     memory = {name: activation_memory(run) for name, run in runs.items()}
     plain, first = list(runs)[:2]
-    times = {first: 1.0}
+    rows = {name: {"memory": round(memory[name] / memory[plain], 3)} for name in list(runs)[1:]}
     if rounds:
-        others = {"plain" if name == first else name: run for name, run in runs.items()}
-        times |= ratios_to_plain(others, rounds, "steps")
-    rows = {
-        name: {"memory": round(memory[name] / memory[plain], 3), "time": round(times[name], 3)}
-        for name in runs
-        if name in times
-    }
+        wrapped = {"plain" if name == first else name: runs[name] for name in rows}
+        times = {first: 1.0, **ratios_to_plain(wrapped, rounds, "steps")}
+        for name, row in rows.items():
+            row["time"] = round(times[name], 3)
     return {"model": f"resnet18, {BATCH} x 3 x {side} x {side}, c4", "rounds": rounds,
             "plain_megabytes": round(memory[plain] / 1e6, 1), "rows": rows}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="0 for memory alone")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     numbers = measured(SIDE, arguments.rounds)
     for name, row in numbers["rows"].items():
-        print(f"{name:<48} memory {row['memory']:.3f}   time {row['time']:.3f}")
+        print(f"{name:<48} {row}")
     record.save(NAME, "python benchmarks/memory.py", SEED, numbers)
 
 

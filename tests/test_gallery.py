@@ -28,6 +28,7 @@ TOPICS = {
     "language": {"EqualityWords", "EquiLM"},
     "learned_weights": {"LambdaEquiTune", "weights_phase"},
     "onnx": {"EquiZero", "InferenceSession"},
+    "memory": {"Checkpointed", "Accumulated"},
     "own_action": {"Action", "assert_action"},
     "own_runner": {"Runner", "Orbit"},
     "own_weighting": {"Weighting", "Symmetrized"},

@@ -14,6 +14,7 @@ from equitune import (
     EquiZero,
     ImageAction,
     LambdaEquiTune,
+    RegularFeatures,
     Symmetrized,
     c4,
     d4,
@@ -458,6 +459,25 @@ def test_compiled_and_exported_models_run_as_the_runner_inside():
     model.runner = Accumulated()
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["a compiled backbone", "regular features"])
+def test_other_modules(name):
+    backbone, own = Mlp(5, (5,)).double().eval(), (corners(5), corners(5))
+    if name == "regular features":
+        model = RegularFeatures(backbone, *own)
+    else:
+        torch._dynamo.reset()
+        model = EquiTune(torch.compile(backbone, backend="aot_eager"), *own)
+    x, found = torch.randn(4, 5, dtype=torch.float64), []
+    for runner in (Batches(), Checkpointed(), Accumulated()):
+        model.runner = runner
+        model.zero_grad()
+        output = model(x)
+        output.sin().sum().backward()
+        found.append([output, *[p.grad for p in model.parameters()]])
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 8, 9])

@@ -229,7 +229,7 @@ def _require_fixed_statistics(backbone: nn.Module) -> None:
         if counts or (tracks is False and isinstance(module, BATCH_NORMS)):
             mode = "train" if module.training else "eval"
             must = "keep no batch statistics: each pass holds a part of the orbit and runs twice"
-            got = f"{type(module).__name__} {name!r} in {mode} mode"
+            got = f"{type(module).__name__} {name or 'backbone'!r} in {mode} mode"
             use = "freeze_backbone(), eval() on that module, or the runner Batches(chunk_size=...)"
             require(False, "backbone", must, got, use)
 
