@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-import overhead
 import record
 from cifar10 import data_folder, load_images, load_resnet
 from equitune import Action, Canonicalize, EquiZero, ImageAction, c4, d4
@@ -193,17 +192,17 @@ def cost(rounds: int) -> None:
     """The time of Canonicalize relative to one plain pass over the batch."""
     torch.manual_seed(SEED)
     backbone = resnet18().eval()
-    x = torch.randn(overhead.BATCH, 3, overhead.SIDE, overhead.SIDE)
+    x = torch.randn(BATCH, 3, SIDE, SIDE)
     rows: dict[str, Any] = {}
     for group, action in ACTIONS.items():
         runs: dict[str, Callable[[], object]] = {"plain": lambda: backbone(x)}
         for name, make in COSTS.items():
             model = Canonicalize(backbone, action, weight_net=make(backbone)).eval()
             runs[name] = functools.partial(model, x)
-        for name, ratio in overhead.ratios_to_plain(runs, rounds, group).items():
+        for name, ratio in ratios_to("plain", runs, rounds, group).items():
             rows[f"{group}, {name}"] = {"group": group, "scorer": name, "ratio": round(ratio, 3)}
             print(f"{group}, {name:<50} {ratio:.3f}")
-    size = f"{overhead.BATCH} x 3 x {overhead.SIDE} x {overhead.SIDE}"
+    size = f"{BATCH} x 3 x {SIDE} x {SIDE}"
     numbers = {"model": f"resnet18, {size}", "rounds": rounds, "rows": rows}
     record.save(COST, f"{COMMAND} --cost", SEED, numbers)
 

@@ -28,7 +28,6 @@ import record
 from equitune import ImageAction, Symmetrized, c4
 from equitune.runners import Batches, Runner
 from equitune.scaling import Accumulated, Checkpointed
-from overhead import ratios_to_plain
 
 NAME, SEED = "memory", 0
 BATCH, SIDE = 8, 224
@@ -94,7 +93,7 @@ def measured(side: int, rounds: int) -> dict[str, Any]:
     rows = {name: {"memory": round(memory[name] / memory[plain], 3)} for name in list(runs)[1:]}
     if rounds:
         wrapped = {"plain" if name == first else name: runs[name] for name in rows}
-        times = {first: 1.0, **ratios_to_plain(wrapped, rounds, "steps")}
+        times = {first: 1.0, **ratios_to("plain", wrapped, rounds, "steps")}
         for name, row in rows.items():
             row["time"] = round(times[name], 3)
     return {"model": f"resnet18, {BATCH} x 3 x {side} x {side}, c4", "rounds": rounds,

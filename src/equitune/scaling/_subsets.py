@@ -104,7 +104,7 @@ class OneDrawn(Runner):
         generator: Where elements are drawn from, as in :class:`Subset`.
 
     Raises:
-        TypeError: If ``generator`` is no generator.
+        TypeError: If ``generator`` is something else.
         ValueError: If the model stops at a submodule, or has a weighting that reads something.
             Calls raise it if copies have several shapes.
 
