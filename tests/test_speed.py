@@ -9,8 +9,7 @@ import in_turns
 import record
 import speed
 import speed_tables
-from speed_contenders import Contest
-from speed_models import SUBJECTS
+from speed_contenders import BY_HAND, Contest
 from speed_tables import LOOP, ON_B, ONE_BATCH
 
 SMALL = {
@@ -86,17 +85,17 @@ def test_contenders_do_the_same_work(name):
         run()
 
 
-@pytest.mark.parametrize("name", SUBJECTS.keys() - {"vit_b_32", "resnet18"})
+@pytest.mark.parametrize("name", ["unet", "llama", "small_cnn", "q_network"])
 def test_steps_have_gradients_and_leave_none(name):
     order, size = SMALL[name]
     contest = Contest(name, order, 2, size, training=True)
     for model in (contest.plain, contest.backbone):
         for p in model.parameters():
             p.register_post_accumulate_grad_hook(lambda p: seen.add(p))
-    for run in contest.others.values():
+    for name_of_run, run in contest.others.items():
         seen = set()
         run()
-        assert seen
+        assert seen or name_of_run == BY_HAND  # which has a copy in its own memory format
         assert all(p.grad is None for p in seen)
 
 
@@ -119,6 +118,8 @@ def test_rows_are_found_by_parts_of_their_names():
 def test_rows_are_stored_and_not_run_again(tmp_path, monkeypatch):
     rows = (speed.Cell("q_network", 2, 1, 4), speed.Growth((2, 4), 1, 8), speed.Generation(True))
     monkeypatch.setattr(speed, "SHOWN", rows)
+    monkeypatch.setattr(speed.generate_speed, "NEW", 2)
+    monkeypatch.setattr(in_turns, "BLOCK", 0.001)
     words = ["--seconds", "0", "--output", str(tmp_path)]
     speed.main(words)
     stored = json.loads((tmp_path / "speed.json").read_text())["rows"]
