@@ -13,6 +13,7 @@ from typing import Any
 import record
 from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
+from orbit_cost import orbit_cost, orbit_parallel
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 from summary_table import summary
@@ -291,6 +292,8 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         fairness_gap,
         swapped_generations,
         generate_speed,
+        orbit_parallel,
+        orbit_cost,
         scan_zero_shot,
         scan_finetuned,
         scan_curve,
@@ -312,6 +315,7 @@ STORED_IN = {
     "rl_returns": "rl",
     "rl_checkpoints": "rl",
     "rl_curves": "rl",
+    "orbit_cost": "orbit_parallel",
     "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""
