@@ -34,12 +34,14 @@ from equitune.functional import orbit
 from equitune.losses import entropy
 from equitune.training import upright_loss
 from equitune.weight_nets import ConvWeightNet, FrozenFeatures, MlpWeightNet, ProxyLogits
+from in_turns import ratios_to
 
 NAME, COST, SEED, SEEDS = "cheap_scores", "cheap_scores_cost", 0, (0, 1, 2)
 COMMAND = "python benchmarks/cheap_scores.py"
 ACTIONS = {"c4": ImageAction(c4()), "d4": ImageAction(d4())}
 TRAINED_IN = "c4"
 IMAGES, EPOCHS, BATCH, LEARNING_RATE = 15_000, 4, 100, 4e-3
+COST_SHAPE = (8, 3, 224, 224)
 TEST_IMAGES = 2500
 # Pieces that suit a CPU; a GPU wants none.
 CHUNK_SIZE = 128
@@ -192,7 +194,7 @@ def cost(rounds: int) -> None:
     """The time of Canonicalize relative to one plain pass over the batch."""
     torch.manual_seed(SEED)
     backbone = resnet18().eval()
-    x = torch.randn(BATCH, 3, SIDE, SIDE)
+    x = torch.randn(*COST_SHAPE)
     rows: dict[str, Any] = {}
     for group, action in ACTIONS.items():
         runs: dict[str, Callable[[], object]] = {"plain": lambda: backbone(x)}
@@ -202,7 +204,7 @@ def cost(rounds: int) -> None:
         for name, ratio in ratios_to("plain", runs, rounds, group).items():
             rows[f"{group}, {name}"] = {"group": group, "scorer": name, "ratio": round(ratio, 3)}
             print(f"{group}, {name:<50} {ratio:.3f}")
-    size = f"{BATCH} x 3 x {SIDE} x {SIDE}"
+    size = " x ".join(map(str, COST_SHAPE))
     numbers = {"model": f"resnet18, {size}", "rounds": rounds, "rows": rows}
     record.save(COST, f"{COMMAND} --cost", SEED, numbers)
 

@@ -95,18 +95,23 @@ def peak_mib(run: Run, device: torch.device | None = None) -> float:
         run()
         _wait(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            run()
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_bytes())["traceEvents"]
-    noted = [event for event in events if event.get("name") == "[memory]"]
-    noted = [event["args"] for event in sorted(noted, key=lambda event: event["ts"])]
+    noted = allocations(run)
     if not noted:
         return 0.0
     before = noted[0]["Total Allocated"] - noted[0]["Bytes"]
     return (max(arguments["Total Allocated"] for arguments in noted) - before) / 2**20
+
+
+def allocations(run: Run) -> list[dict[str, int]]:
+    """What torch's allocator notes during a call on a CPU: addresses, and bytes, negative if freed."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    noted = [event for event in events if event.get("name") == "[memory]"]
+    return [event["args"] for event in sorted(noted, key=lambda event: event["ts"])]
 
 
 def _wait(device: torch.device | None) -> None:

@@ -12,22 +12,19 @@ median is over rounds.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 import record
 from equitune import ImageAction, Symmetrized, c4
 from equitune.runners import Batches, Runner
 from equitune.scaling import Accumulated, Checkpointed
+from in_turns import allocations, ratios_to
 
 NAME, SEED = "memory", 0
 BATCH, SIDE = 8, 224
@@ -40,21 +37,10 @@ RUNNERS: dict[str, Runner] = {
 }
 
 
-def allocations(run: Callable[[], object]) -> list[tuple[int, int]]:
-    """The address and the bytes of what a run allocates and, negative, of what it frees."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    events = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    return [(e["args"]["Addr"], e["args"]["Bytes"]) for e in events]
-
-
 def activation_memory(run: Callable[[], object]) -> int:
     """The most bytes that a run holds at a time of those that it gives back."""
-    changes, ends = allocations(run), {}
+    changes = [(noted["Addr"], noted["Bytes"]) for noted in allocations(run)]
+    ends: dict[int, tuple[int, int]] = {}
     for place, (address, size) in enumerate(changes):
         ends[address] = (place, size)
     # What is never freed is what the run leaves.

@@ -13,6 +13,7 @@ from typing import Any
 import record
 from equitune.audit._files import write_atomically
 from markdown_tables import rows, source
+from orbit_cost import orbit_cost, orbit_parallel
 from rl_tables import rl_checkpoints, rl_curves, rl_returns, rl_speed
 from scan_tables import scan_curve, scan_finetuned, scan_zero_shot
 from speed_tables import (
@@ -340,6 +341,8 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
         fairness_gap,
         swapped_generations,
         generate_speed,
+        orbit_parallel,
+        orbit_cost,
         scan_zero_shot,
         scan_finetuned,
         scan_curve,
@@ -371,6 +374,7 @@ STORED_IN = {
         f"speed_{table}": "speed"
         for table in ("figures", "generation", "growth", "memory", "picture", "times")
     },
+    "orbit_cost": "orbit_parallel",
     "summary": "cifar10_zero_shot",
 }
 """The file of a table that is not named like its file."""

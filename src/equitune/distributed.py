@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -106,8 +107,8 @@ class OrbitParallel(Runner):
 
     def _require_fitting(self, call: Call, modules: Sequence[nn.Module]) -> None:
         kind = self.mesh.device_type
-        held = [*[leaf for _, leaf in call.leaves], *list(call.backbone.parameters())[:1]]
-        found = {x.device.type for x in held}
+        first = itertools.islice(call.backbone.parameters(), 1)
+        found = {x.device.type for x in [*first, *[leaf for _, leaf in call.leaves]]}
         must, use = f"be on the type of device of the mesh, {kind!r}", f"x.to({kind!r})"
         require(found <= {kind}, "the input and the backbone", must, sorted(found), use)
         norms = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -195,14 +196,14 @@ class _Across(Sums):
 
     def total(self, x: Tensor) -> Tensor:
         self.used = True
-        self._require_one_shape(x)
+        self.require_one_shape(x)
         return _Total.apply(x, self.group)  # type: ignore[no-any-return]
 
     def largest(self, x: Tensor) -> Tensor:
-        self._require_one_shape(x)
+        self.require_one_shape(x)
         return _reduce(x.detach(), self.group, dist.ReduceOp.MAX)
 
-    def _require_one_shape(self, x: Tensor) -> None:
+    def require_one_shape(self, x: Tensor) -> None:
         """Refuses copies that cannot be combined; one process sees by itself that it has none."""
         if self.one_shape:
             return
@@ -252,7 +253,9 @@ class _Shared(Copies):
     def undone(self, leaf: int) -> Tensor:
         """The copies of one tensor of the output, of all processes."""
         inner: Any = self.inner
-        return self.share.gathered(inner.undone(leaf))
+        found = inner.undone(leaf)
+        self.share.sums.require_one_shape(found)
+        return self.share.gathered(found)
 
     def means(self, space: Space) -> list[Mean]:
         pairs = zip(self.inner.means(space), self.dtypes, strict=True)
@@ -269,13 +272,13 @@ class _Shared(Copies):
 
     def _mean(self, mean: Mean, dtype: torch.dtype) -> Mean:
         averaged = dtype.is_floating_point or dtype.is_complex
-        equal = torch.ones(1, dtype=dtype).real / self.count if averaged else None
+        equal = widened(torch.ones(1, dtype=dtype).real) / self.count if averaged else None
 
         def shared(weights: Tensor | None) -> Tensor:
             if weights is None and equal is None:
                 return mean(None)  # Refused there.
             if weights is None:
-                like = widened(equal).to(self.share.call.leaves[0][1].device)
+                like = equal.to(self.share.call.leaves[0][1].device)
                 weights = like.expand(self.count, self.batch_size)
             self.share.sums.used = False
             found = mean(self.own(weights))
@@ -304,7 +307,7 @@ class _Total(torch.autograd.Function):
         return _reduce(x, group, dist.ReduceOp.SUM)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Total.apply(gradient, ctx.group), None
 
 
@@ -317,7 +320,7 @@ class _Gathered(torch.autograd.Function):
         return _gather(x, group, size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         total: Tensor = _Total.apply(gradient, ctx.group)
         return total[ctx.start : ctx.stop], None, None, None
 
