@@ -172,6 +172,8 @@ def cheap_scores_cost(results: dict[str, Any]) -> str:
     groups = list(next(iter(found.values())))
     body = [[scorer, *(f"{own[group]:.2f}" for group in groups)] for scorer, own in found.items()]
     return rows([results["model"], *groups], body) + source(results)
+
+
 def memory(results: dict[str, Any]) -> str:
     body = [
         [name, f"{row['memory']:.2f}", f"{row['time']:.2f}" if "time" in row else ""]
