@@ -103,7 +103,7 @@ def peak_mib(run: Run, device: torch.device | None = None) -> float:
 
 
 def allocations(run: Run) -> list[dict[str, int]]:
-    """What torch's allocator notes during a call on a CPU: addresses, and bytes, negative if freed."""
+    """What the allocator notes in a call on a CPU: addresses, and bytes, negative if freed."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     with tempfile.TemporaryDirectory() as folder:
