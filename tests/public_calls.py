@@ -298,8 +298,8 @@ WRAPPERS = {
     "runners.Batches": call(Batches, chunk_size=3, memory_format=torch.channels_last),
     "runners.Tuned": call(Tuned, clock=time.perf_counter),
     "scaling.fastest_plan": Call(
-        scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES), x=X),
-        run=lambda model, x: scaling.fastest_plan(model, x), handed_on=("x",),
+        scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES)),
+        run=lambda model: scaling.fastest_plan(model, X),
     ),
     "weight_nets.AttentionWeightNet": call(
         weight_nets.AttentionWeightNet, in_features=3, hidden_features=8, heads=2

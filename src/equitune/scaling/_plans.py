@@ -10,7 +10,7 @@ from equitune.runners import Batches, Call, Mix, Runner, Tuned
 from equitune.wrappers import OrbitModule
 
 
-def fastest_plan(model: Any, x: Any = None, /, *args: Any, **kwargs: Any) -> Batches:
+def fastest_plan(model: Any, *args: Any, **kwargs: Any) -> Batches:
     """Measures on an example how a model runs its copies fastest on this CPU.
 
     Runs the copies several times, without their mean. If ``model.runner`` is a
@@ -19,9 +19,8 @@ def fastest_plan(model: Any, x: Any = None, /, *args: Any, **kwargs: Any) -> Bat
 
     Args:
         model: A wrapper in eval mode.
-        x: The first argument of the wrapper.
-        *args: The other arguments by position.
-        **kwargs: The arguments by name.
+        *args: The arguments of the wrapper by position.
+        **kwargs: Those by name.
 
     Returns:
         The plan, which is exact up to rounding; one batch where nothing is measured, such as on
@@ -44,8 +43,9 @@ def fastest_plan(model: Any, x: Any = None, /, *args: Any, **kwargs: Any) -> Bat
     """
     require_type("model", model, OrbitModule, "a wrapper such as EquiTune")
     tuned = model.runner if isinstance(model.runner, Tuned) else Tuned()
-    mix: Any = None
-    plan: Batches = model.run(mix, x, args, kwargs, _Planning(tuned))
+    first, *others = args or (None,)
+    # Nothing is made of the copies.
+    plan: Batches = model.run(None, first, others, kwargs, _Planning(tuned))
     return plan
 
 
