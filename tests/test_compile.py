@@ -1,6 +1,7 @@
 """torch.compile makes one graph of a wrapper, for every batch."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -24,9 +25,12 @@ IMAGE = ImageAction(d4())
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
+    # Else pytest keeps the trace of all that is compiled, which takes longer than to compile it.
+    logging.disable(logging.DEBUG)
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(("name", "case"), rows(), ids=str)
