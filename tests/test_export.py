@@ -1,5 +1,6 @@
 """torch.export, ONNX and AOTInductor, with a dynamic batch."""
 
+import logging
 import shutil
 
 import pytest
@@ -11,6 +12,14 @@ from graph_cases import MODELS, build, rows, tensors
 
 IMAGE = ImageAction(d4())
 BATCH = torch.export.Dim("batch", min=1, max=64)
+
+
+@pytest.fixture(autouse=True)
+def _without_traces():
+    # Else pytest keeps the trace of all that is exported, which takes longer than to export it.
+    logging.disable(logging.DEBUG)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def exported(model, x):

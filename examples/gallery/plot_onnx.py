@@ -78,11 +78,11 @@ torch.testing.assert_close(together, together[:1].expand(4, 10), rtol=1e-4, atol
 plt.style.use("equitune.viz.style")
 figure, axes = plt.subplots(3, 4, figsize=(7.5, 4.6), layout="constrained", sharey="row")
 for k, column in enumerate(axes.T):
-    column[0].imshow(turned[k, 0], cmap="gray_r")
+    column[0].imshow(turned[k, 0].numpy(), cmap="gray_r")
     column[0].set_title(f"turned by {90 * k}°")
     column[0].set_axis_off()
-    column[1].bar(range(10), alone[k], color="C7")
-    column[2].bar(range(10), together[k], color="C0")
+    column[1].bar(range(10), alone[k].tolist(), color="C1")
+    column[2].bar(range(10), together[k].tolist(), color="C0")
     for axis in column[1:]:
         axis.set(ylim=(0, 1), xticks=range(0, 10, 3))
 axes[1, 0].set_ylabel("the network")

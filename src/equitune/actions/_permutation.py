@@ -40,7 +40,7 @@ class IndexAction(Composed, each_sample=True):
 
     def transform(self, x: Tensor, g: int | Tensor) -> Tensor:
         dim, shape = self.dim % x.dim(), [1] * x.dim()
-        shape[0], shape[dim] = 1 if isinstance(g, int) else len(x), self.size
+        shape[0], shape[dim] = 1 if isinstance(g, int) else x.shape[0], self.size
         sources = self._sources.on(x.device)[g]
         if isinstance(g, int):
             moved = x.index_select(dim, sources)

@@ -71,7 +71,7 @@ class Encoded:
             # How many copies count depends on the data, and has no place in a graph.
             weights = None if torch.compiler.is_compiling() else weights
         start = replace(call, function=self.decoder.begin)
-        places = torch.arange(len(self.row_elements), device=ids.device).view(len(ids), -1)
+        places = torch.arange(self.row_elements.shape[0], device=ids.device).view(len(ids), -1)
         self.rows: list[Any] = []
         states = []
         for part, stacks in zip(self.parts, inputs, strict=True):
@@ -86,7 +86,7 @@ class Encoded:
             state, read = start.read(copies)
             part.read = None if read is None else read.unflatten(0, (len(part.slots), -1))
             states.append(state)
-            self.rows.append(None if len(rows) == len(self.row_elements) else rows)
+            self.rows.append(None if rows.shape == self.row_elements.shape else rows)
         self.first = self.decoder.first(call.batch_size, call.leaves[0][1].device)
         self.state = (self.same, states)
 
