@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import overhead
 import record
-from cifar10 import STD, data_folder, load_images, load_resnet
+from cifar10 import STD, CifarResNet, data_folder, load_images, load_resnet
 from equitune import Action, Canonicalize, EquiZero, ImageAction, c4, d4
 from equitune.functional import orbit
 from equitune.losses import entropy
@@ -64,11 +64,6 @@ class Gray(nn.Module):
 # What is fixed, from a backbone, and what learns on top of it. Means over blocks of pixels commute
 # with rotations and flips.
 SCORERS: dict[str, tuple[Callable[[nn.Module], nn.Module], Callable[[], nn.Module]]] = {
-    NETWORK: (lambda _: Gray(), lambda: ConvWeightNet(3, 32)),
-    STAGES: (
-        lambda backbone: nn.Sequential(Gray(), FrozenFeatures(backbone, "layer1"), nn.AvgPool2d(2)),
-        lambda: ConvWeightNet(16, 32),
-    ),
     MODEL: (
         lambda backbone: nn.Sequential(Gray(), nn.AvgPool2d(2), FrozenFeatures(backbone, "layer3")),
         lambda: MlpWeightNet(64 * 4 * 4),
@@ -77,9 +72,18 @@ SCORERS: dict[str, tuple[Callable[[nn.Module], nn.Module], Callable[[], nn.Modul
         lambda backbone: nn.Sequential(nn.AvgPool2d(2), FrozenFeatures(backbone)),
         lambda: ProxyLogits(entropy),
     ),
+    NETWORK: (lambda _: Gray(), lambda: ConvWeightNet(3, 32)),
+    STAGES: (
+        lambda backbone: nn.Sequential(Gray(), FrozenFeatures(backbone, "layer1"), nn.AvgPool2d(2)),
+        lambda: ConvWeightNet(16, 32),
+    ),
 }
-# For a ResNet-18 and images of 224 x 224: the cost does not depend on what the weights are.
+# For a ResNet-18 and images of 224 x 224; the cost does not depend on what the weights are. The
+# first is the scorer of CIFAR-10 itself: a ResNet-20 on copies of the size that it has there.
 COSTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "a ResNet-20, copies of 16 x 16": lambda _: nn.Sequential(
+        nn.AvgPool2d(14), Gray(), FrozenFeatures(CifarResNet(), "layer3"), MlpWeightNet(64 * 4 * 4)
+    ),
     f"{NETWORK}, copies of 32 x 32": lambda _: nn.Sequential(
         nn.AvgPool2d(7), Gray(), ConvWeightNet(3, 32)
     ),
@@ -147,7 +151,7 @@ class Accuracies:
         for scorer in SCORERS:
             # What a scorer reads, and the scorer itself, serve all rows that ask for them.
             seen = functools.cache(functools.partial(self.seen, scorer))
-            for seed in SEEDS if scorer == NETWORK else SEEDS[:1]:
+            for seed in SEEDS if scorer == MODEL else SEEDS[:1]:
                 weight_net = functools.cache(functools.partial(self.trained, scorer, seed, seen))
                 make = functools.partial(self.canonicalized, weight_net)
                 for group in ACTIONS:
