@@ -5,9 +5,10 @@ upright, and in c4; for d4 it is the same one. Every test image is moved by an e
 own, drawn at random. Rows that are done are kept, so that an interrupted run goes on; --fresh
 starts again.
 
-The files are JPEG, which can be told from their mirror images by traces of the compression: a
-network that never sees mirrored images learns these, and not what is up. So half of the images are
-mirrored, in training and, by d4, in the test.
+What learns sees brightness alone, and half of the images are mirrored, in training and, by d4, in
+the test. In these JPEG files colour lies beside brightness by a part of a pixel: the small network
+tells nearly all colour images from their mirror images, and would learn that trace of the
+compression in place of what is up.
 
     EQUITUNE_DATA=... python benchmarks/cheap_scores.py [--fresh]
     python benchmarks/cheap_scores.py --cost [--rounds 11]
@@ -28,7 +29,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 import record
-from cifar10 import data_folder, load_images, load_resnet
+from cifar10 import STD, CifarResNet, data_folder, load_images, load_resnet
 from equitune import Action, Canonicalize, EquiZero, ImageAction, c4, d4
 from equitune.functional import orbit
 from equitune.losses import entropy
@@ -50,32 +51,49 @@ CHECKED = 500
 
 NETWORK, STAGES, MODEL = "a small network", "the first stages", "the model on 16 x 16"
 UNTRAINED = f"{MODEL}, its entropy"
+
+
+class Gray(nn.Module):
+    """Brightness, in place of all three channels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = images.new_tensor([0.299, 0.587, 0.114]) * images.new_tensor(STD)
+        gray = torch.einsum("nchw,c->nhw", images, weights / weights.sum())
+        return gray.unsqueeze(1).expand_as(images)
+
+
 # What is fixed, from a backbone, and what learns on top of it. Means over blocks of pixels commute
 # with rotations and flips.
 SCORERS: dict[str, tuple[Callable[[nn.Module], nn.Module], Callable[[], nn.Module]]] = {
-    NETWORK: (lambda _: nn.Identity(), lambda: ConvWeightNet(3, 32)),
-    STAGES: (
-        lambda backbone: nn.Sequential(FrozenFeatures(backbone, "layer1"), nn.AvgPool2d(2)),
-        lambda: ConvWeightNet(16, 32),
-    ),
     MODEL: (
-        lambda backbone: nn.Sequential(nn.AvgPool2d(2), FrozenFeatures(backbone, "layer3")),
+        lambda backbone: nn.Sequential(Gray(), nn.AvgPool2d(2), FrozenFeatures(backbone, "layer3")),
         lambda: MlpWeightNet(64 * 4 * 4),
     ),
     UNTRAINED: (
         lambda backbone: nn.Sequential(nn.AvgPool2d(2), FrozenFeatures(backbone)),
         lambda: ProxyLogits(entropy),
     ),
+    NETWORK: (lambda _: Gray(), lambda: ConvWeightNet(3, 32)),
+    STAGES: (
+        lambda backbone: nn.Sequential(Gray(), FrozenFeatures(backbone, "layer1"), nn.AvgPool2d(2)),
+        lambda: ConvWeightNet(16, 32),
+    ),
 }
-# For a ResNet-18 and images of 224 x 224: the cost does not depend on what the weights are.
+# For a ResNet-18 and images of 224 x 224; the cost does not depend on what the weights are. The
+# first is the scorer of CIFAR-10 itself: a ResNet-20 on copies of the size that it has there.
 COSTS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    f"{NETWORK}, copies of 32 x 32": lambda _: nn.Sequential(nn.AvgPool2d(7), ConvWeightNet(3, 32)),
-    f"{NETWORK}, whole copies": lambda _: ConvWeightNet(3, 32),
+    "a ResNet-20, copies of 16 x 16": lambda _: nn.Sequential(
+        nn.AvgPool2d(14), Gray(), FrozenFeatures(CifarResNet(), "layer3"), MlpWeightNet(64 * 4 * 4)
+    ),
+    f"{NETWORK}, copies of 32 x 32": lambda _: nn.Sequential(
+        nn.AvgPool2d(7), Gray(), ConvWeightNet(3, 32)
+    ),
+    f"{NETWORK}, whole copies": lambda _: nn.Sequential(Gray(), ConvWeightNet(3, 32)),
     f"{STAGES}, copies of 56 x 56": lambda backbone: nn.Sequential(
-        nn.AvgPool2d(4), FrozenFeatures(backbone, "layer1"), ConvWeightNet(64, 32)
+        nn.AvgPool2d(4), Gray(), FrozenFeatures(backbone, "layer1"), ConvWeightNet(64, 32)
     ),
     "the model, copies of 56 x 56": lambda backbone: nn.Sequential(
-        nn.AvgPool2d(4), FrozenFeatures(backbone, "layer4"), MlpWeightNet(512 * 2 * 2)
+        nn.AvgPool2d(4), Gray(), FrozenFeatures(backbone, "layer4"), MlpWeightNet(512 * 2 * 2)
     ),
 }
 
@@ -134,7 +152,7 @@ class Accuracies:
         for scorer in SCORERS:
             # What a scorer reads, and the scorer itself, serve all rows that ask for them.
             seen = functools.cache(functools.partial(self.seen, scorer))
-            for seed in SEEDS if scorer == NETWORK else SEEDS[:1]:
+            for seed in SEEDS if scorer == MODEL else SEEDS[:1]:
                 weight_net = functools.cache(functools.partial(self.trained, scorer, seed, seen))
                 make = functools.partial(self.canonicalized, weight_net)
                 for group in ACTIONS:
