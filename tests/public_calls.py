@@ -59,6 +59,7 @@ from equitune import (
     heads,
     losses,
     rl,
+    scaling,
     seq2seq,
     spaces,
     symmetric,
@@ -294,6 +295,14 @@ WRAPPERS = {
     "weightings.Canonical": Call(Canonical, lambda: given(weight_net=scorer(), tie_tolerance=0.1)),
     "weightings.Learned": Call(Learned, lambda: given(weight_net=scorer(), weight_input="output")),
     "runners.Batches": call(Batches, chunk_size=3),
+    "scaling.Distinct": call(scaling.Distinct, runner=Loop()),
+    "scaling.OneDrawn": call(scaling.OneDrawn, generator=torch.Generator()),
+    "scaling.Subset": call(
+        scaling.Subset, count=2, runner=Loop(), generator=torch.Generator()
+    ),
+    "scaling.Transversal": call(
+        scaling.Transversal, subgroup=C4.subgroup([2]), runner=Loop()
+    ),
     "weight_nets.AttentionWeightNet": call(
         weight_nets.AttentionWeightNet, in_features=3, hidden_features=8, heads=2
     ),
