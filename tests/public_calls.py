@@ -300,6 +300,14 @@ WRAPPERS = {
     "scaling.fastest_plan": Call(
         scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES)),
         run=lambda model: scaling.fastest_plan(model, X),
+    "runners.Batches": call(Batches, chunk_size=3),
+    "scaling.Distinct": call(scaling.Distinct, runner=Loop()),
+    "scaling.OneDrawn": call(scaling.OneDrawn, generator=torch.Generator()),
+    "scaling.Subset": call(
+        scaling.Subset, count=2, runner=Loop(), generator=torch.Generator()
+    ),
+    "scaling.Transversal": call(
+        scaling.Transversal, subgroup=C4.subgroup([2]), runner=Loop()
     ),
     "weight_nets.AttentionWeightNet": call(
         weight_nets.AttentionWeightNet, in_features=3, hidden_features=8, heads=2
