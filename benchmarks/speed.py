@@ -1,7 +1,7 @@
 """The speed and the memory of every wrapper beside the plain model, by hand, and other libraries.
 
-Everything of a row runs in turns: all times are ratios to one plain batch of |G| * B copies just
-before and just after, and the median is over rounds. The floor is the fastest split and memory
+Everything of a row runs in turns: all times are ratios to the plain batches of |G| * B copies
+before and after, and the median is over rounds. The floor is the fastest split and memory
 format of the plain model in the same run. A row is stored as soon as it is done, and a row that is
 stored is not run again.
 

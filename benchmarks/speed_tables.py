@@ -38,7 +38,10 @@ def speed_figures(results: Row) -> str:
 
 def speed_times(results: Row) -> str:
     """Everything that was timed, by cell: the time, of one plain batch."""
-    return _by_contender(_kept(results), "ratios", "{:.2f}") + _source(results)
+    cells = _kept(results)
+    left_out = {name: why for row in cells for name, why in row["left_out"].items()}
+    notes = "".join(f"\nNot run: {name} ({why}).\n" for name, why in left_out.items())
+    return _by_contender(cells, "ratios", "{:.2f}") + notes + _source(results)
 
 
 def speed_memory(results: Row) -> str:
@@ -91,8 +94,5 @@ def _by_contender(cells: list[Row], kind: str, form: str) -> str:
 
 
 def _source(results: Row) -> str:
-    found = results["rows"].values()
-    devices = "; ".join(dict.fromkeys(row["device"] for row in found))
-    left_out = {k: v for row in found for k, v in row.get("left_out", {}).items()}
-    notes = "".join(f"\nNot run: {name} ({reason}).\n" for name, reason in left_out.items())
-    return f"{notes}{source(results)[:-2]}, {devices}.\n"
+    devices = dict.fromkeys(row["device"] for row in results["rows"].values())
+    return f"{source(results)[:-2]}, {'; '.join(devices)}.\n"

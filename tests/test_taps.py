@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -401,3 +402,16 @@ class Astray(Weighting):
 def test_an_activation_that_is_not_declared_is_not_the_output():
     with pytest.raises(IndexError):
         Symmetrized(net(), ACTION, weighting=Astray())(images())
+
+
+def test_a_compiled_model_is_called_again_in_a_thread_that_has_not_called_before():
+    """What a thread keeps exists before its first call, so that its second one is no other."""
+    model, x = tapped(net()), images()
+
+    def call():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        return [compiled(x) for _ in range(3)]
+
+    with ThreadPoolExecutor(1) as pool:
+        for output in pool.submit(call).result():
+            torch.testing.assert_close(output, model(x))

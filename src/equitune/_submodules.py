@@ -22,8 +22,10 @@ See = Callable[[Any], Any]
 class _Open(threading.local):
     """What the calls of this thread look at, and whether their passes have gradients."""
 
-    # Hooks are called without their call.
-    watches: dict[int, tuple[See, bool]] = {}  # noqa: RUF012
+    # Hooks are called without their call. The instance has it in every thread, not its class:
+    # torch.compile takes an attribute that appears during a call for one that is still missing.
+    def __init__(self) -> None:
+        self.watches: dict[int, tuple[See, bool]] = {}
 
 
 _OPEN = _Open()
