@@ -50,8 +50,7 @@ model = EquiZero(network, ImageAction(c4()), proxy_loss=entropy).eval()
 program = torch.export.export(
     model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)
 )
-folder = tempfile.TemporaryDirectory()
-path = Path(folder.name) / "digits.onnx"
+path = Path(tempfile.mkdtemp()) / "digits.onnx"
 torch.onnx.export(program, verbose=False).save(path)
 session = onnxruntime.InferenceSession(path)
 (given,) = session.get_inputs()
