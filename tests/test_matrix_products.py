@@ -123,6 +123,19 @@ def test_symmetric_states_count_all_of_their_best_copies(method):
     assert torch.equal(values, values.flip(1))
 
 
+@pytest.mark.parametrize("case", ["mirror", "cyclic(3), turned", "symmetric(3)"])
+def test_ties_by_rounding_are_those_of_one_batch(case):
+    wrapper, fast = build(case, equizero)
+    # From copies that differ by less than the rounding to copies that differ clearly.
+    scale = torch.logspace(-18, 0, 100, dtype=torch.float64)
+    x = states(case, 100) * scale[:, None]
+    found, wanted = fast.explain(x), wrapper.explain(x)
+    assert torch.equal(found.weights, wanted.weights)
+    torch.testing.assert_close(fast(x), wanted.output, rtol=1e-12, atol=1e-14)
+    alone = (found.weights == 1).any(0)
+    assert 0 < alone.sum() < len(alone)
+
+
 def test_equizero_takes_the_surest_copy():
     wrapper, fast = build("mirror", equizero)
     x = states("mirror", 20)
