@@ -156,10 +156,9 @@ def weighed(weighting: Weighting, copies: Copies) -> tuple[Tensor | None, Tensor
     weights, scores = weighting(copies)
     count = copies.count if scores is None else scores.shape[0]
     if weights is not None and (weights.dim() < 2 or weights.shape[0] != count):
-        must = "return one weight per copy and sample"
         got = f"weights of shape {tuple(weights.shape)} for {count} copies"
         use = f"(|G|, B), as {type(weighting).__name__}.weigh has to return"
-        require(False, "weighting", must, got, use)
+        require(False, "weighting", "return one weight per copy and sample", got, use)
     return weights, scores
 
 
