@@ -300,7 +300,7 @@ WRAPPERS = {
     "scaling.fastest_plan": Call(
         scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES)),
         run=lambda model: scaling.fastest_plan(model, X),
-    "runners.Batches": call(Batches, chunk_size=3),
+    ),
     "scaling.Distinct": call(scaling.Distinct, runner=Loop()),
     "scaling.OneDrawn": call(scaling.OneDrawn, generator=torch.Generator()),
     "scaling.Subset": call(

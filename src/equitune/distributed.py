@@ -272,14 +272,14 @@ class _Shared(Copies):
 
     def _mean(self, mean: Mean, dtype: torch.dtype) -> Mean:
         averaged = dtype.is_floating_point or dtype.is_complex
-        equal = widened(torch.ones(1, dtype=dtype).real) / self.count if averaged else None
 
         def shared(weights: Tensor | None) -> Tensor:
-            if weights is None and equal is None:
+            if weights is None and not averaged:
                 return mean(None)  # Refused there.
             if weights is None:
-                like = equal.to(self.share.call.leaves[0][1].device)
-                weights = like.expand(self.count, self.batch_size)
+                device = self.share.call.leaves[0][1].device
+                one = widened(torch.ones(1, dtype=dtype, device=device).real)
+                weights = (one / self.count).expand(self.count, self.batch_size)
             self.share.sums.used = False
             found = mean(self.own(weights))
             if not averaged:
