@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from equitune._checks import require, require_type
-from equitune._submodules import Watch
+from equitune._submodules import Reached, Watch
 from equitune.actions import Action
 from equitune.actions._tree import Key, mapped, tensors
 from equitune.runners import Call, Loop, Mix, Orbit, Ran, Runner
@@ -209,12 +209,12 @@ def _up_to(cut: Watch, function: Function, *args: Any, **kwargs: Any) -> Any:
 
     def see(activation: Any) -> None:
         seen.append(activation)
-        raise _Reached
+        raise Reached
 
     try:
         with cut.opened(see):
             function(*args, **kwargs)
-    except _Reached:
+    except Reached:
         pass
     cut.require_once(len(seen))
     return seen[0]
@@ -232,7 +232,3 @@ def _require_fixed_statistics(backbone: nn.Module) -> None:
             got = f"{type(module).__name__} {name or 'backbone'!r} in {mode} mode"
             use = "freeze_backbone(), eval() on that module, or the runner Batches(chunk_size=...)"
             require(False, "backbone", must, got, use)
-
-
-class _Reached(Exception):  # noqa: N818
-    """The pass has come to where it ends; an Exception, so that hooks that clean up are called."""
