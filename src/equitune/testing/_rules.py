@@ -45,7 +45,7 @@ def _argmin(formula: Any, weighting: Any, inputs: list[Any], outputs: list[Any])
     noise = [abs(a - b) if a - b == a - b else 0.0 for a, b in zip(losses, moved, strict=True)]
     upper = min(loss + off for loss, off in zip(losses, noise, strict=True))
     ties = [
-        loss == least or loss - least <= tolerance * abs(least) or loss - off <= upper
+        loss == least or loss - off <= upper + tolerance * abs(upper)
         for loss, off in zip(losses, noise, strict=True)
     ]
     return [tie / sum(ties) for tie in ties]

@@ -53,9 +53,9 @@ class Best(Weighting):
             that of the selected copy; None for no gradient.
         tie_tolerance: Losses closer than this to the minimum, relative to it, count as ties.
             Default by the dtype of the raw outputs: 1e-9 for float64, 1e-5 for float32, 5e-3 for
-            float16, 3e-2 for bfloat16. So do losses that differ by no more than what the rounding
-            of the raw outputs makes of them, for which the loss is called a second time; with 0
-            only equal losses are ties.
+            float16, 3e-2 for bfloat16. What the rounding of the raw outputs makes of the losses is
+            allowed on top; the loss is called a second time for it. With 0 only equal losses are
+            ties.
 
     Raises:
         TypeError: If ``proxy_loss`` is not a function.
