@@ -218,10 +218,16 @@ class Action(ABC):
         if self.keeps_shape:
             return (tuple(self.group.elements),)
         shapes = [self.unchecked_transform(x[:1], g).shape for g in self.group.elements]
-        # Compared, not hashed: exporting has sizes that are symbols.
-        first = [shapes.index(shape) for shape in shapes]
-        parts = [[g for g in self.group.elements if first[g] == k] for k in self.group.elements]
-        return tuple([tuple(part) for part in parts if part])
+        # Compared one by one: exporting has sizes that are symbols, and compilers look none up.
+        parts: list[list[int]] = []
+        for g in self.group.elements:
+            for part in parts:
+                if shapes[g] == shapes[part[0]]:
+                    part.append(g)
+                    break
+            else:
+                parts.append([g])
+        return tuple([tuple(part) for part in parts])
 
     def flatten(self, x: Any, name: str = "x") -> list[tuple[Action, Tensor]]:
         """The tensors of a structure with the action of each; here one tensor."""

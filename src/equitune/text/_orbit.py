@@ -104,8 +104,9 @@ class OrbitLM(Symmetrized, GenerationMixin):  # type: ignore[misc]
         nn.Module.register_load_state_dict_pre_hook(self, _fill_in_ties)
 
     def refit(self) -> None:
-        use = "the model's own, which runs prompts and their prefixes"
-        require_type("runner", self.runner, Prefixes, use)
+        runs_prompts = callable(getattr(self.runner, "about", None))
+        must, use = "run prompts and their prefixes", "the model's own, or one around it"
+        require(runs_prompts, "runner", must, repr(self.runner), use, TypeError)
         super().refit()
 
     def __getattr__(self, name: str) -> Any:
