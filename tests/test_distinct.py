@@ -20,7 +20,7 @@ from equitune import (
     c4,
     d4,
 )
-from equitune.runners import Batches, Loop, MatrixProducts, Runner
+from equitune.runners import Batches, Loop, MatrixProducts, Runner, Tuned
 from equitune.scaling import Distinct, OneDrawn, Subset, Transversal, _distinct
 from equitune.scaling._around import Around
 from equitune.seq2seq import Lockstep
@@ -307,7 +307,7 @@ def test_what_the_inner_runner_does_not_offer_is_refused():
     model = WRAPPERS["EquiZero"](case.backbone(), case.input_action, case.output_action)
     with pytest.raises(ValueError, match="which the runner offers"):
         model.runner = Distinct(Blind())
-    assert isinstance(model.runner, Batches)
+    assert isinstance(model.runner, Tuned)
 
 
 def test_parts_of_the_group():
