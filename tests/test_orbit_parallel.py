@@ -537,7 +537,7 @@ def test_meshes_are_checked():
     with pytest.raises(TypeError, match="`mesh` must be a DeviceMesh, got 4"):
         OrbitParallel(4)
     both = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "orbit"))
-    with pytest.raises(ValueError, match=r"`mesh` must have one dimension.*\(1, 1\).*\['orb"):
+    with pytest.raises(ValueError, match=r"`mesh` must have one dimension.*\(1, 1\).*'orbit'"):
         OrbitParallel(both)
     with pytest.raises(TypeError, match="`runner` must be a Runner, got 'Loop'"):
         OrbitParallel(both["orbit"], "Loop")
