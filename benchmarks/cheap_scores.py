@@ -223,8 +223,8 @@ def cost(rounds: int) -> None:
             rows[f"{group}, {name}"] = {"group": group, "scorer": name, "ratio": round(ratio, 3)}
             print(f"{group}, {name:<50} {ratio:.3f}")
     size = " x ".join(map(str, COST_SHAPE))
-    numbers = {"model": f"resnet18, {size}", "rounds": rounds, "rows": rows}
-    record.save(COST, f"{COMMAND} --cost", SEED, numbers)
+    others = {"model": f"resnet18, {size}", "rounds": rounds}
+    record.add(COST, f"{COMMAND} --cost", SEED, rows, **others)
 
 
 def main() -> None:

@@ -301,6 +301,8 @@ WRAPPERS = {
         scaling.fastest_plan, lambda: given(model=EquiTune(net().eval(), IMAGES)),
         run=lambda model: scaling.fastest_plan(model, X),
     ),
+    "scaling.Accumulated": call(scaling.Accumulated, runner=Loop()),
+    "scaling.Checkpointed": call(scaling.Checkpointed, runner=Loop()),
     "scaling.Distinct": call(scaling.Distinct, runner=Loop()),
     "scaling.OneDrawn": call(scaling.OneDrawn, generator=torch.Generator()),
     "scaling.Subset": call(
