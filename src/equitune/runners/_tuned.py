@@ -22,9 +22,9 @@ from equitune.weightings import Copies
 ONE = Batches()
 LEAST, ENOUGH, PIECE = 2**16, 2**21, 2**18
 """How many numbers copies hold that are worth a measurement, that suffice for it, in a piece."""
-SHORT, GAIN, ROUNDS, SHAPES = 0.01, 0.95, 2, 16
+SHORT, GAIN, ROUNDS, SHAPES = 0.01, 0.95, 4, 16
 """Seconds that are not worth a measurement; the part of the time of one batch that is better; how
-often the best plans are measured again; how many shapes calls measure."""
+often plans are measured, the slower half of them no more; how many shapes calls measure."""
 MEASURING = threading.Lock()
 
 
@@ -161,16 +161,18 @@ def _fastest(
     sizes = [2**k for k in range((len(elements) * call.batch_size - 1).bit_length())]
     fits = [n for n in sizes if PIECE <= n * numbers / call.batch_size <= ENOUGH]
     formats = dict.fromkeys([None, FORMATS.get(call.leaves[0][1].dim())])
-    plans = [Batches(n, kind) for n in [*(fits or sizes[-1:]), None] for kind in formats]
+    pairs = [(n, kind) for n in [*(fits or sizes[-1:]), None] for kind in formats]
+    plans = [Batches(*pair) for pair in pairs if pair != (None, None)]
     # What is compiled would be compiled again for each size.
     with torch.compiler.set_stance("eager_on_recompile"):
-        for turn in range(1 + ROUNDS):
-            for plan in plans:
+        for _ in range(ROUNDS):
+            for plan in [ONE, *plans]:
                 # A backbone may need the whole batch, or its own memory format.
                 with contextlib.suppress(Exception):
                     measure(plan)
-            if turn == 0:
-                plans = [ONE, *sorted(times, key=times.__getitem__)[:2]]
+            # The first time holds what torch makes once for each shape.
+            ranked = sorted(times.keys() & plans, key=times.__getitem__)
+            plans = ranked[: max(2, len(plans) // 2)]
     best = min(times, key=times.__getitem__)
     return best if times[best] < GAIN * times[ONE] else ONE
 
