@@ -25,9 +25,9 @@ class Transversal(Around):
     If M(hx) = h M(x) for h in H, then (hg)^-1 M(hgx) = g^-1 M(gx): the copies of a right coset are
     equal, and ``|G| / |H|`` passes are enough. :meth:`check` tests that your model does respect H.
 
-    There is one slot for each coset, and ``explain`` gives weights and scores of ``|G| / |H|`` slots,
-    in the order of :meth:`equitune.FiniteGroup.right_transversal`. It is exact for equal weights,
-    and for ``Best``, ``Learned`` and ``Canonical`` if all copies of a coset have one score: a score
+    There is one slot for each coset, and ``explain`` returns weights and scores of the slots, in
+    the order of :meth:`equitune.FiniteGroup.right_transversal`. It is exact for equal weights, and
+    for ``Best``, ``Learned`` and ``Canonical`` if all copies of a coset have one score: a score
     of the output that H does not change, such as the entropy of invariant logits. :meth:`check`
     tests this too. A weighting that counts copies, such as the k best ones, counts cosets.
 
