@@ -96,8 +96,8 @@ EXPLAINED = {
         Plain(), ACTION, ACTION, weight_net=nn.Linear(8, 1), weight_input="features"
     ),
     "EquiZero": MODELS["EquiZero"],
-    "checkpointed": MODELS["checkpointed"],
     "EquiTune": lambda: EquiTune(Plain(), ACTION, ACTION),
+    "checkpointed": MODELS["checkpointed"],
 }
 
 
@@ -164,8 +164,8 @@ def explain_in(rank, store, models, x, queue):
 
 
 def test_explanations_are_trained_in_two_processes(tmp_path):
-    models = {name: make() for name, make in EXPLAINED.items()}
     x = torch.randn(6, 5)
+    models = {name: make() for name, make in EXPLAINED.items()}
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     processes = mp.start_processes(
