@@ -43,10 +43,10 @@ nitpick_ignore_regex = [
         r"(torch|nn|F|collections|typing|pathlib|hypothesis|st|matplotlib|gymnasium|numpy|optional)\b.*",
     ),
     (r"py:.*", r"(stable_baselines3|transformers|argparse|jinja2)\b.*"),
-    (r"py:class", r"Tensor|Module|Parameter|DeviceMesh|Size|Figure|Any|Callable|Sequence|Mapping|Iterable"),
+    (r"py:class", r"Tensor|Module|Parameter|Size|Figure|Any|Callable|Sequence|Mapping|Iterable"),
     # Annotations that abbreviate, and what is behind a public class.
     (r"py:class", r"equitune\..*\b_\w+\..*|Actions|AnchorShapes|BoxFormat|Gradient|Method"),
-    (r"py:class", r"Permutations|Scaled|Scorer|FieldActions|Dims|abc\..*"),
+    (r"py:class", r"DeviceMesh|Permutations|Scaled|Scorer|FieldActions|Dims|abc\..*"),
 ]
 intersphinx_mapping = inventories.reachable()
 
