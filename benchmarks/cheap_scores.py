@@ -36,6 +36,7 @@ from equitune.losses import entropy
 from equitune.training import upright_loss
 from equitune.weight_nets import ConvWeightNet, FrozenFeatures, MlpWeightNet, ProxyLogits
 from in_turns import ratios_to
+from weights_training import fit
 
 NAME, COST, SEED, SEEDS = "cheap_scores", "cheap_scores_cost", 0, (0, 1, 2)
 COMMAND = "python benchmarks/cheap_scores.py"
@@ -100,24 +101,15 @@ COSTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def train(net: nn.Module, stack: Tensor, seed: int) -> None:
     """Trains a weight network on what it reads of all copies of upright images, (|G|, N, ...)."""
-    optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    count = stack.shape[1]
-    steps = EPOCHS * (count // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    net.train()
-    with tqdm(total=steps, desc="prior", unit="batch", leave=False) as bar:
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(count, generator=generator).split(BATCH)[: count // BATCH]:
-                copies = stack[:, batch].float()
-                logits = net(copies.flatten(0, 1)).view(copies.shape[:2])
-                loss = upright_loss(logits)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    net.eval()
+
+    def loss_of(batch: Tensor) -> Tensor:
+        copies = stack[:, batch].float()
+        return upright_loss(net(copies.flatten(0, 1)).view(copies.shape[:2]))
+
+    fit(
+        net, loss_of, stack.shape[1], batch_size=BATCH, epochs=EPOCHS,
+        learning_rate=LEARNING_RATE, seed=seed, name="prior",
+    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -36,6 +36,7 @@ from equitune.weight_nets import (
     OrbitWeightNet,
 )
 from experiment import measure, measure_invariant
+from weights_training import fit
 
 NAME, SEED = "cifar10_zero_shot", 0
 COMMAND = "python benchmarks/cifar10_zero_shot.py"
@@ -106,27 +107,16 @@ def train(
     net: nn.Module, weighting: Weighting, stack: Tensor, outputs: Tensor, labels: Tensor
 ) -> None:
     """Phase one of the paper. The backbone is frozen, so that it need not run in every epoch."""
-    optimizer = torch.optim.AdamW(net.parameters(), weighting.learning_rate, weight_decay=1e-2)
-    steps = weighting.epochs * (len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, weighting.learning_rate, total_steps=steps
-    )
-    generator = torch.Generator().manual_seed(SEED)
-    net.train()
-    with tqdm(total=steps, desc="lambda", unit="batch", leave=False) as bar:
-        for _ in range(weighting.epochs):
-            order = torch.randperm(len(labels), generator=generator)
-            for batch in order.split(BATCH)[: len(labels) // BATCH]:
-                copies = stack[:, batch].float()
-                scores = logits_of(net, copies)
-                averaged = weighted_mean(outputs[:, batch].float(), scores.softmax(0))
-                loss = F.cross_entropy(averaged, labels[batch]) + upright_loss(scores)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    net.eval()
+
+    def loss_of(batch: Tensor) -> Tensor:
+        scores = logits_of(net, stack[:, batch].float())
+        averaged = weighted_mean(outputs[:, batch].float(), scores.softmax(0))
+        return F.cross_entropy(averaged, labels[batch]) + upright_loss(scores)
+
+    fit(
+        net, loss_of, len(labels), batch_size=BATCH, epochs=weighting.epochs,
+        learning_rate=weighting.learning_rate, seed=SEED, name="lambda",
+    )  # fmt: skip
 
 
 def probe(model: LambdaEquiTune, images: Tensor, labels: Tensor) -> None:

@@ -273,12 +273,12 @@ def main(words: Sequence[str] | None = None) -> None:
             gc.collect()
         made = {**asdict(row), "device": device_name(device), **found}
         record.add(place, record.command(), SEED, {row.name: made})
-        tqdm.write(told(row.name, found))
+        tqdm.write(as_text(row.name, found))
     if failed:
         raise SystemExit("\n".join(["rows that failed:", *failed]))
 
 
-def told(name: str, found: Mapping[str, Any]) -> str:
+def as_text(name: str, found: Mapping[str, Any]) -> str:
     """A row as text."""
     figures = found.get("per_element") or found["ratios"]
     lines = [f"  {figure}  {what}" for what, figure in figures.items()]

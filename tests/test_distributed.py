@@ -187,7 +187,7 @@ def test_explanations_are_trained_in_two_processes(tmp_path):
         alone = copy.deepcopy(models[name])
         loss_of(alone.explain(x.chunk(2)[0])).backward()
         first, other = next(own.parameters()).grad, next(alone.parameters()).grad
-        assert (first - other).abs().max() > 0.1 * first.abs().max(), name
+        assert (first - other).abs().max() > 0.2 * first.abs().max(), name
 
 
 def test_batch_norm_statistics_would_differ():

@@ -441,7 +441,7 @@ def worker(rank, size, folder):
         try:
             check(rank, mesh, folder)
             found[check.__name__] = ""
-        # Some errors of checkpoints are no Exception.
+        # Some errors of checkpoints are a BaseException alone.
         except BaseException:
             found[check.__name__] = traceback.format_exc()
         if os.environ.get("DEV"):

@@ -93,23 +93,23 @@ def test_finetuned(results):
     assert "\nFine-tuned: 80 examples in batches of 4, 20 iterations" in table
 
 
-def test_a_seed_that_is_missing_is_told(results):
+def test_a_seed_that_is_missing_is_noted(results):
     del results["rows"]["add_jump, LSTM, 1"]["stages"]["equi-tuned"]
-    told = scan_tables.scan_finetuned(results)
-    assert "|  | equi-tuned | 100.0, 1 seed | 75.0, 1 seed | 97.9 (1.0) |" in told
+    table = scan_tables.scan_finetuned(results)
+    assert "|  | equi-tuned | 100.0, 1 seed | 75.0, 1 seed | 97.9 (1.0) |" in table
     assert len(scan_tables.scan_curves(results)["equi-tuned"]) == 1
 
 
-def test_other_settings_are_told(results):
+def test_other_settings_are_noted(results):
     settings = results["rows"]["around_right, GRU, 0"]["stages"]["plain"]["settings"]
     settings |= {"learning_rate": 0.5, "weight_decay": 0.1, "smoothing": 0.2}
-    told = scan_tables.scan_finetuned(results)
-    assert "\nPretrained, add jump, LSTM, plain: 200 examples" in told
+    table = scan_tables.scan_finetuned(results)
+    assert "\nPretrained, add jump, LSTM, plain: 200 examples" in table
     other = "\nPretrained, around right, GRU, plain: 200 examples in batches of 4, 50 iterations, "
     assert (
         other
         + ("8 hidden units, learning rate up to 0.5, weight decay 0.1, label smoothing 0.2, with ")
-        in told
+        in table
     )
 
 

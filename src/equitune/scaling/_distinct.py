@@ -135,10 +135,10 @@ def _first_equals(call: Call, elements: Sequence[int]) -> Tensor | None:
             fixed[g] &= (action.transform(x, g) == x).reshape(len(x), -1).all(1)
     if not fixed[1:].any():
         return None
-    compose, inverse = call.group.compose, call.group.inverse
+    table, inverses = torch.tensor(call.group.cayley_table), call.group.inverses
     # gx and hx are equal where g^-1 h fixes x.
-    pairs = [[compose(inverse(g), h) for h in elements] for g in elements]
-    return fixed[torch.tensor(pairs, device=fixed.device)].byte().argmax(dim=1)
+    pairs = table[[inverses[g] for g in elements]][:, [*elements]]
+    return fixed[pairs.to(fixed.device)].byte().argmax(dim=1)
 
 
 def _learns(x: Tensor) -> bool:

@@ -141,10 +141,10 @@ class Checkpointed(RunAgain):
 class Accumulated(RunAgain):
     """Accumulates gradients over the orbit, in two passes, without a graph of the backbone.
 
-    The loss reads the mean of the copies, so it is no sum over copies, and the gradient of one copy
-    depends on all others. The first pass runs all copies without a graph. The loss then gives the
-    gradient of each raw output, also the part that comes through the weights. The second pass runs
-    each copy again, and adds its gradients to ``.grad`` at once. Exact: values, weights and
+    The loss reads the mean of the copies, so it is not a sum over copies, and the gradient of one
+    copy depends on all others. The first pass runs all copies without a graph. The loss then gives
+    the gradient of each raw output, also the part that comes through the weights. The second pass
+    runs each copy again, and adds its gradients to ``.grad`` at once. Exact: values, weights and
     gradients are those of the runner inside.
 
     It holds as many activations as :class:`Checkpointed`, and runs each pass twice as well. Since
