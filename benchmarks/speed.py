@@ -195,13 +195,13 @@ SHOWN: tuple[Row, ...] = (
     Growth(),
     *(Cell("small_cnn", 4, batch, 48) for batch in (1, 8, 64, 256)),
     *(Cell("resnet18", 4, 8, size) for size in (32, 64, 128)),
+    Generation(),
 )
 SIZES = {"resnet18": 224, "vit_b_32": 224, "unet": 64, "llama": 64, "small_cnn": 48, "q_network": 4}
 ORDERS = {"q_network": (2,), "small_cnn": (2, 4, 8, 16, 24, 48), "llama": (2, 3, 4)}
 GRID: tuple[Row, ...] = tuple(
     dict.fromkeys([
         *SHOWN,
-        Generation(),
         *(
             Cell(model, order, batch, SIZES[model], mode, engine)
             for model, batch, mode, engine in itertools.product(
