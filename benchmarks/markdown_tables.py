@@ -23,6 +23,7 @@ def source(results: dict[str, Any], seeds: str | None = None) -> str:
     earlier = results.get(EARLIER, {})
     made = [earlier.get(row, results) for row in results.get("rows", {})] or [results]
     versions = sorted({of["versions"]["torch"] for of in made})
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(o["command"] for o in made))
     seeds = f"seed {results['seed']}" if seeds is None else seeds
     torch = f"torch {' and '.join(versions)}"
-    return f"\n`{results['command']}`, {seeds}, {torch}, {results['machine']}.\n"
+    return f"\n{commands}, {seeds}, {torch}, {results['machine']}.\n"

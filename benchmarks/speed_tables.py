@@ -18,8 +18,8 @@ ON_B = "plain, B alone"
 
 def speed_figures(results: Row) -> str:
     """What each cell comes to: one row for each, eager and forward."""
-    body = []
-    for row in _cells(results, "forward", "eager"):
+    body, cells = [], _cells(results, "forward", "eager")
+    for row in cells:
         ratios = row["ratios"]
         own = ratios["EquiTune"]
         figures = (
@@ -33,7 +33,8 @@ def speed_figures(results: Row) -> str:
         body.append([label(row), *(f"{figure:.2f}" for figure in figures), floor])
     head = ["", "EquiTune, of one batch", "of the floor", "LambdaEquiTune, of EquiTune",
             "EquiZero, of EquiTune", "Canonicalize, of plain on B", "the floor"]  # fmt: skip
-    return rows(head, body) + _source(results)
+    shown = {name: row for name, row in results["rows"].items() if row in cells}
+    return rows(head, body) + _source({**results, "rows": shown})
 
 
 def speed_times(results: Row) -> str:
@@ -57,17 +58,21 @@ def speed_picture(results: Row) -> str:
 
 def speed_growth(results: Row) -> str:
     """The cost per element as the group grows."""
-    (row,) = (row for row in results["rows"].values() if "per_element" in row)
+    rows_of = {name: row for name, row in results["rows"].items() if "per_element" in row}
+    (row,) = rows_of.values()
     body = [[way, *(f"{c:.2f}" for c in costs)] for way, costs in row["per_element"].items()]
     head = ["cost per element, of two elements", *(str(order) for order in row["orders"])]
-    return rows(head, body) + _source(results)
+    return rows(head, body) + _source({**results, "rows": rows_of})
 
 
 def speed_generation(results: Row) -> str:
     """What generating 64 tokens after a prompt of 128 costs, of the plain model."""
-    ratios = results["rows"]["gpt2,generation"]["ratios"]
+    row = results["rows"]["gpt2,generation"]
+    ratios = row["ratios"]
     body = [[name, f"{ratio:.2f}"] for name, ratio in ratios.items() if name != "plain"]
-    return rows(["GPT-2 small, 128 and 64 tokens", "time, of plain"], body) + _source(results)
+    return rows(["GPT-2 small, 128 and 64 tokens", "time, of plain"], body) + _source(
+        {**results, "rows": {"gpt2,generation": row}}
+    )
 
 
 def label(row: Row) -> str:
